@@ -1,0 +1,243 @@
+"""chatgpt-webapi: one form POST in, the reply and its conversation ids out.
+
+This module is the whole service at a glance: what is built (`create_app`), who is let in (`admit`), the own routes, and
+how every failure is told (`tell`). What they call is in the package `relay` beside it.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # gevent must patch the standard library before anything else is imported
+    import runpy
+
+    runpy.run_module("wsgi", run_name="__main__")
+    raise SystemExit
+
+import logging
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from dotenv import dotenv_values
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from relay.access import OPEN, Access, Key, first_key, keys_from
+from relay.chat import Chat, Choice, Leases, Upstream
+from relay.dialects import form, tree
+from relay.dialects.responses import Answering
+from relay.driver import Clocks
+from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RelayError, TooLarge
+from relay.serving import Serving
+from relay.settings import Settings
+from relay.store import Store
+from relay.upstreams.offline import Offline
+
+log = logging.getLogger("chatgpt_webapi")
+
+PUBLIC = ("healthz",)
+#: The first segment of a path -> how its failures are printed; the last entry is for all others.
+ERROR_SHAPES = {"send_message": form.message_error, "get_access_token": form.message_error, "": form.coded_error}
+
+
+def create_app(
+    settings: Settings | None = None, upstreams: Mapping[str, Upstream] | None = None, serving: Serving | None = None
+) -> Flask:
+    """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
+    settings = settings or Settings.from_env({**dotenv_values(), **os.environ})  # type: ignore[dict-item]
+    upstreams = upstreams or {"offline": Offline()}
+    serving = serving or Serving()
+    explicit = settings.upstream != "auto"
+    choice = Choice(settings.upstream if explicit else next(iter(upstreams)), explicit)
+    store = Store(settings.database(), serving.native)
+    chat = Chat(upstreams, choice, store, Leases(store.renew))
+    clocks = Clocks(settings.first_byte_timeout, settings.read_timeout, settings.total_timeout)
+    answering = Answering(chat, clocks, serving)
+    access = Access(
+        keys_for(settings, any(upstream.protected for upstream in upstreams.values())),
+        allow_tokens=settings.allow_caller_tokens,
+        origins=settings.cors_origins,
+    )
+    app = Flask("chatgpt_webapi", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body
+    app.extensions["store"] = store
+    if settings.api_prefix:
+        app.wsgi_app = mounted(app.wsgi_app, settings.api_prefix)  # type: ignore[method-assign]
+
+    @app.before_request
+    def admit() -> Response | None:
+        """Nobody gets past here without a right to, on any path but the public ones."""
+        g.began, g.as_text = time.monotonic(), wants_text({})
+        g.request_id = request_id()
+        if request.endpoint in PUBLIC:
+            return None
+        access.check_browser(dict(request.headers), request.host)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return Response(status=204, headers=access.preflight(dict(request.headers)))
+        g.fields = form.read_query(dict(request.args.lists()))
+        if request.method == "POST" and not request.routing_exception:
+            g.fields |= form.read(request.content_type or "", request.get_data(cache=False))
+        g.as_text = wants_text(g.fields)
+        shown = request.headers.get("Authorization", "")
+        g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
+        return None
+
+    @app.post("/send_message")
+    def send_message() -> Response:
+        return answer(form.SEND_MESSAGE)
+
+    @app.post("/ask")
+    def ask() -> Response:
+        return answer(form.ASK)
+
+    def answer(shape: form.Shape) -> Response:
+        """One ask: JSON, the text alone, or a stream of either."""
+        wanted = shape.ask(g.fields, g.caller)
+        streamed = form.flag_of(g.fields, "stream")
+        if streamed and not g.as_text:
+            return answering.stream(wanted, form.Events(shape), "text/event-stream")
+        if streamed and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":  # there, a cut body would look whole
+            return answering.stream(wanted, form.Raw(), "text/plain")
+        reply = answering.whole(wanted)
+        response = text(reply.text) if g.as_text else json(shape.answer(reply))
+        response.headers["X-Conversation-Id"] = reply.conversation_id
+        response.headers["X-Parent-Message-Id"] = reply.message_id
+        return response
+
+    @app.get("/conversations")
+    def conversations() -> Response:
+        offset = form.count_of(request.args.get("offset", "0"), "offset")
+        limit = form.count_of(request.args.get("limit", "100"), "limit")
+        return json([tree.item(kept) for kept in store.list(g.caller.owner, offset, limit)])
+
+    @app.get("/conversation/<conversation_id>")
+    def conversation(conversation_id: str) -> Response:
+        return json(tree.tree(store.get(g.caller.owner, conversation_id)))
+
+    @app.post("/conversation/<conversation_id>/delete")
+    def delete(conversation_id: str) -> Response:
+        store.delete(g.caller.owner, conversation_id)
+        return json({"code": 0, "msg": "The conversation is deleted."})
+
+    @app.post("/conversation/<conversation_id>/title")
+    def title(conversation_id: str) -> Response:
+        store.rename(g.caller.owner, conversation_id, form.title_of(g.fields))
+        return json({"code": 0, "msg": "The conversation has its new title."})
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return json({"status": "ok"})
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        store.check()
+        return json({"status": "ready", "upstreams": list(upstreams)})
+
+    @app.errorhandler(RelayError)
+    @app.errorhandler(HTTPException)
+    def tell(raised: RelayError | HTTPException) -> Response:
+        """Every failure, in the shape that its path promises."""
+        error = raised if isinstance(raised, RelayError) else ours(raised)
+        segment = request.path.split("/")[1]
+        status, body = ERROR_SHAPES.get(segment, ERROR_SHAPES[""])(error)
+        response = text(error.message) if g.get("as_text") else json(body)
+        response.status_code = status
+        response.headers["X-Error-Source"] = error.source
+        response.headers["X-Error-Code"] = g.error_code = error.code
+        if error.retry_after is not None:
+            response.headers["Retry-After"] = str(error.retry_after)
+        if error.status == 401 and error.source == "caller":
+            response.headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
+        if isinstance(raised, HTTPException) and (allow := dict(raised.get_headers()).get("Allow")):
+            response.headers["Allow"] = allow
+        return response
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.update(access.cors(request.headers.get("Origin", "")))
+        told = {"id": g.request_id, "method": request.method, "path": request.path, "status": response.status_code}
+        began, drive, code = g.began, g.get("drive"), g.get("error_code", "-")
+
+        @response.call_on_close
+        def tell_log() -> None:
+            outcome = drive.outcome if drive else code
+            told.update(outcome=outcome, ms=round((time.monotonic() - began) * 1000))
+            log.info("request", extra={"told": told})
+
+        return response
+
+    return app
+
+
+def keys_for(settings: Settings, protects: bool) -> tuple[Key, ...]:
+    """The client keys in force; the first start of a service that has something to protect makes one."""
+    if settings.authorization == (OPEN,):
+        log.warning("AUTHORIZATION=none: the service is open, and whoever reaches it may spend what is the owner's.")
+        return ()
+    if settings.authorization:
+        return keys_from(settings.authorization)
+    if not protects:
+        return ()
+    key, made = first_key(Path(settings.data_dir))
+    if made:  # the one time that it is shown
+        sys.stderr.write(f"\nA client key was made, for this service has something to protect:\n\n    {key}\n\n")
+    return keys_from((f"owner:{key}",))
+
+
+def mounted(app: Any, prefix: str) -> Any:
+    """All routes below the prefix; outside it there is only /healthz."""
+
+    def outside(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] != "/healthz":
+            environ["PATH_INFO"] = "/outside/of/the/prefix"
+        return app(environ, start_response)
+
+    return DispatcherMiddleware(outside, {prefix: app})
+
+
+def ours(raised: HTTPException) -> RelayError:
+    """Flask's and werkzeug's own failures as ours."""
+    match raised.code:
+        case 404:
+            return NotFound()
+        case 405:
+            return MethodNotAllowed()
+        case 413:
+            return TooLarge("The body is larger than MAX_BODY allows.")
+        case int(code) if code < 500:
+            return BadRequest("The request cannot be read: its body was cut short, or its headers are broken.")
+    return InternalError()
+
+
+def wants_text(fields: form.Fields) -> bool:
+    """Whether the caller asked for the text alone, by `format` or else by its Accept header."""
+    match fields.get("format"):
+        case None | "":
+            best: str | None = request.accept_mimetypes.best_match(["application/json", "text/plain"])
+            return best == "text/plain"
+        case "text" | "json" as wanted:
+            return wanted == "text"
+    raise BadRequest("The field format must be text or json.")
+
+
+def request_id() -> str:
+    """The caller's own X-Request-Id where it is one, else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+
+
+def json(value: object) -> Response:
+    return Response(orjson.dumps(value), mimetype="application/json")
+
+
+def text(value: str) -> Response:
+    return Response(value, content_type="text/plain; charset=utf-8")

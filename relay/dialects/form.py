@@ -1,0 +1,299 @@
+"""The own routes' dialect: forms, JSON or plain text in; JSON, text or a stream out. Pure: values in, values out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_options_header
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+
+from relay import sse
+from relay.domain import Ask, Caller, Delta, Event, Reply
+from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
+
+Fields: TypeAlias = dict[str, Any]
+
+MOST_PARTS = 1000
+LONGEST_TITLE = 200
+PLAIN_BODY = ""  # the name under which a body that is only a prompt stands among the fields
+SECRETS = ("access_token", "password", "email", "key", "api_key", "token", "authorization")
+IN_QUERY = ("conversation_id", "parent_message_id", "parent_id", "model", "timeout", "stream", "format")
+_CHARSETS = {
+    **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
+    **dict.fromkeys(("gbk", "gb2312", "gb18030"), "gb18030"),
+    **dict.fromkeys(("iso-8859-1", "latin1", "windows-1252"), "cp1252"),
+    **{name: name for name in ("big5", "shift_jis", "euc-jp", "euc-kr")},
+}
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_HINT = "Send it with --data-urlencode, as in: curl --data-urlencode 'prompt=...' URL"
+
+
+def read(content_type: str, body: bytes) -> Fields:
+    """The fields of a body, whatever its form. A body that is only a prompt stands under PLAIN_BODY."""
+    mimetype, options = parse_options_header(content_type)
+    charset = _charset(options.get("charset", "utf-8"))
+    looks_like_json = body.lstrip()[:1] == b"{"
+    if mimetype == "application/json" or mimetype.endswith("+json"):
+        return _json(body)
+    if mimetype == "multipart/form-data":
+        return _multipart(body, options.get("boundary", ""), charset)
+    if mimetype == "application/x-www-form-urlencoded":
+        # curl -d '{...}' says urlencoded; seed clients of /ask send JSON under any type
+        return _json(body) if looks_like_json else _urlencoded(body, charset)
+    if mimetype in ("", "text/plain", "application/octet-stream"):
+        if looks_like_json and mimetype != "text/plain":
+            return _json(body)
+        return {PLAIN_BODY: _text(body, charset, "The body")} if body else {}
+    raise UnsupportedMediaType(
+        f"This route does not read {mimetype}: send a form (curl --data-urlencode), JSON, or text/plain."
+    )
+
+
+def read_query(query: Mapping[str, list[str]]) -> Fields:
+    """The fields of a query string: what says how or where, never a credential, for URLs are written to logs."""
+    for name in query:
+        if name.lower() in SECRETS:
+            raise BadRequest(f"Never put {name} into a URL: send it as a header or as a field of the body.")
+    return {name: values[-1] for name, values in query.items() if name in IN_QUERY}
+
+
+def _json(body: bytes) -> Fields:
+    if not body.strip():
+        return {}
+    try:
+        fields = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not JSON: {error}. A form needs no JSON: {_HINT}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest('The body must be a JSON object, as in {"prompt": "hello"}.')
+    return fields
+
+
+def _urlencoded(body: bytes, charset: str) -> Fields:
+    fields: Fields = {}
+    for pair in body.rstrip(b"\r\n").split(b"&"):
+        if not pair:
+            continue
+        raw_name, equals, raw_value = pair.partition(b"=")
+        if not equals or re.search(rb"[\s\"'\x80-\xff+]", raw_name):
+            raise BadRequest(f"An unescaped & or line cut a field short: nothing was asked. {_HINT}")
+        if re.search(rb"[\s\"\x80-\xff]", raw_value) and re.search(rb"\+|%[0-9A-Fa-f]{2}", raw_value):
+            raise BadRequest(f"A field was sent unescaped, so its + or % would be lost: nothing was asked. {_HINT}")
+        name = _text(_unquoted(raw_name), charset, "A field's name")
+        _add(fields, name, _text(_unquoted(raw_value), charset, f"The field {name[:40]}"))
+    return fields
+
+
+def _unquoted(raw: bytes) -> bytes:
+    return unquote_to_bytes(raw.replace(b"+", b" "))
+
+
+def _multipart(body: bytes, boundary: str, charset: str) -> Fields:
+    fields: Fields = {}
+    name, pieces = "", list[bytes]()
+    try:
+        decoder = MultipartDecoder(boundary.encode("latin-1"), max_parts=MOST_PARTS)
+        decoder.receive_data(body)
+        decoder.receive_data(None)
+        while not isinstance(event := decoder.next_event(), (Epilogue, NeedData)):
+            if isinstance(event, (Field, File)):
+                name, pieces = event.name or "", []
+            elif isinstance(event, Data):
+                pieces.append(event.data)
+                if not event.more_data:
+                    _add(fields, name, _text(b"".join(pieces), charset, f"The field {name[:40]}"))
+    except RequestEntityTooLarge:
+        raise TooLarge(f"The form has more than {MOST_PARTS} parts.") from None
+    except (ValueError, UnicodeEncodeError):
+        raise BadRequest("The multipart body is broken or cut short: nothing was asked. Send it again.") from None
+    return fields
+
+
+def _add(fields: Fields, name: str, value: str) -> None:
+    if name in fields and fields[name] != value:
+        raise BadRequest(f"The field {name[:40]} was sent twice with different values. {_HINT}")
+    fields[name] = value
+
+
+def _charset(name: str) -> str:
+    if name.lower() not in _CHARSETS:
+        raise UnsupportedMediaType(f"The charset {name[:40]} is not known here: send UTF-8.")
+    return _CHARSETS[name.lower()]
+
+
+def _text(raw: bytes, charset: str, what: str) -> str:
+    try:
+        return raw.decode(charset)
+    except UnicodeDecodeError:
+        said = "UTF-8" if charset == "utf-8" else charset
+        raise BadRequest(
+            f"{what} is not {said}: nothing was asked. Send UTF-8, or name the encoding in the Content-Type, "
+            "as in charset=gb18030."
+        ) from None
+
+
+def text_of(fields: Fields, name: str) -> str:
+    """A field as text; "" where it is absent, null or empty."""
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadRequest(f"The field {name or 'prompt'} must be text.")
+    if "\0" in value:
+        raise BadRequest(f"The field {name or 'prompt'} holds a NUL character; text has none.")
+    return value
+
+
+def id_of(fields: Fields, name: str) -> str | None:
+    value = text_of(fields, name).strip()
+    if value and not _ID.fullmatch(value):
+        raise BadRequest(f"The field {name} is no id. Send it as an earlier reply gave it.")
+    return value or None
+
+
+def flag_of(fields: Fields, name: str) -> bool:
+    value = fields.get(name)
+    word = str(value).lower() if isinstance(value, (str, bool, int)) else "?" if value is not None else ""
+    if word not in ("", "true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise BadRequest(f"The field {name} must be true or false.")
+    return word in ("true", "1", "yes", "on")
+
+
+def milliseconds_of(fields: Fields, name: str) -> float | None:
+    """A time in milliseconds as seconds; None where it is absent or 0: the service's own clocks count."""
+    value = fields.get(name)
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) and str(value).strip() else 0.0
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, (bool, list, dict)) or not 0 <= number < math.inf:
+        raise BadRequest(f"The field {name} must be a number of milliseconds, 0 for the service's own limit.")
+    return number / 1000 or None
+
+
+def count_of(value: str, name: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise BadRequest(f"{name} must be a whole number, 0 or more.")
+    return int(value)
+
+
+def title_of(fields: Fields) -> str:
+    title = " ".join((text_of(fields, "title") or text_of(fields, PLAIN_BODY)).split())
+    if not 0 < len(title) <= LONGEST_TITLE:
+        raise BadRequest(f"The field title must hold 1 to {LONGEST_TITLE} characters.")
+    return title
+
+
+def joined(*parts: str) -> str:
+    """Prefix, prompt and suffix as one text, each on its own line unless it brings its own white space."""
+    text = ""
+    for part in filter(None, parts):
+        text += part if not text or text[-1].isspace() or part[0].isspace() else "\n" + part
+    return text
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One own route's names for its fields, and its way to print answers and errors."""
+
+    prompt: str
+    parent: str
+    answer: Callable[[Reply], dict[str, Any]]
+    error: Callable[[RelayError], tuple[int, dict[str, Any]]]
+
+    def ask(self, fields: Fields, caller: Caller) -> Ask:
+        """The ask that the fields make; the other route's names are understood too. Unknown fields are left alone."""
+        prompts = {text_of(fields, name) for name in (PLAIN_BODY, "prompt", "msg")} - {""}
+        parents = {id_of(fields, name) for name in ("parent_message_id", "parent_id")} - {None}
+        if len(prompts) > 1 or len(parents) > 1:
+            raise BadRequest("Two fields of the same meaning differ: send one prompt and one parent id.")
+        prompt = "".join(prompts)
+        if not prompt.strip():
+            raise BadRequest(
+                f"The field {self.prompt} is missing or empty: nothing was asked. "
+                f"Send it as in: curl --data-urlencode '{self.prompt}=hello' URL"
+            )
+        return Ask(
+            prompt=joined(text_of(fields, "prompt_prefix"), prompt, text_of(fields, "prompt_suffix")),
+            caller=caller,
+            conversation_id=id_of(fields, "conversation_id"),
+            parent_id=parents.pop() if parents else None,
+            system=text_of(fields, "system") or None,
+            model=text_of(fields, "model") or None,
+            reverse_proxy=text_of(fields, "reverse_proxy") or None,
+            timeout=milliseconds_of(fields, "timeout"),
+        )
+
+
+def _three_keys(reply: Reply) -> dict[str, Any]:
+    return {"text": reply.text, "conversation_id": reply.conversation_id, "parent_message_id": reply.message_id}
+
+
+def _coded(reply: Reply) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "author": {"role": "assistant", "name": None, "metadata": {}},
+        "message": reply.text,
+        "conversation_id": reply.conversation_id,
+        "parent_id": reply.message_id,
+        "model": reply.model,
+        "finish_details": reply.finish_reason,
+        "end_turn": True,
+        "recipient": "all",
+        "citations": [],
+    }
+    return {"code": 0, "data": data}
+
+
+def message_error(error: RelayError) -> tuple[int, dict[str, Any]]:
+    """chatgpt-api's documented shape: 500 whatever happened; the rest is told in headers."""
+    return 500, {"message": error.message}
+
+
+def coded_error(error: RelayError) -> tuple[int, dict[str, Any]]:
+    """chatgpt-webapi's shape, with the true status and room for what the log calls it."""
+    return error.status, {"code": 1, "msg": error.message, "error": error.code, "source": error.source}
+
+
+SEND_MESSAGE = Shape("prompt", "parent_message_id", _three_keys, message_error)
+ASK = Shape("msg", "parent_id", _coded, coded_error)
+
+
+class Events:
+    """A stream as server-sent events: pieces as {"text"}, then `done` with the route's whole answer, or `error`."""
+
+    keep_alive = sse.KEEP_ALIVE
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+
+    def print(self, batch: list[Event]) -> bytes:
+        text = "".join(event.text for event in batch if isinstance(event, Delta))
+        return sse.event(orjson.dumps({"text": text})) if text else b""
+
+    def end(self, reply: Reply) -> bytes:
+        return sse.event(orjson.dumps(self._shape.answer(reply)), "done")
+
+    def fail(self, error: RelayError) -> bytes:
+        return sse.event(orjson.dumps(self._shape.error(error)[1]), "error")
+
+
+class Raw:
+    """A stream as the text alone. It has no frames, so a failure can only break it off."""
+
+    keep_alive = b""
+
+    def print(self, batch: list[Event]) -> bytes:
+        return "".join(event.text for event in batch if isinstance(event, Delta)).encode()
+
+    def end(self, reply: Reply) -> bytes:
+        return b""
+
+    def fail(self, error: RelayError) -> None:
+        return None

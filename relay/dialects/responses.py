@@ -1,0 +1,60 @@
+"""Turns as Flask responses: what every dialect's views share once they have an Ask and a Printer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Response, g, request
+
+from relay.chat import Chat, Printer
+from relay.domain import Ask, Reply
+from relay.driver import Clocks, Drive, Silent
+from relay.serving import Serving
+
+STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would else hold a stream back until its end
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Drives turns for the request at hand, and lets them go when its response ends."""
+
+    chat: Chat
+    clocks: Clocks
+    serving: Serving
+
+    def whole(self, ask: Ask) -> Reply:
+        """The whole answer; raises RelayError."""
+        drive, let_go = self._drive(ask, Silent())
+        try:
+            return drive.reply()
+        finally:
+            let_go()
+
+    def stream(self, ask: Ask, printer: Printer, mimetype: str) -> Response:
+        """A response that streams what the printer prints; raises RelayError for what fails before the first event."""
+        drive, let_go = self._drive(ask, printer)
+        try:
+            pieces = drive.stream()
+        except BaseException:
+            let_go()
+            raise
+        response = Response(pieces, content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS)
+        if drive.conversation_id:
+            response.headers["X-Conversation-Id"] = drive.conversation_id
+        response.call_on_close(let_go)
+        return response
+
+    def _drive(self, ask: Ask, printer: Printer) -> tuple[Drive, Callable[[], None]]:
+        name: str = g.request_id
+        drive = Drive(lambda: self.chat.open(ask, printer, name), printer, self.clocks, ask.timeout, name)
+        environ: dict[str, Any] = request.environ
+        end_watch = self.serving.watch(environ, drive.leave, drive.seconds)
+        g.drive = drive
+
+        def let_go() -> None:
+            end_watch()
+            drive.close()
+
+        return drive, let_go

@@ -1,0 +1,115 @@
+"""The values that everything else speaks of. No behaviour beyond what a value knows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Role = Literal["system", "user", "assistant"]
+Status = Literal["whole", "open", "broken"]
+
+ROOT = "client-created-root"  # the parent of a conversation's first message, by the name that ChatGPT's pages give it
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. `owner` is whose conversations these are; `token` is a credential of the caller's own, to be spent."""
+
+    owner: str
+    may_spend: bool
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message on the way from the root of a conversation to its newest one."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a caller wants: a prompt, and where in which conversation it belongs. `timeout` is in seconds."""
+
+    prompt: str = field(repr=False)
+    caller: Caller
+    conversation_id: str | None = None
+    parent_id: str | None = None
+    system: str | None = field(default=None, repr=False)
+    model: str | None = None
+    reverse_proxy: str | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an upstream is asked: all messages from the root to the prompt, which is the last of them."""
+
+    messages: tuple[Message, ...] = field(repr=False)
+    model: str | None = None
+    token: str | None = field(default=None, repr=False)
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Started:
+    """The upstream took the question. `model` is the name that it gives itself, where it says so."""
+
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer: only what is new, never the text so far."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is whole. `reason` is the field's own finish reason: stop, length, content_filter ..."""
+
+    reason: str = "stop"
+
+
+Event: TypeAlias = "Started | Delta | Finished"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer, with the two ids by which the conversation goes on."""
+
+    text: str = field(repr=False)
+    conversation_id: str
+    message_id: str
+    model: str | None = None
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A kept message in its tree. `parent` is None for the root's children; times are seconds since 1970."""
+
+    id: str
+    parent: str | None
+    role: Role
+    text: str = field(repr=False)
+    status: Status
+    created: float
+    model: str | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row of the index, and its tree where that was asked for. `newest` is the last whole answer."""
+
+    id: str
+    owner: str
+    upstream: str
+    title: str
+    newest: str | None
+    created: float
+    updated: float
+    nodes: tuple[Node, ...] = field(default=(), repr=False)

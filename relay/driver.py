@@ -1,0 +1,182 @@
+"""Drives one turn by a loop in the caller's own thread: reads the upstream, pushes the turn, minds the clocks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from threading import Event as Flag
+
+from relay.chat import Printer, Turn
+from relay.domain import Event, Reply
+from relay.errors import Busy, CallerLeft, InternalError, RelayError, UpstreamTimeout
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds: to the first byte, of silence within the answer, for the whole ask, and between signs of life."""
+
+    first_byte: float = 120.0
+    silence: float = 60.0
+    total: float = 600.0
+    keep_alive: float = 15.0
+
+
+class BodyBrokenOff(BrokenPipeError):
+    """Ends a response without its end, so that its reader sees it is not whole. WSGI servers then just hang up."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "answer broken off")
+
+
+class Silent:
+    """Prints nothing: for answers that are told whole, or not at all."""
+
+    keep_alive = b""
+
+    def print(self, batch: list[Event]) -> bytes:
+        return b""
+
+    def end(self, reply: Reply) -> bytes:
+        return b""
+
+    def fail(self, error: RelayError) -> bytes:
+        return b""
+
+
+class Drive:
+    """One turn being driven. `open_turn` gives it, or None while its conversation is busy.
+
+    `timeout` (s) can only shorten the total clock; `name` is the request's id, for the log.
+    """
+
+    def __init__(
+        self,
+        open_turn: Callable[[], Turn | None],
+        printer: Printer,
+        clocks: Clocks,
+        timeout: float | None = None,
+        name: str = "",
+    ) -> None:
+        self._open = open_turn
+        self._printer = printer
+        self._clocks = clocks
+        self._name = name
+        self.seconds = min(clocks.total, timeout or clocks.total)
+        self._deadline = time.monotonic() + self.seconds
+        self._gone = Flag()
+        self._turn: Turn | None = None
+        self._last_words: bytes | None = None
+        self.outcome = "open"
+
+    @property
+    def conversation_id(self) -> str:
+        return self._turn.conversation_id if self._turn else ""
+
+    def leave(self) -> None:
+        """The caller left; called from another thread. What is being awaited is given up at once."""
+        self._gone.set()
+        if self._turn is not None:
+            self._turn.stream.interrupt()
+
+    def reply(self) -> Reply:
+        """The whole answer."""
+        for _ in self._pulses():
+            pass
+        assert self._turn is not None and self._turn.reply is not None
+        return self._turn.reply
+
+    def stream(self) -> Iterator[bytes]:
+        """The answer's pieces as the printer has them. Waits for the first event, but not beyond one keep-alive.
+
+        Raises RelayError for what fails until then; later failures are told within the pieces.
+        """
+        pulses = self._pulses()
+        for first in pulses:
+            if first is None or first or (self._turn and self._turn.started):
+                break
+        return self._body(first or self._printer.keep_alive, pulses)
+
+    def _body(self, first: bytes, pulses: Iterator[bytes | None]) -> Iterator[bytes]:
+        told = time.monotonic()
+        yield first
+        try:
+            for pulse in pulses:
+                if not pulse and time.monotonic() - told >= self._clocks.keep_alive:
+                    pulse = self._printer.keep_alive
+                if pulse:
+                    yield pulse
+                    told = time.monotonic()
+        except RelayError:
+            if self._last_words is None:
+                raise BodyBrokenOff() from None
+            yield self._last_words
+
+    def _pulses(self) -> Iterator[bytes | None]:
+        """What the caller is told, piece by piece; None for a time of silence. Every failure leaves as a RelayError."""
+        try:
+            turn = yield from self._begin()
+            yield from self._read(turn)
+            self.outcome = "whole"
+        except RelayError as error:
+            self._fail(error)
+            raise
+        except Exception as error:
+            log.exception("Request %s failed in a way that nobody foresaw", self._name)
+            self._fail(failure := InternalError())
+            raise failure from error
+
+    def _begin(self) -> Generator[None, None, Turn]:
+        pause = 0.02
+        told = time.monotonic()
+        while (turn := self._open()) is None:
+            if self._gone.wait(min(pause, max(0.0, self._deadline - time.monotonic()))):
+                raise CallerLeft()
+            now = time.monotonic()
+            if now >= self._deadline:
+                raise Busy()
+            if now - told >= self._clocks.keep_alive:
+                told = now
+                yield None
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+        self._turn = turn
+        return turn
+
+    def _read(self, turn: Turn) -> Iterator[bytes | None]:
+        clock, limit, heard = "first byte", self._clocks.first_byte, time.monotonic()
+        while not turn.over:
+            if self._gone.is_set():
+                raise CallerLeft()
+            now = time.monotonic()
+            if now >= self._deadline:
+                raise UpstreamTimeout(f"The answer was not whole within {self.seconds:g} s; it was given up.")
+            if now >= heard + limit:
+                raise UpstreamTimeout(f"The upstream was silent for {limit:g} s ({clock}); it was given up.")
+            piece = turn.stream.read(min(self._deadline - now, heard + limit - now, self._clocks.keep_alive))
+            if piece is None:
+                yield None
+                continue
+            if not piece:
+                break
+            clock, limit, heard = "between pieces", self._clocks.silence, time.monotonic()
+            yield turn.feed(piece)
+        if self._gone.is_set() and not turn.over:
+            raise CallerLeft()
+        yield turn.end()
+
+    def _fail(self, error: RelayError) -> None:
+        self.outcome = error.code
+        self._last_words = self._turn.fail(error) if self._turn is not None else self._printer.fail(error)
+
+    def close(self) -> None:
+        """Whatever happened: nothing stays open behind the response."""
+        if self._turn is not None:
+            if not self._turn.ended:
+                self._fail(CallerLeft())
+            self._turn.close()

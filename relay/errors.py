@@ -1,0 +1,156 @@
+"""Every failure that this service tells of, as one tree.
+
+RelayError
+├── CallerError                 the caller can mend it
+│   ├── BadRequest              400  a field, an id or a body is wrong
+│   ├── Unauthorized            401  no key, or not a valid one
+│   ├── Forbidden               403  not from here: another origin, a host that may not be named
+│   ├── NotFound                404  no such route
+│   │   └── NoConversation      404  no such conversation, or not the caller's
+│   ├── MethodNotAllowed        405
+│   ├── Busy                    409  the conversation is being asked something else
+│   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
+│   ├── TooLarge                413
+│   ├── UnsupportedMediaType    415
+│   └── CallerLeft              499  nobody is there to be told; for the log
+├── ServiceError                we are to blame
+│   ├── InternalError           500
+│   └── StoreFailed             503  the database did not take or give what it should
+└── UpstreamError               the model's side is to blame
+    ├── UpstreamRefused         its own status, passed on where it means the same to the caller
+    │   └── RateLimited         429  with retry_after where a time was stated
+    ├── UpstreamFailed          502  unreachable, or it answered what nobody can read
+    ├── UpstreamCut             502  the answer ended before its end
+    └── UpstreamTimeout         504  one of the clocks ran out
+
+An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
+seconds, whether the upstream may have taken the question, and whether another account may help. Messages are written
+for the caller and hold no secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Source = Literal["caller", "service", "upstream"]
+
+
+class RelayError(Exception):
+    """A failure with a sentence for the caller that says what to do."""
+
+    status: int = 500
+    code: ClassVar[str] = "error"
+    source: ClassVar[Source] = "service"
+    taken: ClassVar[bool] = True
+    another_account_may_help: ClassVar[bool] = False
+    message: str = "Something went wrong."
+
+    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(message or self.message)
+        self.message = message or self.message
+        self.retry_after = retry_after
+
+
+class CallerError(RelayError):
+    status, code, source = 400, "caller_error", "caller"
+    taken = False
+
+
+class BadRequest(CallerError):
+    code = "bad_request"
+
+
+class Unauthorized(CallerError):
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(CallerError):
+    status, code = 403, "forbidden"
+
+
+class NotFound(CallerError):
+    status, code = 404, "not_found"
+    message = "There is no such route; the README lists them all."
+
+
+class NoConversation(NotFound):
+    code = "no_conversation"
+    message = "There is no such conversation. Leave conversation_id out to begin a new one."
+
+
+class MethodNotAllowed(CallerError):
+    status, code = 405, "method_not_allowed"
+    message = "This route does not take that method."
+
+
+class Busy(CallerError):
+    status, code = 409, "conversation_busy"
+    message = "This conversation is still answering another question. Wait for that answer, then ask again."
+
+
+class UpstreamGone(CallerError):
+    status, code = 409, "upstream_gone"
+
+
+class TooLarge(CallerError):
+    status, code = 413, "too_large"
+
+
+class UnsupportedMediaType(CallerError):
+    status, code = 415, "unsupported_media_type"
+
+
+class CallerLeft(CallerError):
+    status, code = 499, "caller_left"
+    taken = True
+    message = "The caller left before the answer was whole."
+
+
+class ServiceError(RelayError):
+    code = "service_error"
+
+
+class InternalError(ServiceError):
+    code = "internal_error"
+    message = "The service failed; its log has the reason, under this request's id."
+
+
+class StoreFailed(ServiceError):
+    status, code = 503, "store_failed"
+    message = "The database cannot be used just now. Try again; if it stays, look at DATA_DIR and its disk."
+
+
+class UpstreamError(RelayError):
+    status, code, source = 502, "upstream_error", "upstream"
+
+
+class UpstreamRefused(UpstreamError):
+    """The upstream answered with an error status of its own."""
+
+    code = "upstream_refused"
+    taken = False
+
+    def __init__(self, message: str, *, status: int, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status if 400 <= status <= 599 else 502
+
+
+class RateLimited(UpstreamRefused):
+    code = "rate_limited"
+    another_account_may_help = True
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, status=429, retry_after=retry_after)
+
+
+class UpstreamFailed(UpstreamError):
+    code = "upstream_failed"
+
+
+class UpstreamCut(UpstreamError):
+    code = "upstream_cut"
+    message = "The upstream ended in the middle of the answer; what came until then is kept as broken."
+
+
+class UpstreamTimeout(UpstreamError):
+    status, code = 504, "upstream_timeout"

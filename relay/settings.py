@@ -1,0 +1,156 @@
+"""Settings, read once from the environment: strict, frozen, each with its name, default and meaning.
+
+A variable that is set but empty counts as unset. A value that cannot be read refuses the start with a sentence that
+names the variable. Secrets may be given as NAME_FILE, the path of a file that holds the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A setting cannot be read; the sentence names it and says what would do."""
+
+
+def text(value: str) -> str:
+    return value
+
+
+def flag(value: str) -> bool:
+    if value.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise ValueError("it must be true or false")
+    return value.lower() in ("true", "1", "yes", "on")
+
+
+def port(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) > 65535:
+        raise ValueError("it must be a port number, 0 to 65535")
+    return int(value)
+
+
+def seconds(value: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not 0 < float(value) <= 86400:
+        raise ValueError("it must be a number of seconds, more than 0 and at most 86400")
+    return float(value)
+
+
+def size(value: str) -> int:
+    found = re.fullmatch(r"([0-9]+) ?(|[KMG]B?)", value.upper())
+    if not found or not int(found[1]):
+        raise ValueError("it must be a size such as 500KB, 25MB or 1000000")
+    return int(found[1]) * {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}[found[2].removesuffix("B")]
+
+
+def prefix(value: str) -> str:
+    inner = value.strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9._~/-]+", inner) or {"", ".", ".."} & set(inner.split("/")):
+        raise ValueError("it must be a path such as secret or my/api")
+    return "/" + inner
+
+
+def words(value: str) -> tuple[str, ...]:
+    return tuple(word for word in (part.strip() for part in value.split(",")) if word)
+
+
+def origins(value: str) -> tuple[str, ...]:
+    found = words(value)
+    for origin in found:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s@?#]+", origin):
+            raise ValueError("each must be * or an origin such as https://example.org, without a path")
+    return tuple(origin.lower() for origin in found)
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def choose(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError(f"it must be one of: {', '.join(choices)}")
+        return value.lower()
+
+    return choose
+
+
+def database(value: str) -> str:
+    if not value.startswith("sqlite:///"):
+        raise ValueError("it must begin with sqlite:/// (three slashes, then the path of the file)")
+    return value
+
+
+def setting(
+    env: str, default: T, read: Callable[[str], T], meaning: str, *, also: tuple[str, ...] = (), secret: bool = False
+) -> T:
+    known = {"env": env, "read": read, "meaning": meaning, "also": also, "secret": secret}
+    return field(default=default, repr=not secret, metadata=known)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that an operator can set."""
+
+    host: str = setting("HOST", "127.0.0.1", text, "Address to listen on.")
+    port: int = setting("PORT", 8080, port, "Port to listen on; 0 takes a free one.")
+    api_prefix: str = setting("API_PREFIX", "", prefix, "Path prefix for every route.")
+    data_dir: str = setting("DATA_DIR", "./data", text, "Folder for the database and the client key.")
+    database_url: str = setting("DATABASE_URL", "", database, "Database; unset: a SQLite file in DATA_DIR.")
+    authorization: tuple[str, ...] = setting(
+        "AUTHORIZATION",
+        (),
+        words,
+        "Client keys, comma-separated, each KEY or NAME:KEY; none: open to everyone.",
+        also=("AUTHORIZATION_KEY",),
+        secret=True,
+    )
+    allow_caller_tokens: bool = setting(
+        "ALLOW_CALLER_TOKENS", True, flag, "Whether a caller may spend a credential of its own without a client key."
+    )
+    cors_origins: tuple[str, ...] = setting(
+        "CORS_ORIGINS", (), origins, "Origins that browsers may call from, with credentials; *: any, without."
+    )
+    upstream: str = setting("UPSTREAM", "auto", one_of("auto", "offline"), "Upstream of new conversations.")
+    first_byte_timeout: float = setting(
+        "FIRST_BYTE_TIMEOUT", 120.0, seconds, "Longest wait for an answer's first byte, s."
+    )
+    read_timeout: float = setting("READ_TIMEOUT", 60.0, seconds, "Longest silence within an answer, s.")
+    total_timeout: float = setting("TOTAL_TIMEOUT", 600.0, seconds, "Longest time for one ask, in and out, s.")
+    max_body: int = setting("MAX_BODY", 25 * 1024**2, size, "Largest request body, as 500KB, 25MB or bytes.")
+    log_level: str = setting(
+        "LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"), "What the log tells: from this level on."
+    )
+    log_format: str = setting("LOG_FORMAT", "text", one_of("text", "json"), "One line of text or of JSON per event.")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read all settings from `env`; raises SettingsError at the first that cannot be read."""
+        found: dict[str, Any] = {}
+        for known in fields(cls):
+            name, value = _given(env, known.metadata["env"], known.metadata["also"], known.metadata["secret"])
+            if not value:
+                continue
+            try:
+                found[known.name] = known.metadata["read"](value)
+            except ValueError as error:
+                raise SettingsError(f"{name} cannot be read: {error}.") from None
+        return cls(**found)
+
+    def database(self) -> str:
+        """The database's URL, with its default filled in."""
+        return self.database_url or f"sqlite:///{Path(self.data_dir) / 'conversations.db'}"
+
+
+def _given(env: Mapping[str, str], name: str, also: tuple[str, ...], secret: bool) -> tuple[str, str]:
+    """The name and the value under which a setting was given; the first of its names that is set counts."""
+    for candidate in (name, *also):
+        if value := env.get(candidate, "").strip():
+            return candidate, value
+        if secret and (path := env.get(f"{candidate}_FILE", "").strip()):
+            try:
+                return f"{candidate}_FILE", Path(path).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{candidate}_FILE names a file that cannot be read: {error}.") from None
+    return name, ""

@@ -1,0 +1,85 @@
+"""Server-sent events, both ways, without I/O.
+
+Lines end at LF, CRLF or CR and nowhere else; a character may be split between pieces, for lines are split as bytes
+and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from relay.errors import UpstreamFailed
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+LONGEST_EVENT = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One event: its name (`message` where none is given) and its data lines, joined by LF."""
+
+    name: str
+    data: str
+
+
+class Parser:
+    """Bytes in, whole events out. An event that no empty line closes is not given, as the standard has it."""
+
+    def __init__(self, longest: int = LONGEST_EVENT) -> None:
+        self._longest = longest
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._name = ""
+        self._data: list[str] = []
+        self._size = 0
+        self._first_line = True
+        self._skip_lf = False
+
+    def feed(self, piece: bytes) -> list[ServerEvent]:
+        if self._skip_lf and piece:
+            piece, self._skip_lf = piece.removeprefix(b"\n"), False
+        events: list[ServerEvent] = []
+        start = 0
+        for end in _LINE_END.finditer(piece):
+            self._pieces.append(piece[start : end.start()])
+            line, self._pieces, self._held = b"".join(self._pieces), [], 0
+            start = end.end()
+            if (event := self._line(line)) is not None:
+                events.append(event)
+        # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
+        self._skip_lf = self._skip_lf or (piece.endswith(b"\r") and start == len(piece))
+        if start < len(piece):
+            self._pieces.append(piece[start:])
+            self._held += len(piece) - start
+        if self._held + self._size > self._longest:
+            raise UpstreamFailed(f"The upstream sent one event of more than {self._longest} bytes.")
+        return events
+
+    def _line(self, line: bytes) -> ServerEvent | None:
+        if self._first_line:
+            line, self._first_line = line.removeprefix(b"\xef\xbb\xbf"), False
+        if not line:
+            return self._dispatch()
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+            self._size += len(line)
+        elif name == "event":
+            self._name = value
+        return None  # comments, id, retry and unknown fields
+
+    def _dispatch(self) -> ServerEvent | None:
+        event = ServerEvent(self._name or "message", "\n".join(self._data)) if self._data else None
+        self._name, self._data, self._size = "", [], 0
+        return event
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event(data: bytes, name: str = "") -> bytes:
+    """One event on the wire. `data` is one line (JSON as orjson prints it)."""
+    head = f"event: {name}\n".encode() if name else b""
+    return b"%sdata: %s\n\n" % (head, data)

@@ -1,0 +1,415 @@
+"""What was said, kept in a database: conversations, their messages as trees, and leases.
+
+All SQL of the project is here. A lease is a row with a holder and an expiry; it frees itself when its holder dies.
+
+SQLite: reading and writing have one connection each, used by one native thread each, so that neither the event loop nor
+a reader ever waits for the disk or for another process's write lock. WAL lets them work side by side; with
+synchronous=NORMAL a kill loses nothing and a power cut at most the last commits (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    event,
+    insert,
+    literal,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from relay.domain import ROOT, Conversation, Message, Node, Status
+from relay.errors import BadRequest, NoConversation, RelayError, StoreFailed
+
+T = TypeVar("T")
+Work: TypeAlias = Callable[[Connection], T]
+Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+
+BUSY_SECONDS = 20  # how long a write waits for another process's write lock
+LARGEST_COMMIT = 100
+
+metadata = MetaData()
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("upstream", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("newest", Text),
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+    Index("conversations_of_owner", "owner", "updated"),
+)
+messages = Table(
+    "messages",
+    metadata,
+    Column("number", Integer, primary_key=True),  # the order in which they were said
+    Column("id", Text, nullable=False, unique=True),
+    Column("conversation_id", Text, nullable=False, index=True),
+    Column("parent", Text),
+    Column("role", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("model", Text),
+    Column("finish_reason", Text),
+    Column("created", Float, nullable=False),
+)
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One turn about to begin. A new conversation has `title` set; otherwise `parent` None means the newest answer."""
+
+    conversation_id: str
+    owner: str
+    upstream: str
+    question_id: str
+    answer_id: str
+    prompt: str = field(repr=False)
+    parent: str | None = None
+    title: str | None = None
+    system: str | None = field(default=None, repr=False)
+    system_id: str = ""
+
+    @property
+    def lease(self) -> str:
+        return f"conversation/{self.conversation_id}"
+
+    @property
+    def holder(self) -> str:
+        return self.answer_id
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A turn that holds its conversation: where that lives, and the messages from its root to the prompt."""
+
+    upstream: str
+    messages: tuple[Message, ...] = field(repr=False)
+
+
+@contextmanager
+def told_as_ours() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreFailed() from error
+
+
+@dataclass(eq=False)
+class _Write(Generic[T]):
+    work: Work[T]
+    done: bool = False
+    result: T | None = None
+    error: BaseException | None = None
+
+
+class _Writer:
+    """Commits in groups: whoever comes to the turn commits all that is waiting, its own and the others'."""
+
+    def __init__(self, engine: Engine, run: Run) -> None:
+        self._engine = engine
+        self._run = run
+        self._waiting: deque[_Write[Any]] = deque()
+        self._turn = Lock()
+
+    def __call__(self, work: Work[T]) -> T:
+        write = _Write(work)
+        self._waiting.append(write)
+        with self._turn:
+            if not write.done:
+                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_COMMIT))]
+                self._run(lambda: self._commit(group))
+            if not write.done:  # more were waiting than one commit takes
+                self._waiting.remove(write)
+                self._run(lambda: self._commit([write]))
+        if write.error is not None:
+            raise write.error
+        return write.result  # type: ignore[return-value]
+
+    def _commit(self, group: list[_Write[Any]]) -> None:
+        committed = False
+        try:
+            with told_as_ours(), self._engine.begin() as connection:
+                for write in group:
+                    _attempt(connection, write)
+            committed = True
+        finally:
+            for write in group:
+                write.done = True
+                if not committed:
+                    write.error = write.error or StoreFailed()
+
+
+def _attempt(connection: Connection, write: _Write[Any]) -> None:
+    """One write of a group, undone alone if it fails."""
+    try:
+        with told_as_ours(), connection.begin_nested():
+            write.result = write.work(connection)
+    except RelayError as error:
+        write.error = error
+
+
+class Store:
+    """Conversations and leases. `native` makes a runner of its own thread; each is used for one connection alone."""
+
+    def __init__(self, url: str, native: Callable[[], Run], clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._run_read = native()
+        self._writing = _sqlite(url, "BEGIN IMMEDIATE")
+        self._reading = _sqlite(url, "BEGIN")
+        self._write = _Writer(self._writing, native())
+        self._write(metadata.create_all)
+
+    def close(self) -> None:
+        self._reading.dispose()
+        self._writing.dispose()
+
+    def _read(self, work: Work[T]) -> T:
+        def run() -> T:
+            with told_as_ours(), self._reading.begin() as connection:
+                return work(connection)
+
+        result: T = self._run_read(run)
+        return result
+
+    def check(self) -> None:
+        """Raise StoreFailed unless the database can be read and written to."""
+        self._read(lambda connection: connection.execute(select(literal(1))).all())
+        self._write(lambda connection: connection.execute(delete(leases).where(leases.c.name == "")))
+
+    def begin(self, opening: Opening, seconds: float) -> Begun | None:
+        """Take the conversation's lease, keep the question and an open answer, and give the way from the root to it.
+
+        None while another turn holds the lease. Raises NoConversation where the owner has no such conversation or it
+        has no such parent.
+        """
+
+        def work(connection: Connection) -> Begun | None:
+            now, upstream = self._clock(), opening.upstream
+            if opening.title is None:
+                upstream = _owned(connection, opening.owner, opening.conversation_id).upstream
+            if not _take(connection, opening, now, seconds):
+                return None
+            if opening.title is None:
+                parent = _known_parent(connection, opening)
+            else:
+                parent = _new_conversation(connection, opening, now)
+            path = _path(connection, parent)
+            rows = [
+                (opening.question_id, parent, "user", opening.prompt, "whole"),
+                (opening.answer_id, opening.question_id, "assistant", "", "open"),
+            ]
+            _insert_messages(connection, opening.conversation_id, rows, now)
+            return Begun(upstream, (*path, Message("user", opening.prompt)))
+
+        return self._write(work)
+
+    def finish(self, opening: Opening, text: str, status: Status, model: str | None, finish_reason: str) -> None:
+        """Keep the answer as it ended, and free the lease. Only a whole answer becomes the conversation's newest."""
+
+        def work(connection: Connection) -> None:
+            now = self._clock()
+            kept = {"text": text, "status": status, "model": model, "finish_reason": finish_reason}
+            connection.execute(update(messages).where(messages.c.id == opening.answer_id).values(**kept))
+            row = {"updated": now} | ({"newest": opening.answer_id} if status == "whole" else {})
+            connection.execute(update(conversations).where(conversations.c.id == opening.conversation_id).values(**row))
+            _free(connection, opening)
+
+        self._write(work)
+
+    def forget(self, opening: Opening) -> None:
+        """Undo a turn that no upstream took, and free the lease: the question was never asked."""
+
+        def work(connection: Connection) -> None:
+            if opening.title is not None:
+                _delete_conversation(connection, opening.conversation_id)
+            else:
+                ids = (opening.question_id, opening.answer_id)
+                connection.execute(delete(messages).where(messages.c.id.in_(ids)))
+            _free(connection, opening)
+
+        self._write(work)
+
+    def renew(self, holders: Collection[str], seconds: float) -> None:
+        """Hold on to the leases of `holders` for `seconds` from now."""
+        held = update(leases).where(leases.c.holder.in_(holders)).values(expires=self._clock() + seconds)
+        self._write(lambda connection: connection.execute(held))
+
+    def list(self, owner: str, offset: int, limit: int) -> list[Conversation]:
+        """The owner's conversations without their messages, newest first."""
+        rows = (
+            select(conversations)
+            .where(conversations.c.owner == owner)
+            .order_by(conversations.c.updated.desc(), conversations.c.id)
+            .offset(offset)
+            .limit(limit)
+        )
+        return [_conversation(row) for row in self._read(lambda connection: connection.execute(rows).all())]
+
+    def get(self, owner: str, conversation_id: str) -> Conversation:
+        """One conversation with all its messages, in the order in which they were said."""
+
+        def work(connection: Connection) -> tuple[Row[Any], list[Row[Any]], bool]:
+            row = _owned(connection, owner, conversation_id)
+            of_it = messages.c.conversation_id == conversation_id
+            nodes = connection.execute(select(messages).where(of_it).order_by(messages.c.number)).all()
+            name = f"conversation/{conversation_id}"
+            held = select(leases).where(leases.c.name == name, leases.c.expires > self._clock())
+            return row, list(nodes), connection.execute(held).first() is not None
+
+        row, nodes, running = self._read(work)
+        return _conversation(row, tuple(_node(node, running) for node in nodes))
+
+    def rename(self, owner: str, conversation_id: str, title: str) -> None:
+        def work(connection: Connection) -> None:
+            _owned(connection, owner, conversation_id)
+            connection.execute(update(conversations).where(conversations.c.id == conversation_id).values(title=title))
+
+        self._write(work)
+
+    def delete(self, owner: str, conversation_id: str) -> None:
+        def work(connection: Connection) -> None:
+            _owned(connection, owner, conversation_id)
+            _delete_conversation(connection, conversation_id)
+
+        self._write(work)
+
+
+def _sqlite(url: str, begin: str) -> Engine:
+    path = make_url(url).database or ""
+    if path:
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
+    engine = create_engine(
+        url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # sqlite3 would begin transactions by itself, and too late
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _take(connection: Connection, opening: Opening, now: float, seconds: float) -> bool:
+    row = {"name": opening.lease, "holder": opening.holder, "expires": now + seconds}
+    taken = upsert(leases).values(**row).on_conflict_do_update(["name"], set_=row, where=leases.c.expires <= now)
+    return connection.execute(taken).rowcount == 1
+
+
+def _free(connection: Connection, opening: Opening) -> None:
+    mine = (leases.c.name == opening.lease) & (leases.c.holder == opening.holder)
+    connection.execute(delete(leases).where(mine))
+
+
+def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:
+    mine = select(conversations).where(conversations.c.id == conversation_id, conversations.c.owner == owner)
+    row = connection.execute(mine).first()
+    if row is None:
+        raise NoConversation()
+    return row
+
+
+def _known_parent(connection: Connection, opening: Opening) -> str | None:
+    """The message that the question follows: the one named, else the newest whole answer, else the beginning."""
+    newest = select(conversations.c.newest).where(conversations.c.id == opening.conversation_id)
+    parent = opening.parent or connection.execute(newest).scalar() or ROOT
+    of_it = messages.c.conversation_id == opening.conversation_id
+    if parent == ROOT:
+        return connection.execute(select(messages.c.id).where(of_it, messages.c.role == "system")).scalar()
+    role = connection.execute(select(messages.c.role).where(of_it, messages.c.id == parent)).scalar()
+    if role is None:
+        raise NoConversation(
+            "This conversation has no message with that parent id. Leave it out to go on from the newest answer."
+        )
+    if role == "user":
+        raise BadRequest("The parent id names a question. Send the id of an answer, as an earlier reply gave it.")
+    return parent
+
+
+def _new_conversation(connection: Connection, opening: Opening, now: float) -> str | None:
+    row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream}
+    connection.execute(insert(conversations).values(**row, title=opening.title, created=now, updated=now))
+    if opening.system is None:
+        return None
+    _insert_messages(
+        connection, opening.conversation_id, [(opening.system_id, None, "system", opening.system, "whole")], now
+    )
+    return opening.system_id
+
+
+def _insert_messages(
+    connection: Connection, conversation_id: str, rows: list[tuple[str, str | None, str, str, str]], now: float
+) -> None:
+    names = ("id", "parent", "role", "text", "status")
+    same = {"conversation_id": conversation_id, "created": now}
+    connection.execute(insert(messages), [dict(zip(names, row, strict=True)) | same for row in rows])
+
+
+def _path(connection: Connection, parent: str | None) -> list[Message]:
+    """The messages from the root to `parent`, without broken answers and the questions that they left unanswered."""
+    columns = (messages.c.id, messages.c.parent, messages.c.role, messages.c.text, messages.c.status)
+    up = select(*columns, literal(0).label("depth")).where(messages.c.id == parent).cte(recursive=True)
+    up = up.union_all(select(*columns, up.c.depth + 1).where(messages.c.id == up.c.parent))
+    path: list[Message] = []
+    left_out = ""
+    for row in connection.execute(select(up).order_by(up.c.depth)):
+        if row.status != "whole":
+            left_out = row.parent
+        elif row.id != left_out:
+            path.append(Message(row.role, row.text))
+    return path[::-1]
+
+
+def _delete_conversation(connection: Connection, conversation_id: str) -> None:
+    connection.execute(delete(messages).where(messages.c.conversation_id == conversation_id))
+    connection.execute(delete(conversations).where(conversations.c.id == conversation_id))
+
+
+def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
+    return Conversation(row.id, row.owner, row.upstream, row.title, row.newest, row.created, row.updated, nodes)
+
+
+def _node(row: Row[Any], running: bool) -> Node:
+    # An answer that is open though nobody works on it was left by a process that was killed.
+    status: Status = "broken" if row.status == "open" and not running else row.status
+    return Node(row.id, row.parent, row.role, row.text, status, row.created, row.model, row.finish_reason)

@@ -1,0 +1,165 @@
+"""The offline upstream: a tiny model server within the process, for first runs, demos and rehearsals.
+
+It protects nothing, asks nobody and says so. Words in the prompt rehearse what real upstreams do; `WORDS` lists them.
+On its wire is what a model server would send: server-sent events with JSON, ended by an event that says `done`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from threading import Event as Flag
+
+import orjson
+
+from relay import sse
+from relay.domain import Delta, Event, Finished, Message, Question, Started
+from relay.errors import BadRequest, RateLimited, UpstreamCut, UpstreamFailed, UpstreamRefused
+
+MODEL = "offline"
+LONGEST_ANSWER = 5_000_000
+_LONGEST_QUOTE = 2_000
+
+#: word -> (lowest, highest, default, what it rehearses); a number follows it as in offline:status=503.
+WORDS: dict[str, tuple[float, float, float | None, str]] = {
+    "status": (400, 599, None, "the upstream refuses with this HTTP status"),
+    "limit": (0, 86400, 30, "a rate limit (429) with this many seconds in Retry-After"),
+    "delay": (0, 3600, 2, "this many seconds pass before the first byte"),
+    "pace": (0, 60, 0.1, "this many seconds pass between the pieces"),
+    "long": (1, LONGEST_ANSWER, 20_000, "the answer has at least this many characters"),
+    "silence": (0, 0, 0, "the upstream falls silent in mid-answer and stays so"),
+    "cut": (0, 0, 0, "the upstream's connection ends in mid-answer"),
+}
+_WORD = re.compile(r"\boffline:([a-z]+)(?:=([^\s]*))?")
+
+
+class Offline:
+    """Answers every question by itself."""
+
+    name = "offline"
+    checks_tokens = False
+    protected = False
+
+    def ask(self, question: Question) -> tuple[OfflineStream, OfflineDecoder]:
+        return OfflineStream(question.messages), OfflineDecoder()
+
+
+def rehearsed(prompt: str) -> dict[str, float]:
+    """The words of a prompt that rehearse something, each with its number. Raises BadRequest for one that cannot be."""
+    found = {}
+    for word, given in _WORD.findall(prompt):
+        if word not in WORDS:
+            raise BadRequest(f"offline:{word} is not a word of the offline upstream; it knows {', '.join(WORDS)}.")
+        lowest, highest, default, _ = WORDS[word]
+        try:
+            number = float(given or default or 0)
+        except ValueError:
+            number = float("nan")
+        if not lowest <= number <= highest:
+            raise BadRequest(f"offline:{word} takes a number from {lowest:g} to {highest:g}, as offline:{word}=NUMBER.")
+        found[word] = number
+    return found
+
+
+def answer_to(messages: tuple[Message, ...]) -> str:
+    """What the offline upstream says: what it is, and that it knows the conversation so far."""
+    asked = [message.text for message in messages if message.role == "user"]
+    said = [
+        "This is the offline responder of chatgpt-webapi: no model was asked, and nothing left this machine.",
+        f"Turn {len(asked)}.",
+        *(f"System prompt: {_quote(message.text)}" for message in messages if message.role == "system"),
+        f"You said: {_quote(asked[-1])}",
+    ]
+    if len(asked) > 1:
+        said.append(f"Before that you said: {_quote(asked[-2])}")
+    return "\n".join(said)
+
+
+def _quote(text: str) -> str:
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+
+
+class OfflineStream:
+    """The server's side: what it sends, and when."""
+
+    def __init__(self, messages: tuple[Message, ...]) -> None:
+        self._plan = rehearsed(messages[-1].text)
+        self._pieces = self._served(answer_to(messages))
+        self._due = time.monotonic() + self._plan.get("delay", 0)
+        self._interrupted = Flag()
+
+    def read(self, seconds: float) -> bytes | None:
+        wait = self._due - time.monotonic()
+        if wait > 0:
+            self._interrupted.wait(min(wait, seconds))
+        if self._interrupted.is_set():
+            return b""
+        if wait > seconds:
+            return None
+        piece = next(self._pieces, b"")
+        self._due = time.monotonic() + self._plan.get("pace", 0)
+        if piece is None:
+            self._due = float("inf")
+        return piece
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self._interrupted.set()
+
+    def _served(self, text: str) -> Iterator[bytes | None]:
+        """The answer's pieces; None where the server falls silent for good."""
+        plan = self._plan
+        if "limit" in plan:
+            raise RateLimited("Rehearsed: too many requests.", retry_after=int(plan["limit"]))
+        if "status" in plan:
+            status = int(plan["status"])
+            raise UpstreamRefused(f"Rehearsed: the upstream answered {status}.", status=status)
+        if len(text) < (length := int(plan.get("long", 0))):
+            text += _padding(length - len(text))
+        words = re.findall(r"\S+\s*", text)
+        step = max(3, len(words) // 200)
+        pieces = ["".join(words[at : at + step]) for at in range(0, len(words), step)]
+        yield sse.event(orjson.dumps({"model": MODEL}))
+        for number, piece in enumerate(pieces):
+            if number == len(pieces) // 2:
+                if "cut" in plan:
+                    return
+                if "silence" in plan:
+                    yield None
+            yield sse.event(orjson.dumps({"text": piece}))
+        yield sse.event(orjson.dumps({"done": "stop"}))
+
+
+def _padding(length: int) -> str:
+    phrase = "\nAnd so on, for a long answer was asked for."
+    return phrase * (length // len(phrase) + 1)
+
+
+class OfflineDecoder:
+    """Our side: the server's bytes as events."""
+
+    def __init__(self) -> None:
+        self._events = sse.Parser()
+
+    def feed(self, piece: bytes) -> list[Event]:
+        return [_decoded(event.data) for event in self._events.feed(piece)]
+
+    def end(self) -> list[Event]:
+        raise UpstreamCut()
+
+
+def _decoded(data: str) -> Event:
+    try:
+        match orjson.loads(data):
+            case {"model": str(model)}:
+                return Started(model)
+            case {"text": str(text)}:
+                return Delta(text)
+            case {"done": str(reason)}:
+                return Finished(reason)
+    except orjson.JSONDecodeError:
+        pass
+    raise UpstreamFailed("The offline upstream sent what it never sends.")

@@ -1,0 +1,133 @@
+"""The service under gevent: `python3 wsgi.py` serves with pywsgi, `gunicorn -k gevent wsgi:app` with gunicorn.
+
+The one place that knows of gevent. It hands in what must: native threads, and how to see that a caller left.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()  # before anything else is imported
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+from dotenv import dotenv_values
+from gevent import pywsgi, threadpool
+from gevent.socket import wait_read
+
+from chatgpt_webapi import create_app
+from relay import logs
+from relay.serving import Run, Serving
+from relay.settings import Settings, SettingsError
+
+log = logging.getLogger("chatgpt_webapi")
+
+
+def native() -> Run:
+    """A native thread of its own: what blocks in it stops no greenlet."""
+    return threadpool.ThreadPool(1).apply
+
+
+def watch(environ: Mapping[str, Any], left: Callable[[], None], seconds: float) -> Callable[[], None]:
+    """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
+    connection = environ.get("relay.socket") or environ.get("gunicorn.socket")
+    if connection is None:
+        return lambda: None
+    greenlet = gevent.spawn(_watch, connection, left, seconds)
+    return lambda: greenlet.kill(block=False)
+
+
+def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    try:
+        wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
+        if not connection.recv(1, socket.MSG_PEEK):
+            return left()
+        gevent.sleep(until - time.monotonic())  # the next request is here already: so is its caller
+    except TimeoutError:
+        pass
+    except OSError:
+        return left()
+    gevent.sleep(1)  # the turn's own clock comes first, and has something to say
+    connection.shutdown(socket.SHUT_RDWR)
+    return None
+
+
+class Handler(pywsgi.WSGIHandler):
+    """Shows the app its socket, and lets idle connections go when the server stops."""
+
+    server: "Server"
+
+    def get_environ(self) -> dict[str, Any]:
+        return {**super().get_environ(), "relay.socket": self.socket}
+
+    def read_requestline(self) -> str:
+        if self.server.stopping:
+            return ""
+        self.server.idle.add(self.socket)
+        try:
+            return str(super().read_requestline())
+        finally:
+            self.server.idle.discard(self.socket)
+
+    def _connection_upgrade_requested(self) -> bool:
+        return False  # we never upgrade, and chatgpt-webapi's nginx file says "Connection: upgrade" on every request
+
+
+class Server(pywsgi.WSGIServer):
+    """pywsgi without delays, that lets running answers end."""
+
+    def __init__(self, listener: socket.socket, app: Any) -> None:
+        super().__init__(listener, app, handler_class=Handler, log=None, error_log=log)
+        self.idle: set[socket.socket] = set()
+        self.stopping = False
+
+    def finish(self, seconds: float) -> None:
+        """Take no more requests, and wait for the running ones."""
+        self.stopping = True
+        for connection in self.idle:
+            connection.shutdown(socket.SHUT_RD)
+        self.stop(timeout=seconds)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    listener = gevent.socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # pywsgi writes head and body apart; without this the second waits 40 ms for the client's delayed ACK
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind((host, port))
+    listener.listen(1024)
+    return listener
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then let running answers end."""
+    listener = listen(settings.host, settings.port)
+    server = Server(listener, app)
+    host, port = listener.getsockname()[:2]
+    if not ipaddress.ip_address(host).is_loopback:
+        log.warning("Listening on %s: pywsgi is not made for strangers. Put nginx before it, or use gunicorn.", host)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, lambda: gevent.spawn(server.finish, settings.total_timeout + 5))
+    log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
+    server.serve_forever()
+    log.info("Stopped.")
+
+
+try:
+    settings = Settings.from_env({**dotenv_values(), **os.environ})  # type: ignore[dict-item]
+    logs.configure(settings.log_level, settings.log_format)
+    app = create_app(settings, serving=Serving(native, watch))
+except SettingsError as error:
+    sys.exit(f"chatgpt-webapi cannot start: {error}")
+
+if __name__ == "__main__":
+    serve(settings)
