@@ -13,7 +13,6 @@ if __name__ == "__main__":  # gevent must patch the standard library before anyt
     raise SystemExit
 
 import logging
-import os
 import re
 import sys
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from dotenv import dotenv_values
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -50,7 +48,7 @@ def create_app(
     settings: Settings | None = None, upstreams: Mapping[str, Upstream] | None = None, serving: Serving | None = None
 ) -> Flask:
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
-    settings = settings or Settings.from_env({**dotenv_values(), **os.environ})  # type: ignore[dict-item]
+    settings = settings or Settings.load()
     upstreams = upstreams or {"offline": Offline()}
     serving = serving or Serving()
     explicit = settings.upstream != "auto"
@@ -225,7 +223,7 @@ def wants_text(fields: form.Fields) -> bool:
             best: str | None = request.accept_mimetypes.best_match(["application/json", "text/plain"])
             return best == "text/plain"
         case "text" | "json" as wanted:
-            return wanted == "text"
+            return bool(wanted == "text")
     raise BadRequest("The field format must be text or json.")
 
 

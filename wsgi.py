@@ -9,7 +9,6 @@ monkey.patch_all()  # before anything else is imported
 
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gevent
-from dotenv import dotenv_values
 from gevent import pywsgi, threadpool
 from gevent.socket import wait_read
 
@@ -123,7 +121,7 @@ def serve(settings: Settings) -> None:
 
 
 try:
-    settings = Settings.from_env({**dotenv_values(), **os.environ})  # type: ignore[dict-item]
+    settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     app = create_app(settings, serving=Serving(native, watch))
 except SettingsError as error:

@@ -149,7 +149,7 @@ class Turn:
 
     def feed(self, piece: bytes) -> bytes:
         """What the caller is told of this piece; nothing is kept yet."""
-        return self._take(self._decoder.feed(piece))
+        return b"" if self.over else self._take(self._decoder.feed(piece))
 
     def _take(self, batch: list[Event]) -> bytes:
         told: list[Event] = []

@@ -149,26 +149,31 @@ class Drive:
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
-        clock, limit, heard = "first byte", self._clocks.first_byte, time.monotonic()
+        limit, heard = self._clocks.first_byte, time.monotonic()
         while not turn.over:
-            if self._gone.is_set():
-                raise CallerLeft()
-            now = time.monotonic()
-            if now >= self._deadline:
-                raise UpstreamTimeout(f"The answer was not whole within {self.seconds:g} s; it was given up.")
-            if now >= heard + limit:
-                raise UpstreamTimeout(f"The upstream was silent for {limit:g} s ({clock}); it was given up.")
-            piece = turn.stream.read(min(self._deadline - now, heard + limit - now, self._clocks.keep_alive))
+            piece = turn.stream.read(min(self._left(heard, limit), self._clocks.keep_alive))
             if piece is None:
+                self._left(heard, limit)
                 yield None
-                continue
-            if not piece:
+            elif piece:
+                limit, heard = self._clocks.silence, time.monotonic()
+                yield turn.feed(piece)
+            else:
                 break
-            clock, limit, heard = "between pieces", self._clocks.silence, time.monotonic()
-            yield turn.feed(piece)
         if self._gone.is_set() and not turn.over:
             raise CallerLeft()
         yield turn.end()
+
+    def _left(self, heard: float, limit: float) -> float:
+        """Seconds until the next clock runs out; raises for one that has, and for a caller that left."""
+        if self._gone.is_set():
+            raise CallerLeft()
+        now = time.monotonic()
+        if now >= self._deadline:
+            raise UpstreamTimeout(f"The answer was not whole within {self.seconds:g} s; it was given up.")
+        if now >= heard + limit:
+            raise UpstreamTimeout(f"The upstream was silent for {limit:g} s; it was given up.")
+        return min(self._deadline, heard + limit) - now
 
     def _fail(self, error: RelayError) -> None:
         self.outcome = error.code

@@ -6,11 +6,14 @@ names the variable. Secrets may be given as NAME_FILE, the path of a file that h
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from dotenv import dotenv_values
 
 T = TypeVar("T")
 
@@ -137,6 +140,12 @@ class Settings:
             except ValueError as error:
                 raise SettingsError(f"{name} cannot be read: {error}.") from None
         return cls(**found)
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read all settings from the environment, and from `.env` in the working directory what that leaves unset."""
+        written = {name: value for name, value in dotenv_values(".env").items() if value}
+        return cls.from_env(written | {name: value for name, value in os.environ.items() if value})
 
     def database(self) -> str:
         """The database's URL, with its default filled in."""

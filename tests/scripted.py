@@ -1,0 +1,103 @@
+"""Stand-ins that come in by the real door: an upstream that does as a list tells it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from threading import Event as Flag
+
+from relay.domain import Delta, Event, Finished, Question, Started
+from relay.errors import RelayError, UpstreamCut, UpstreamFailed
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Seconds of silence."""
+
+    seconds: float
+
+
+class ScriptedDecoder:
+    """A wire of single letters between bars: `S` starts, `F` ends, anything else is text."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, piece: bytes) -> list[Event]:
+        *words, self._held = (self._held + piece).split(b"|")
+        return [self._event(word) for word in words]
+
+    def _event(self, word: bytes) -> Event:
+        match word:
+            case b"S":
+                return Started("scripted-model")
+            case b"F":
+                return Finished("stop")
+            case b"?":
+                raise UpstreamFailed("The scripted upstream sent garbage.")
+        return Delta(word.decode())
+
+    def end(self) -> list[Event]:
+        raise UpstreamCut()
+
+
+class ScriptedStream:
+    def __init__(self, script: list[bytes | Wait | Exception]) -> None:
+        self._script = list(script)
+        self._interrupted = Flag()
+        self._due: float | None = None
+        self.closed = False
+
+    def read(self, seconds: float) -> bytes | None:
+        if self._interrupted.is_set() or not self._script:
+            return b""
+        step = self._script[0]
+        if isinstance(step, Wait):
+            self._due = self._due or time.monotonic() + step.seconds
+            left = self._due - time.monotonic()
+            self._interrupted.wait(max(0.0, min(left, seconds)))
+            if self._interrupted.is_set():
+                return b""
+            if left > seconds:
+                return None
+            self._due = None
+            self._script.pop(0)
+            return self.read(max(0.0, seconds - left))
+        self._script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+WHOLE: list[bytes | Wait | Exception] = [b"S|", b"Hel|lo|", b"F|"]
+
+
+class Scripted:
+    """An upstream that follows its script at every ask, and remembers what it was asked."""
+
+    def __init__(
+        self,
+        *script: bytes | Wait | Exception,
+        name: str = "scripted",
+        protected: bool = False,
+        checks_tokens: bool = False,
+    ) -> None:
+        self.script = list(script) or WHOLE
+        self.name = name
+        self.protected = protected
+        self.checks_tokens = checks_tokens
+        self.asked: list[Question] = []
+        self.streams: list[ScriptedStream] = []
+
+    def ask(self, question: Question) -> tuple[ScriptedStream, ScriptedDecoder]:
+        self.asked.append(question)
+        if self.script and isinstance(self.script[0], RelayError):
+            raise self.script[0]
+        self.streams.append(ScriptedStream(self.script))
+        return self.streams[-1], ScriptedDecoder()

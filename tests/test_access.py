@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import base64
+import multiprocessing
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.access import Access, first_key, keys_from
+from relay.errors import BadRequest, Forbidden, RelayError, Unauthorized
+from relay.settings import SettingsError
+
+TWO = keys_from(("alice:key-of-alice", "key-of-nobody"))
+ONE = keys_from(("the-only-key",))
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "field"),
+    [
+        ("Bearer key-of-alice", None),
+        ("bearer  key-of-alice ", None),
+        ("key-of-alice", None),
+        (basic("key-of-alice"), None),
+        ("", "key-of-alice"),
+        ("Bearer key-of-alice", "key-of-alice"),
+    ],
+)
+def test_a_key_is_shown_in_four_ways(header: str, field: str | None) -> None:
+    caller = Access(TWO).caller(header, field)
+    assert (caller.owner, caller.may_spend, caller.token) == ("alice", True, None)
+
+
+def test_owners() -> None:
+    assert Access(ONE).caller("the-only-key", None).owner == "owner"
+    unnamed = Access(TWO).caller("key-of-nobody", None).owner
+    assert unnamed.startswith("key-") and "nobody" not in unnamed
+    nobody = Access(()).caller("", None)
+    assert (nobody.owner, nobody.may_spend) == ("anonymous", True)
+    by_token = Access(()).caller("", "some-token").owner
+    assert by_token.startswith("token-") and by_token == Access(()).caller("Bearer some-token", None).owner
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "", " ", "Bearer", "Bearer ", "Bearer  ", "wrong", "the-only-key-", "the-only-ke", "THE-ONLY-KEY", "Bearer cw-wrong",
+        basic("wrong"), basic(""), "Digest the-only-key", "Bearer None",
+    ],
+)  # fmt: skip
+def test_without_a_valid_key_nothing_of_ours_is_spent(header: str) -> None:
+    access = Access(ONE, allow_tokens=False)
+    with pytest.raises(Unauthorized):
+        access.caller(header, None)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_other_text_opens(header: str, field: str) -> None:
+    if "the-only-key" in header or "the-only-key" in field:
+        return
+    try:
+        caller = Access(ONE).caller(header, field or None)
+    except RelayError:
+        return
+    assert not caller.may_spend and caller.token
+
+
+def test_a_callers_own_token_needs_no_key() -> None:
+    caller = Access(ONE).caller("Bearer eyJ.own.token", None)
+    assert (caller.may_spend, caller.token) == (False, "eyJ.own.token")
+    assert Access(ONE).caller("", "own-token").token == "own-token"
+
+
+def test_a_key_beside_a_token_spends_the_token_for_the_keys_owner() -> None:
+    for header, field in (("Bearer the-only-key", "own"), ("Bearer own", "the-only-key")):
+        caller = Access(ONE).caller(header, field)
+        assert (caller.owner, caller.token) == ("owner", "own")
+
+
+def test_tokens_can_be_switched_off() -> None:
+    access = Access(ONE, allow_tokens=False)
+    with pytest.raises(Unauthorized):
+        access.caller("Bearer own", None)
+    with pytest.raises(Forbidden):
+        access.caller("Bearer the-only-key", "own")
+
+
+def test_what_looks_like_our_own_key_never_goes_on() -> None:
+    for access in (Access(ONE), Access(())):
+        with pytest.raises(Unauthorized):
+            access.caller("", "cw-not-ours-any-more")
+
+
+def test_two_tokens_are_one_too_many() -> None:
+    with pytest.raises(BadRequest):
+        Access(()).caller("Bearer one", "two")
+
+
+def test_a_broken_basic_header() -> None:
+    with pytest.raises(BadRequest):
+        Access(ONE).caller("Basic !!!", None)
+
+
+def test_no_secret_is_shown() -> None:
+    shown = repr(ONE) + repr(Access(ONE).caller("", "own-token"))
+    assert "the-only-key" not in shown and "own-token" not in shown
+
+
+@pytest.mark.parametrize("entries", [("none", "key"), ("anonymous:key",), ("a b:key",), ("name:",), (":key",)])
+def test_keys_that_cannot_be(entries: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="AUTHORIZATION"):
+        keys_from(entries)
+
+
+def _make(folder: str) -> tuple[str, bool]:
+    return first_key(Path(folder))
+
+
+def test_processes_that_start_at_once_make_one_key(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        made = pool.map(_make, [str(tmp_path / "data")] * 16)
+    keys = {key for key, _ in made}
+    assert len(keys) == 1 and sum(new for _, new in made) == 1
+    assert keys.pop().startswith("cw-")
+    path = tmp_path / "data" / "client_key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["client_key"]
+
+
+def test_a_key_file_that_others_can_read_refuses_the_start(tmp_path: Path) -> None:
+    first_key(tmp_path)
+    (tmp_path / "client_key").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        first_key(tmp_path)
+
+
+def test_an_empty_key_file_refuses_the_start(tmp_path: Path) -> None:
+    (tmp_path / "client_key").touch(mode=0o600)
+    with pytest.raises(SettingsError, match="holds no client key"):
+        first_key(tmp_path)
+
+
+HOST = "chat.example.org"
+LISTED = ("https://page.example",)
+BROWSERS = [
+    pytest.param((), {}, True, id="curl"),
+    pytest.param((), {"Sec-Fetch-Site": "none"}, True, id="typed-by-hand"),
+    pytest.param((), {"Sec-Fetch-Site": "same-origin", "Origin": "https://chat.example.org"}, True, id="own-page"),
+    pytest.param((), {"Sec-Fetch-Site": "cross-site"}, False, id="another-site"),
+    pytest.param((), {"Sec-Fetch-Site": "same-site"}, False, id="another-origin-of-the-site"),
+    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site"}, False, id="another-site-without-origin"),
+    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site", "Origin": "https://page.example"}, True, id="listed"),
+    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}, False, id="not-listed"),
+    pytest.param(("*",), {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}, True, id="any"),
+    pytest.param(
+        ("*",),
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example", "Cookie": "a=b"},
+        False,
+        id="any-but-never-with-credentials",
+    ),
+    pytest.param((), {"Origin": "https://other.example", "Cookie": "a=b"}, False, id="cookie"),
+    pytest.param((), {"Origin": "https://other.example", "Authorization": basic("k")}, False, id="basic"),
+    pytest.param((), {"Origin": "null", "Cookie": "a=b"}, False, id="null-origin"),
+    pytest.param((), {"Origin": "https://chat.example.org", "Cookie": "a=b"}, True, id="own-origin"),
+    pytest.param((), {"Origin": "https://other.example", "Authorization": "Bearer k"}, True, id="nothing-ambient"),
+    pytest.param(LISTED, {"Origin": "https://page.example", "Authorization": basic("k")}, True, id="listed-basic"),
+]
+
+
+@pytest.mark.parametrize(("origins", "headers", "allowed"), BROWSERS)
+def test_browsers_on_other_origins(origins: tuple[str, ...], headers: dict[str, str], allowed: bool) -> None:
+    access = Access((), origins=origins)
+    if allowed:
+        access.check_browser(headers, HOST)
+    else:
+        with pytest.raises(Forbidden):
+            access.check_browser(headers, HOST)
+
+
+def test_what_a_browser_may_read() -> None:
+    assert Access(()).cors("https://page.example") == {}
+    listed = Access((), origins=LISTED)
+    assert listed.cors("https://page.example")["Access-Control-Allow-Origin"] == "https://page.example"
+    assert listed.cors("https://page.example")["Access-Control-Allow-Credentials"] == "true"
+    assert listed.cors("https://other.example") == {"Vary": "Origin"}
+    anyone = Access((), origins=("*",)).cors("https://other.example")
+    assert anyone["Access-Control-Allow-Origin"] == "*" and "Access-Control-Allow-Credentials" not in anyone
+    with pytest.raises(Forbidden):
+        listed.preflight({"Origin": "https://other.example"})

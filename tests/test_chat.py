@@ -1,0 +1,228 @@
+"""Turns, pushed from plain lists of byte pieces; and what Chat decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.chat import Chat, Choice, Leases, Turn
+from relay.dialects import form
+from relay.domain import Ask, Caller, Message
+from relay.driver import Silent
+from relay.errors import (
+    BadRequest,
+    CallerLeft,
+    Forbidden,
+    NoConversation,
+    RateLimited,
+    Unauthorized,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamGone,
+)
+from relay.serving import in_place
+from relay.store import Store
+from tests.scripted import Scripted
+
+OWNER = Caller("owner", may_spend=True)
+STRANGER = Caller("token-x", may_spend=False, token="own-token")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def chat_with(store: Store) -> Callable[..., Chat]:
+    def make(*upstreams: Scripted, explicit: bool = False) -> Chat:
+        known = {upstream.name: upstream for upstream in upstreams}
+        return Chat(known, Choice(upstreams[0].name, explicit), store, Leases(store.renew))
+
+    return make
+
+
+def ask(prompt: str = "Hi", caller: Caller = OWNER, **more: Any) -> Ask:
+    return Ask(prompt, caller, **more)
+
+
+def opened(chat: Chat, wanted: Ask, printer: Any = None) -> Turn:
+    turn = chat.open(wanted, printer or Silent())
+    assert turn is not None
+    return turn
+
+
+def whole(chat: Chat, wanted: Ask) -> Turn:
+    turn = opened(chat, wanted)
+    turn.feed(b"S|Hel|lo|F|")
+    turn.end()
+    return turn
+
+
+def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(chat_with: Callable[..., Chat], store: Store) -> None:
+    turn = opened(chat_with(Scripted()), ask(), form.Events(form.SEND_MESSAGE))
+    told = [turn.feed(piece) for piece in (b"S|", b"He", b"l|", b"lo|", b"F|", b"never|")] + [turn.end()]
+    reply = turn.reply
+    assert reply and (reply.text, reply.model) == ("Hello", "scripted-model")
+    assert told[:-1] == [b"", b"", b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n', b"", b""]
+    assert told[-1].startswith(b'event: done\ndata: {"text":"Hello"')
+    kept = store.get("owner", turn.conversation_id)
+    assert kept.newest == reply.message_id and kept.nodes[-1].text == "Hello"
+
+
+def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(chat_with: Callable[..., Chat]) -> None:
+    chat, wire = chat_with(Scripted()), "S|Hé|llo 你|F|".encode()
+    for cut in range(len(wire) + 1):
+        turn = opened(chat, ask(), form.Raw())
+        text = turn.feed(wire[:cut]) + turn.feed(wire[cut:]) + turn.end()
+        assert text.decode() == "Héllo 你"
+
+
+def test_nothing_is_kept_as_whole_before_its_end(chat_with: Callable[..., Chat], store: Store) -> None:
+    turn = opened(chat_with(Scripted()), ask())
+    turn.feed(b"S|Hel|lo|")
+    with pytest.raises(UpstreamCut):
+        turn.end()
+    turn.fail(UpstreamCut())
+    node = store.get("owner", turn.conversation_id).nodes[-1]
+    assert (node.text, node.status, node.finish_reason) == ("Hello", "broken", "upstream_cut")
+
+
+def test_garbage_in_the_middle_is_an_error_and_keeps_what_came(chat_with: Callable[..., Chat], store: Store) -> None:
+    turn = opened(chat_with(Scripted()), ask())
+    turn.feed(b"S|Hel|")
+    with pytest.raises(UpstreamFailed) as failed:
+        turn.feed(b"?|")
+    turn.fail(failed.value)
+    assert store.get("owner", turn.conversation_id).nodes[-1].text == "Hel"
+
+
+def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(chat_with: Callable[..., Chat], store: Store) -> None:
+    limited = chat_with(Scripted(RateLimited("Slow down.", retry_after=5)))
+    with pytest.raises(RateLimited):
+        limited.open(ask(), Silent())
+    turn = opened(chat_with(Scripted()), ask())
+    turn.fail(RateLimited("Slow down."))
+    assert store.list("owner", 0, 10) == []
+    left = opened(chat_with(Scripted()), ask())
+    left.fail(CallerLeft())
+    assert [node.status for node in store.get("owner", left.conversation_id).nodes] == ["whole", "broken"]
+
+
+def test_the_upstream_is_asked_with_the_way_from_the_root(chat_with: Callable[..., Chat]) -> None:
+    upstream = Scripted()
+    chat = chat_with(upstream)
+    first = whole(chat, ask("one", system="Be kind.", model="m"))
+    whole(chat, ask("two", conversation_id=first.conversation_id, system="never seen again"))
+    assert upstream.asked[0].model == "m"
+    assert upstream.asked[1].messages == (
+        Message("system", "Be kind."),
+        Message("user", "one"),
+        Message("assistant", "Hello"),
+        Message("user", "two"),
+    )
+
+
+def test_a_busy_conversation_is_not_asked(chat_with: Callable[..., Chat]) -> None:
+    upstream = Scripted()
+    chat = chat_with(upstream)
+    first = whole(chat, ask())
+    again = ask(conversation_id=first.conversation_id)
+    turn = opened(chat, again)
+    assert chat.open(again, Silent()) is None
+    turn.fail(CallerLeft())
+    assert chat.open(again, Silent()) is not None
+    assert len(upstream.asked) == 3
+
+
+def test_a_conversation_goes_on_at_its_own_upstream(chat_with: Callable[..., Chat]) -> None:
+    one, other = Scripted(name="one"), Scripted(name="other")
+    first = whole(chat_with(one), ask())
+    whole(chat_with(other, one), ask(conversation_id=first.conversation_id))
+    assert (len(one.asked), len(other.asked)) == (2, 0)
+    gone = chat_with(other)
+    for _ in range(2):
+        with pytest.raises(UpstreamGone, match="upstream one"):
+            gone.open(ask(conversation_id=first.conversation_id), Silent())
+    whole(chat_with(one), ask(conversation_id=first.conversation_id))
+
+
+def test_ids_that_do_not_fit(chat_with: Callable[..., Chat]) -> None:
+    chat = chat_with(Scripted())
+    with pytest.raises(BadRequest, match="both, or neither"):
+        chat.open(ask(parent_id="p"), Silent())
+    with pytest.raises(NoConversation):
+        chat.open(ask(conversation_id="c"), Silent())
+
+
+def test_no_caller_names_the_host(chat_with: Callable[..., Chat]) -> None:
+    upstream = Scripted()
+    with pytest.raises(Forbidden, match="reverse_proxy"):
+        chat_with(upstream).open(ask(reverse_proxy="https://evil.example/api/conversation"), Silent())
+    assert upstream.asked == []
+
+
+SPENDING = [
+    # protected upstream, by caller -> whose credential travels, or which error
+    pytest.param(OWNER, True, False, "ours", id="key"),
+    pytest.param(STRANGER, True, False, "own", id="own-token"),
+    pytest.param(Caller("owner", True, "own-token"), True, False, "own", id="key-and-token-spends-the-token"),
+    pytest.param(Caller("anonymous", False), True, False, Unauthorized, id="nothing"),
+    pytest.param(STRANGER, False, False, Unauthorized, id="token-where-none-is-checked"),
+    pytest.param(Caller("owner", True, "own-token"), False, True, BadRequest, id="token-that-cannot-be-used"),
+    pytest.param(OWNER, False, True, "ours", id="key-where-no-token-is-checked"),
+]
+
+
+@pytest.mark.parametrize(("caller", "checks_tokens", "explicit", "outcome"), SPENDING)
+def test_who_may_spend_what(
+    chat_with: Callable[..., Chat], caller: Caller, checks_tokens: bool, explicit: bool, outcome: Any
+) -> None:
+    upstream = Scripted(protected=True, checks_tokens=checks_tokens)
+    chat = chat_with(upstream, explicit=explicit)
+    if isinstance(outcome, str):
+        whole(chat, ask(caller=caller))
+        assert upstream.asked[0].token == (caller.token if outcome == "own" else None)
+    else:
+        with pytest.raises(outcome):
+            chat.open(ask(caller=caller), Silent())
+        assert upstream.asked == []
+
+
+def test_leases_are_renewed_while_turns_run_and_rest_when_none_does() -> None:
+    renewed: list[tuple[str, ...]] = []
+    leases = Leases(lambda holders, seconds: renewed.append(tuple(sorted(holders))), every=0.02)
+    leases.hold("a")
+    leases.hold("b")
+    until = time.monotonic() + 5
+    while len(renewed) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    leases.drop("a")
+    leases.drop("b")
+    time.sleep(0.1)
+    count = len(renewed)
+    assert renewed[-1] == ("a", "b") and not leases._running
+    time.sleep(0.1)
+    assert len(renewed) == count
+    leases.hold("c")
+    while len(renewed) == count and time.monotonic() < until:
+        time.sleep(0.01)
+    leases.drop("c")
+    assert renewed[-1] == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [("  two\n lines ", "two lines"), ("x" * 100, "x" * 59 + "…"), ("你" * 60, "你" * 60), (" \u2003", "New chat")],
+)
+def test_a_title_is_the_prompts_first_words(
+    chat_with: Callable[..., Chat], store: Store, prompt: str, title: str
+) -> None:
+    turn = whole(chat_with(Scripted()), ask(prompt))
+    assert store.get("owner", turn.conversation_id).title == title

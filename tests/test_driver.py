@@ -1,0 +1,235 @@
+"""The loop that reads an upstream: clocks, signs of life, a caller that leaves, failures in every phase."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.chat import Chat, Choice, Leases, Printer
+from relay.dialects import form
+from relay.domain import Ask, Caller
+from relay.driver import Clocks, Drive, Silent
+from relay.errors import (
+    Busy,
+    CallerLeft,
+    InternalError,
+    RateLimited,
+    RelayError,
+    UpstreamCut,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from relay.serving import in_place
+from relay.store import Store
+from tests.scripted import Scripted, Wait
+
+OWNER = Caller("owner", may_spend=True)
+FAST = Clocks(first_byte=0.3, silence=0.2, total=1.0, keep_alive=0.05)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def drive(store: Store) -> Callable[..., Drive]:
+    def make(upstream: Scripted, printer: Printer | None = None, clocks: Clocks = FAST, **more: Any) -> Drive:
+        chat = Chat({upstream.name: upstream}, Choice(upstream.name), store, Leases(store.renew))
+        printer, timeout = printer or Silent(), more.pop("timeout", None)
+        return Drive(lambda: chat.open(Ask("Hi", OWNER, **more), printer), printer, clocks, timeout)
+
+    return make
+
+
+EVENTS = form.Events(form.SEND_MESSAGE)
+
+
+def statuses(store: Store) -> list[str]:
+    return [store.get("owner", kept.id).nodes[-1].status for kept in store.list("owner", 0, 10)]
+
+
+def test_a_whole_reply(drive: Callable[..., Drive], store: Store) -> None:
+    upstream = Scripted()
+    driven = drive(upstream)
+    assert driven.reply().text == "Hello"
+    driven.close()
+    assert driven.outcome == "whole" and upstream.streams[0].closed and statuses(store) == ["whole"]
+
+
+def test_a_stream_is_told_piece_by_piece(drive: Callable[..., Drive]) -> None:
+    pieces = list(drive(Scripted(b"S|", b"Hel|", b"lo|F|"), EVENTS).stream())
+    assert pieces[0] == b": keep-alive\n\n", "the head leaves with the first event"
+    assert pieces[1:3] == [b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n']
+    assert pieces[3].startswith(b"event: done")
+
+
+PHASES = [
+    pytest.param([RateLimited("Slow.")], RateLimited, "", id="at-once"),
+    pytest.param([Wait(0.01), UpstreamRefused("No.", status=503)], UpstreamRefused, "", id="with-the-status"),
+    pytest.param([Wait(9)], UpstreamTimeout, "", id="silent-before-the-first-byte"),
+    pytest.param([b"S|", Wait(9)], UpstreamTimeout, "", id="silent-before-the-first-word"),
+    pytest.param([b"S|Hel|", Wait(9)], UpstreamTimeout, "Hel", id="silent-in-the-middle"),
+    pytest.param([b"S|Hel|"], UpstreamCut, "Hel", id="cut"),
+    pytest.param([], UpstreamCut, "", id="nothing"),
+    pytest.param([b"S|Hel|", RuntimeError("a bug")], InternalError, "Hel", id="a-bug"),
+]
+
+
+@pytest.mark.parametrize(("script", "error", "text"), PHASES)
+def test_a_plain_answer_is_never_half(
+    drive: Callable[..., Drive], script: list[Any], error: type[RelayError], text: str, store: Store
+) -> None:
+    upstream = Scripted(*script)
+    upstream.script = script
+    driven = drive(upstream)
+    with pytest.raises(error):
+        driven.reply()
+    driven.close()
+    assert driven.outcome == error.code
+    assert all(stream.closed for stream in upstream.streams)
+    assert statuses(store) == ([] if error.source == "upstream" and not error.taken else ["broken"])
+
+
+@pytest.mark.parametrize(("script", "error", "text"), PHASES)
+def test_a_stream_fails_with_its_status_or_within(
+    drive: Callable[..., Drive], script: list[Any], error: type[RelayError], text: str
+) -> None:
+    upstream = Scripted(*script)
+    upstream.script = script
+    driven = drive(upstream, EVENTS, Clocks(0.2, 0.2, 1.0, keep_alive=0.5))
+    if not script or script[0] != b"S|" and not (isinstance(script[0], bytes) and text):
+        with pytest.raises(error):
+            driven.stream()
+        return
+    wire = b"".join(driven.stream())
+    assert (b'{"text":"%s"}' % text.encode() in wire) is bool(text)
+    assert wire.count(b"event: error\n") == 1 and b"event: done" not in wire
+
+
+def test_a_raw_stream_that_fails_is_broken_off(drive: Callable[..., Drive]) -> None:
+    pieces = drive(Scripted(b"S|Hel|"), form.Raw()).stream()
+    assert next(pieces) == b"Hel"
+    with pytest.raises(BrokenPipeError) as broken:
+        next(pieces)
+    assert broken.value.errno == errno.EPIPE
+
+
+def test_silence_is_filled_with_signs_of_life(drive: Callable[..., Drive]) -> None:
+    clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
+    driven = drive(Scripted(Wait(0.18), b"S|", Wait(0.18), b"Hi|F|"), EVENTS, clocks)
+    began = time.monotonic()
+    pieces = driven.stream()
+    assert next(pieces) == b": keep-alive\n\n" and time.monotonic() - began < 0.15, "the status waits only so long"
+    rest = list(pieces)
+    assert rest.count(b": keep-alive\n\n") >= 4
+    assert rest[-2] == b'data: {"text":"Hi"}\n\n'
+
+
+def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(drive: Callable[..., Drive]) -> None:
+    clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
+    pings: list[Any] = [step for _ in range(10) for step in (Wait(0.02), b"x")]
+    wire = list(drive(Scripted(b"S|", *pings, b"|F|"), EVENTS, clocks).stream())
+    assert wire.count(b": keep-alive\n\n") >= 3
+
+
+def test_the_total_clock_ends_an_endless_answer(drive: Callable[..., Drive]) -> None:
+    clocks = Clocks(first_byte=5, silence=5, total=0.2)
+    endless: list[Any] = [b"S|", *(step for _ in range(100) for step in (Wait(0.02), b"x|"))]
+    with pytest.raises(UpstreamTimeout, match=r"within 0\.2 s"):
+        drive(Scripted(*endless), clocks=clocks).reply()
+
+
+def test_a_callers_timeout_can_only_shorten(drive: Callable[..., Drive]) -> None:
+    assert drive(Scripted(), timeout=0.05).seconds == 0.05
+    assert drive(Scripted(), timeout=9000).seconds == FAST.total
+    with pytest.raises(UpstreamTimeout, match=r"within 0\.05 s"):
+        drive(Scripted(Wait(9)), timeout=0.05).reply()
+
+
+def test_the_next_turn_waits_for_the_one_before_and_gives_up_in_time(drive: Callable[..., Drive]) -> None:
+    upstream = Scripted(b"S|", Wait(0.15), b"Hello|F|")
+    first = drive(Scripted())
+    conversation = first.reply().conversation_id
+    running = drive(upstream, conversation_id=conversation)
+    thread = threading.Thread(target=running.reply)
+    thread.start()
+    while not upstream.asked:
+        time.sleep(0.005)
+    with pytest.raises(Busy):
+        drive(Scripted(), conversation_id=conversation, timeout=0.05).reply()
+    assert drive(Scripted(), conversation_id=conversation).reply().text == "Hello"
+    thread.join(5)
+
+
+LEAVING = [
+    pytest.param([Wait(30)], id="before-the-first-byte"),
+    pytest.param([b"S|", Wait(30)], id="before-the-first-word"),
+    pytest.param([b"S|Hel|", Wait(30)], id="in-the-middle"),
+]
+
+
+@pytest.mark.parametrize("printer", [Silent(), EVENTS, form.Raw()], ids=["plain", "events", "raw"])
+@pytest.mark.parametrize("script", LEAVING)
+def test_a_caller_that_leaves_ends_the_upstreams_work(
+    drive: Callable[..., Drive], script: list[Any], printer: Printer, store: Store
+) -> None:
+    upstream = Scripted(*script)
+    driven = drive(upstream, printer, Clocks())
+    done = threading.Event()
+
+    def read() -> None:
+        try:
+            if isinstance(printer, Silent):
+                driven.reply()
+            else:
+                list(driven.stream())
+        except (CallerLeft, BrokenPipeError):
+            pass
+        finally:
+            driven.close()
+            done.set()
+
+    threading.Thread(target=read).start()
+    while not upstream.streams:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    driven.leave()
+    assert done.wait(1)
+    assert upstream.streams[0].closed and driven.outcome == "caller_left" and statuses(store) == ["broken"]
+
+
+def test_a_caller_that_leaves_while_its_conversation_is_busy(drive: Callable[..., Drive]) -> None:
+    conversation = drive(Scripted()).reply().conversation_id
+    holder = drive(Scripted(b"S|", Wait(30)), EVENTS, Clocks(), conversation_id=conversation)
+    pieces = holder.stream()
+    waiting = drive(upstream := Scripted(), conversation_id=conversation, clocks=Clocks())
+    threading.Timer(0.1, waiting.leave).start()
+    with pytest.raises(CallerLeft):
+        waiting.reply()
+    assert upstream.asked == []
+    pieces.close()  # type: ignore[attr-defined]
+    holder.close()
+
+
+def test_a_body_that_nobody_reads_to_its_end_is_let_go(drive: Callable[..., Drive], store: Store) -> None:
+    upstream = Scripted(b"S|", b"Hel|", b"lo|F|")
+    driven = drive(upstream, EVENTS)
+    next(driven.stream())
+    driven.close()
+    assert upstream.streams[0].closed and statuses(store) == ["broken"]
+
+
+def test_what_comes_after_the_end_is_not_read(drive: Callable[..., Drive]) -> None:
+    upstream = Scripted(b"S|Hi|F|", Wait(30), b"never|")
+    began = time.monotonic()
+    assert drive(upstream, clocks=Clocks()).reply().text == "Hi"
+    assert time.monotonic() - began < 5

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from relay.settings import Settings, SettingsError
+
+READ = [
+    ("PORT", "80", "port", 80),
+    ("API_PREFIX", "secret", "api_prefix", "/secret"),
+    ("API_PREFIX", "/my/api/", "api_prefix", "/my/api"),
+    ("ALLOW_CALLER_TOKENS", "False", "allow_caller_tokens", False),
+    ("AUTHORIZATION", "a, b:c ,", "authorization", ("a", "b:c")),
+    ("AUTHORIZATION_KEY", "a", "authorization", ("a",)),
+    ("CORS_ORIGINS", "https://Example.org,http://x:81", "cors_origins", ("https://example.org", "http://x:81")),
+    ("READ_TIMEOUT", "1.5", "read_timeout", 1.5),
+    ("MAX_BODY", "1kb", "max_body", 1024),
+    ("MAX_BODY", "7", "max_body", 7),
+    ("LOG_LEVEL", "WARNING", "log_level", "warning"),
+    ("HOST", "  ", "host", "127.0.0.1"),
+    ("PORT", "", "port", 8080),
+]
+REFUSED = [
+    ("PORT", "http", "port number"),
+    ("PORT", "65536", "port number"),
+    ("PORT", "²", "port number"),
+    ("API_PREFIX", "a/../b", "path"),
+    ("API_PREFIX", "/", "path"),
+    ("API_PREFIX", "a?b", "path"),
+    ("ALLOW_CALLER_TOKENS", "maybe", "true or false"),
+    ("CORS_ORIGINS", "https://example.org/page", "origin"),
+    ("CORS_ORIGINS", "example.org", "origin"),
+    ("READ_TIMEOUT", "0", "more than 0"),
+    ("READ_TIMEOUT", "1e3", "more than 0"),
+    ("READ_TIMEOUT", "-1", "more than 0"),
+    ("MAX_BODY", "25 parrots", "size"),
+    ("MAX_BODY", "0", "size"),
+    ("UPSTREAM", "ofline", "offline"),
+    ("LOG_FORMAT", "xml", "json"),
+    ("DATABASE_URL", "mysql://localhost", "sqlite:///"),
+]
+
+
+@pytest.mark.parametrize(("env", "value", "name", "expected"), READ)
+def test_a_setting_is_read(env: str, value: str, name: str, expected: object) -> None:
+    assert getattr(Settings.from_env({env: value}), name) == expected
+
+
+@pytest.mark.parametrize(("env", "value", "hint"), REFUSED)
+def test_what_cannot_be_read_refuses_the_start_and_says_so(env: str, value: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{env} cannot be read: .*{hint}"):
+        Settings.from_env({env: value})
+
+
+def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hidden-key\n")
+    settings = Settings.from_env({"AUTHORIZATION_FILE": str(tmp_path / "key")})
+    assert settings.authorization == ("hidden-key",)
+    assert "hidden-key" not in repr(settings)
+    with pytest.raises(SettingsError, match="AUTHORIZATION_FILE"):
+        Settings.from_env({"AUTHORIZATION_FILE": str(tmp_path / "no-such-file")})
+
+
+def test_the_environment_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("PORT=9000\nHOST=127.0.0.2\nLOG_LEVEL=debug\n")
+    monkeypatch.setenv("HOST", "127.0.0.3")
+    monkeypatch.setenv("LOG_LEVEL", "")
+    settings = Settings.load()
+    assert (settings.port, settings.host, settings.log_level) == (9000, "127.0.0.3", "debug")
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for field in fields(Settings):
+        assert field.metadata["env"] == field.name.upper()
+        assert field.metadata["meaning"].endswith(".")
