@@ -40,6 +40,7 @@ from relay.upstreams.offline import Offline
 log = logging.getLogger("chatgpt_webapi")
 
 PUBLIC = ("healthz",)
+CUT_SHORT = "The request's body was cut short or is broken: nothing was asked. Send it again."
 #: The first segment of a path -> how its failures are printed; the last entry is for all others.
 ERROR_SHAPES = {"send_message": form.message_error, "get_access_token": form.message_error, "": form.coded_error}
 
@@ -80,7 +81,7 @@ def create_app(
             return Response(status=204, headers=access.preflight(dict(request.headers)))
         g.fields = form.read_query(dict(request.args.lists()))
         if request.method == "POST" and not request.routing_exception:
-            g.fields |= form.read(request.content_type or "", request.get_data(cache=False))
+            g.fields |= form.read(request.content_type or "", body(serving.broken_input))
         g.as_text = wants_text(g.fields)
         shown = request.headers.get("Authorization", "")
         g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
@@ -212,8 +213,19 @@ def ours(raised: HTTPException) -> RelayError:
         case 413:
             return TooLarge("The body is larger than MAX_BODY allows.")
         case int(code) if code < 500:
-            return BadRequest("The request cannot be read: its body was cut short, or its headers are broken.")
+            return BadRequest(CUT_SHORT)
     return InternalError()
+
+
+def body(broken_input: tuple[type[Exception], ...]) -> bytes:
+    """The request's body, whole: a server may take one that was cut short for whole."""
+    try:
+        read = request.get_data(cache=False)
+    except broken_input:
+        raise BadRequest(CUT_SHORT) from None
+    if request.content_length not in (None, len(read)):
+        raise BadRequest(CUT_SHORT)
+    return read
 
 
 def wants_text(fields: form.Fields) -> bool:

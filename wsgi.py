@@ -18,6 +18,8 @@ from typing import Any
 
 import gevent
 from gevent import pywsgi, threadpool
+from gevent.event import Event
+from gevent.pool import Pool
 from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
@@ -58,6 +60,12 @@ def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) 
     return None
 
 
+def broken_input() -> tuple[type[Exception], ...]:
+    """What the server at hand raises while a body is read that is broken."""
+    gunicorn = sys.modules.get("gunicorn.http.errors")
+    return (OSError, gunicorn.ParseException) if gunicorn else (OSError,)
+
+
 class Handler(pywsgi.WSGIHandler):
     """Shows the app its socket, and lets idle connections go when the server stops."""
 
@@ -75,6 +83,17 @@ class Handler(pywsgi.WSGIHandler):
         finally:
             self.server.idle.discard(self.socket)
 
+    def MessageClass(self, *args: Any) -> Any:
+        headers = super().MessageClass(*args)
+        if headers.get("content-length") and headers.get("transfer-encoding"):
+            raise ValueError("both Content-Length and Transfer-Encoding: two servers could read two different requests")
+        return headers
+
+    def handle_one_response(self) -> None:
+        super().handle_one_response()
+        if getattr(self.wsgi_input, "_chunked_input_error", False):
+            self.close_connection = True  # what follows is of no known request
+
     def _connection_upgrade_requested(self) -> bool:
         return False  # we never upgrade, and chatgpt-webapi's nginx file says "Connection: upgrade" on every request
 
@@ -83,14 +102,14 @@ class Server(pywsgi.WSGIServer):
     """pywsgi without delays, that lets running answers end."""
 
     def __init__(self, listener: socket.socket, app: Any) -> None:
-        super().__init__(listener, app, handler_class=Handler, log=None, error_log=log)
+        super().__init__(listener, app, handler_class=Handler, spawn=Pool(), log=None, error_log=log)
         self.idle: set[socket.socket] = set()
         self.stopping = False
 
     def finish(self, seconds: float) -> None:
         """Take no more requests, and wait for the running ones."""
         self.stopping = True
-        for connection in self.idle:
+        for connection in tuple(self.idle):
             connection.shutdown(socket.SHUT_RD)
         self.stop(timeout=seconds)
 
@@ -108,22 +127,30 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let running answers end."""
-    listener = listen(settings.host, settings.port)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"chatgpt-webapi cannot listen on {settings.host}:{settings.port}: {error.strerror}")
     server = Server(listener, app)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback:
         log.warning("Listening on %s: pywsgi is not made for strangers. Put nginx before it, or use gunicorn.", host)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, lambda: gevent.spawn(server.finish, settings.total_timeout + 5))
+    told_to_stop = Event()
+    watchers = [gevent.signal_handler(number, told_to_stop.set) for number in (signal.SIGTERM, signal.SIGINT)]
+    server.start()
     log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
-    server.serve_forever()
+    told_to_stop.wait()
+    log.info("Stopping: running answers may end. A second signal ends them.")
+    for watcher in watchers:
+        watcher.cancel()
+    server.finish(settings.total_timeout + 5)
     log.info("Stopped.")
 
 
 try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
-    app = create_app(settings, serving=Serving(native, watch))
+    app = create_app(settings, serving=Serving(native, watch, broken_input()))
 except SettingsError as error:
     sys.exit(f"chatgpt-webapi cannot start: {error}")
 

@@ -8,6 +8,6 @@ bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{sett
 worker_class = "gevent"
 workers = 1  # several share one SQLite file as well; one is enough for a small machine
 worker_connections = 2000
-keepalive = 75  # above nginx's own 60 s
+keepalive = 5  # a stop waits for idle connections too
 graceful_timeout = int(settings.total_timeout) + 5  # running answers may end
 control_socket_disable = True

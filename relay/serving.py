@@ -31,8 +31,9 @@ class Serving:
     """`native` makes a runner with one native thread of its own, so that blocking work stops nobody else.
 
     `watch(environ, left, seconds)` calls `left` when the caller of a request is gone, hangs up on it after `seconds`,
-    and gives a function that ends the watch.
+    and gives a function that ends the watch. `broken_input` is what reading a request's body raises where it is broken.
     """
 
     native: Callable[[], Run] = in_place
     watch: Callable[[Mapping[str, Any], Callable[[], None], float], Callable[[], None]] = blind
+    broken_input: tuple[type[Exception], ...] = (OSError,)

@@ -50,8 +50,8 @@ def test_owners() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        "", " ", "Bearer", "Bearer ", "Bearer  ", "wrong", "the-only-key-", "the-only-ke", "THE-ONLY-KEY", "Bearer cw-wrong",
-        basic("wrong"), basic(""), "Digest the-only-key", "Bearer None",
+        "", " ", "Bearer", "Bearer ", "Bearer  ", "wrong", "the-only-key-", "the-only-ke", "THE-ONLY-KEY",
+        "Bearer cw-wrong", basic("wrong"), basic(""), "Digest the-only-key", "Bearer None",
     ],
 )  # fmt: skip
 def test_without_a_valid_key_nothing_of_ours_is_spent(header: str) -> None:

@@ -69,4 +69,6 @@ def test_one_place_catches_everything_and_none_prints(path: Path) -> None:
     caught = [node.type for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
     broad = [node for node in caught if node is None or (isinstance(node, ast.Name) and node.id == "Exception")]
     assert len(broad) == (1 if module_name(path) == "relay.driver" else 0)
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"]
+    assert not [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]

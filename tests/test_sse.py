@@ -21,7 +21,9 @@ CASES = [
     pytest.param(b"data:  a\n\n", [("message", " a")], id="one-space-only"),
     pytest.param(b"event: ping\n\n", [], id="no-data"),
     pytest.param(b"data: a\n", [], id="not-closed"),
-    pytest.param("data: 你\u2028好\u0085🙂\n\n".encode(), [("message", "你\u2028好\u0085🙂")], id="only-real-line-ends"),
+    pytest.param(
+        "data: 你\u2028好\u0085🙂\n\n".encode(), [("message", "你\u2028好\u0085🙂")], id="only-real-line-ends"
+    ),
     pytest.param(b"data: \xff\n\n", [("message", "\ufffd")], id="broken-utf-8"),
 ]
 
@@ -43,7 +45,12 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(wire: bytes, events: lis
     assert told(*(wire[at : at + 1] for at in range(len(wire)))) == events
 
 
-@given(st.lists(st.tuples(st.sampled_from(["", "done"]), st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))), max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", "done"]), st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))),
+        max_size=5,
+    )
+)
 def test_what_is_printed_is_read_back(events: list[tuple[str, str]]) -> None:
     wire = b"".join(sse.event(data.encode(), name) + sse.KEEP_ALIVE for name, data in events)
     assert told(wire) == [(name or "message", data) for name, data in events]

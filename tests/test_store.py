@@ -69,7 +69,8 @@ def test_a_conversation_goes_on_by_its_id_alone(store: Store) -> None:
 def test_it_branches_at_an_earlier_answer_and_at_the_root(store: Store) -> None:
     first = said(store, new("one", system="Be kind."))
     said(store, following(first, "two"))
-    assert texts(store.begin(branch := following(first, "other", parent=first.answer_id), 15))[1:] == ["one", "Hello", "other"]
+    branch = following(first, "other", parent=first.answer_id)
+    assert texts(store.begin(branch, 15)) == ["Be kind.", "one", "Hello", "other"]
     store.finish(branch, "x", "whole", None, "stop")
     assert texts(store.begin(following(first, "anew", parent=ROOT), 15)) == ["Be kind.", "anew"]
 

@@ -32,7 +32,9 @@ def user(text: str) -> Message:
 
 
 def test_it_says_what_it_is_and_knows_the_conversation() -> None:
-    events = events_of(*wire_of(Message("system", "Be kind."), user("one"), Message("assistant", "1"), user("two  words\n")))
+    events = events_of(
+        *wire_of(Message("system", "Be kind."), user("one"), Message("assistant", "1"), user("two  words\n"))
+    )
     assert events[0] == Started("offline") and events[-1] == Finished("stop")
     text = text_of(events)
     assert "offline responder" in text and "no model was asked" in text

@@ -1,0 +1,426 @@
+"""The service as a process: real sockets, real curl, real servers; callers that leave, stops and kills."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import ROOT, Service, need
+
+Serve = Callable[..., Service]
+SERVERS = ["pywsgi", "gunicorn"]
+
+
+def ask(service: Service, prompt: str, timeout: float = 30, **fields: Any) -> dict[str, Any]:
+    answer = requests.post(f"{service.url}/send_message", data={"prompt": prompt, **fields}, timeout=timeout)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def outcomes(service: Service) -> list[dict[str, Any]]:
+    """The log's lines about requests."""
+    lines = [json.loads(line) for line in service.logged().splitlines() if line.startswith("{")]
+    return [line for line in lines if "outcome" in line and line["path"] != "/healthz"]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 5) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("server", ["pywsgi", "wsgi", "gunicorn", "gunicorn-bare"])
+def test_every_way_to_serve_serves(serve: Serve, server: str) -> None:
+    service = serve(server)
+    first = ask(service, "hello")
+    assert "Turn 2." in ask(service, "again", **first)["text"]
+    service.terminate()
+    assert service.process.wait(10) == 0
+    assert "Traceback" not in service.logged()
+
+
+def curl(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([need("curl"), "-sS", *arguments], capture_output=True, text=True, timeout=30, **options)
+
+
+TEXT = 'line one\nline "two" & 100% a+b 你好\n'
+GOOD_FORMS = [
+    pytest.param(["--data-urlencode", f"prompt={TEXT}"], id="data-urlencode"),
+    pytest.param(["--data-urlencode", "prompt@f"], id="data-urlencode-file"),
+    pytest.param(["--data-urlencode", "prompt@-"], id="data-urlencode-stdin"),
+    pytest.param(["-F", "prompt=<f"], id="multipart-content"),
+    pytest.param(["-F", "prompt=@f"], id="multipart-file"),
+    pytest.param(["--form-string", f"prompt={TEXT}"], id="form-string"),
+    pytest.param(["-H", "Content-Type: text/plain", "--data-binary", "@f"], id="text-body"),
+    pytest.param(["-H", "Content-Type: text/plain", "-T", "-", "-X", "POST"], id="chunked-text-body"),
+    pytest.param(["-H", "Content-Type:", "--data-binary", "@f"], id="no-type"),
+    pytest.param(["--json", json.dumps({"prompt": TEXT})], id="json"),
+    pytest.param(["-d", json.dumps({"msg": TEXT})], id="json-as-form"),
+]
+LOSSY_FORMS = [
+    pytest.param(["-d", f"prompt={TEXT}"], id="bare-d"),
+    pytest.param(["-d", "prompt=1+1 = 2"], id="bare-plus"),
+    pytest.param(["-d", "prompt=fish & chips"], id="bare-ampersand"),
+    pytest.param(["--data-binary", "@f"], id="data-binary-file"),
+    pytest.param(["-d", "@f"], id="d-file"),
+]
+
+
+@pytest.fixture(scope="module")
+def one_service(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    need("pgrep")
+    service = Service(tmp_path_factory.mktemp("one"), "pywsgi", {})
+    yield service
+    service.stop()
+
+
+@pytest.mark.parametrize("arguments", GOOD_FORMS)
+def test_what_curl_sends_arrives_exactly(one_service: Service, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "f").write_text(TEXT)
+    answer = curl(*arguments, f"{one_service.url}/send_message", cwd=tmp_path, input=TEXT)
+    told = json.loads(answer.stdout)
+    tree = requests.get(f"{one_service.url}/conversation/{told['conversation_id']}", timeout=5).json()["mapping"]
+    parts = [node["message"]["content"]["parts"][0] for node in tree.values() if node["message"]]
+    assert parts[0] == TEXT
+
+
+@pytest.mark.parametrize("arguments", LOSSY_FORMS)
+def test_what_curl_loses_is_never_asked(one_service: Service, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "f").write_text(TEXT)
+    answer = curl("-w", " %{http_code}", *arguments, f"{one_service.url}/ask", cwd=tmp_path)
+    assert "--data-urlencode" in answer.stdout and answer.stdout.endswith(" 400")
+
+
+def test_a_form_beyond_100_continue_and_one_that_is_too_large(serve: Serve, tmp_path: Path) -> None:
+    service = serve(MAX_BODY="3MB")
+    for size, code in ((2_000_000, 200), (4_000_000, 413), (40_000_000, 413)):
+        (tmp_path / "f").write_text("x" * size)
+        ways = [["--data-urlencode", "msg@f"], ["-F", "msg=<f"], ["-H", "Expect:", "-F", "msg=@f"]]
+        for arguments in ways if size < 3_000_000 else ways[1:]:  # --data-urlencode itself takes little more
+            answer = curl("-o", "/dev/null", "-w", "%{http_code}", *arguments, f"{service.url}/ask", cwd=tmp_path)
+            assert (answer.stdout, answer.returncode) == (str(code), 0), answer.stderr
+    assert ask(service, "still here")
+
+
+def raw(service: Service, request: bytes, wait: float = 5) -> bytes:
+    """What the service says to these bytes, until it closes or falls silent."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=wait) as connection:
+        connection.sendall(request)
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except TimeoutError:
+            pass
+        return answer
+
+
+CHUNKED = b"POST /ask HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+FORM_HEAD = (
+    b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_body_that_is_cut_short_is_never_asked(serve: Serve, server: str) -> None:
+    service = serve(server)
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(FORM_HEAD % 30 + b"msg=what+should+I+not")
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(5)
+        answer = connection.recv(65536)
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+    assert requests.get(f"{service.url}/conversations", timeout=5).json() == []
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
+        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        CHUNKED + b"Content-Length: 5\r\n\r\n5\r\nmsg=a\r\n0\r\n\r\n",
+        CHUNKED + b"\r\nZZ\r\nmsg=a\r\n0\r\n\r\n",
+        b"NONSENSE\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["length-ten", "length-negative", "both-lengths", "bad-chunk", "nonsense", "nul"],
+)
+def test_broken_framing_is_refused(serve: Serve, server: str, request_bytes: bytes) -> None:
+    service = serve(server)
+    answer = raw(service, request_bytes, wait=2)
+    assert answer[9:12] in (b"400", b"404", b"") and b"Traceback" not in answer, answer
+    assert requests.get(f"{service.url}/conversations", timeout=5).json() == []
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_answer_comes_in_pieces_as_they_arrive(serve: Serve, server: str) -> None:
+    service = serve(server)
+    fields = {"prompt": "hi offline:pace=0.15", "stream": "true", "format": "text"}
+    with requests.post(f"{service.url}/send_message", data=fields, stream=True, timeout=20) as answer:
+        times = [time.monotonic() for _ in answer.iter_content(None)]
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert len(times) >= 8 and all(gap > 0.05 for gap in gaps)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_no_answer_waits_for_a_delayed_ack(serve: Serve, server: str) -> None:
+    service = serve(server)
+    with requests.Session() as session:
+        took = []
+        for _ in range(30):
+            began = time.perf_counter()
+            session.post(f"{service.url}/send_message", data={"prompt": "hi"}, timeout=5)
+            took.append(time.perf_counter() - began)
+    assert sorted(took)[15] < 0.03, "40 ms would be the stall"
+
+
+def test_a_raw_stream_over_http_1_0_is_whole_or_an_error(one_service: Service) -> None:
+    fields = ["-d", "stream=true", "-d", "format=text"]
+    whole = curl("-0", "-i", "-d", "msg=hi", *fields, f"{one_service.url}/ask")
+    assert "Content-Length" in whole.stdout and whole.stdout.endswith("You said: hi")
+    cut = curl("-0", "-w", " %{http_code}", "-d", "msg=offline:cut", *fields, f"{one_service.url}/ask")
+    assert cut.stdout.endswith(" 502") and "offline responder" not in cut.stdout
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_raw_stream_that_breaks_looks_broken_to_curl(serve: Serve, server: str) -> None:
+    service = serve(server)
+    fields = ["-d", "msg=hi offline:cut", "-d", "stream=true", "-d", "format=text"]
+    answer = curl(*fields, f"{service.url}/ask")
+    assert answer.returncode == 18 and "offline responder" in answer.stdout
+    assert wait_for(lambda: outcomes(service))[-1]["outcome"] == "upstream_cut"
+    assert "Traceback" not in service.logged() and "Error handling" not in service.logged()
+
+
+PHASES = {
+    "before the first byte": "offline:delay=60",
+    "in mid-answer": "offline:silence",
+    "between pieces": "offline:pace=5",
+}
+
+
+def leave(service: Service, prompt: str, **fields: str) -> float:
+    """Ask, leave after a while, and give the seconds until the service's log says that the upstream was let go."""
+    before = len(outcomes(service))
+    body = "&".join(f"{name}={value}" for name, value in {"msg": prompt, **fields}.items()).encode()
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(FORM_HEAD % len(body) + body)
+        time.sleep(0.4)
+        assert len(outcomes(service)) == before
+    left = time.monotonic()
+    wait_for(lambda: len(outcomes(service)) > before, 3)
+    assert outcomes(service)[-1]["outcome"] == "caller_left"
+    return time.monotonic() - left
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_caller_that_leaves_ends_the_work_within_a_second(serve: Serve, server: str) -> None:
+    service = serve(server)
+    kinds: dict[str, dict[str, str]] = {
+        "plain": {},
+        "events": {"stream": "1"},
+        "raw": {"stream": "1", "format": "text"},
+    }
+    for prompt in PHASES.values():
+        for fields in kinds.values():
+            assert leave(service, prompt, **fields) < 1
+    assert requests.get(f"{service.url}/healthz", timeout=2).ok and ask(service, "still here")
+    listed = requests.get(f"{service.url}/conversations", timeout=2).json()[1:]
+    trees = [requests.get(f"{service.url}/conversation/{item['id']}", timeout=2).json() for item in listed]
+    ends = [list(tree["mapping"].values())[-1]["message"]["metadata"]["error"] for tree in trees]
+    assert ends == ["caller_left"] * 9
+    assert "Traceback" not in service.logged()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_pipelining_caller_is_still_there(serve: Serve, server: str) -> None:
+    service = serve(server)
+    body = b"msg=hi offline:delay=0.5"
+    answer = raw(service, (FORM_HEAD % len(body) + body) * 2, wait=2)
+    assert answer.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve, server: str) -> None:
+    service = serve(server, TOTAL_TIMEOUT="1.5")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", service.port))
+        body = b"msg=offline:long=5000000&stream=1"
+        connection.sendall(FORM_HEAD % len(body) + body)
+        wait_for(lambda: outcomes(service), 6)
+    assert outcomes(service)[-1]["outcome"] in ("caller_left", "upstream_timeout")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_stop_lets_running_answers_end_and_takes_no_new_ones(serve: Serve, server: str) -> None:
+    service = serve(server)
+    idle = requests.Session()
+    idle.get(f"{service.url}/healthz", timeout=5)
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(ask, service, f"hi {n} offline:delay=2") for n in range(3)]
+        time.sleep(0.7)
+        service.terminate()
+        time.sleep(1)
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{service.url}/healthz", timeout=0.3)
+        assert all(f"hi {n}" in future.result()["text"] for n, future in enumerate(running))
+    assert service.process.wait(10) == 0
+    idle.close()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_kill_at_any_moment_leaves_conversations_that_go_on(serve: Serve, server: str) -> None:
+    service = serve(server)
+    first = ask(service, "first question")
+    conversation = first["conversation_id"]
+
+    def cut_off() -> None:
+        with pytest.raises(requests.ConnectionError):
+            ask(service, "offline:pace=0.1", **first)
+
+    for moment in (0.0, 0.15, 0.4):
+        caller = threading.Thread(target=cut_off)
+        caller.start()
+        time.sleep(moment)
+        service.kill()
+        caller.join(10)
+        service.start()
+    began = time.monotonic()
+    again = ask(service, "after the kill", conversation_id=conversation)
+    assert time.monotonic() - began < 17, "a dead turn's lease ends by itself"
+    assert "Turn 2." in again["text"] and "Before that you said: first question" in again["text"]
+
+
+def test_the_event_loop_never_waits_for_the_disk(serve: Serve, tmp_path: Path) -> None:
+    service = serve()
+    made = ask(service, "hi")
+    other = sqlite3.connect(tmp_path / "data" / "conversations.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, service, "again", **made)
+        time.sleep(0.3)
+        slowest = 0.0
+        for _ in range(20):
+            began = time.monotonic()
+            assert requests.get(f"{service.url}/healthz", timeout=5).ok
+            assert requests.get(f"{service.url}/conversations", timeout=5).ok
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+        assert not waiting.done()
+        other.execute("COMMIT")
+        other.close()
+        assert "Turn 2." in waiting.result()["text"]
+    assert slowest < 1, "both at once; the write alone waited"
+
+
+def test_two_processes_share_one_file(serve: Serve) -> None:
+    one, two = serve(), serve()
+    first = ask(one, "hi")
+    conversation = first["conversation_id"]
+    with ThreadPoolExecutor(8) as pool:
+        turns = [pool.submit(ask, (one, two)[n % 2], f"turn {n}", conversation_id=conversation) for n in range(8)]
+        texts = sorted(turn.result()["text"].split("Turn ")[1].split(".")[0] for turn in turns)
+    assert texts == [str(n) for n in range(2, 10)], "each saw the ones before it"
+
+
+def test_processes_that_start_at_once_on_one_empty_folder(tmp_path: Path) -> None:
+    need("pgrep")
+    with ThreadPoolExecutor(4) as pool:
+        services = list(pool.map(lambda _: Service(tmp_path, "pywsgi", {}), range(4)))
+    for service in services:
+        assert ask(service, "hi")
+        service.stop()
+        assert "Traceback" not in service.logged()
+
+
+def test_a_busy_conversation_is_waited_for_or_told(one_service: Service) -> None:
+    first = ask(one_service, "hi")
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(ask, one_service, "slow offline:delay=1", **first)
+        time.sleep(0.3)
+        fields = {"msg": "x", "conversation_id": first["conversation_id"], "timeout": "200"}
+        busy = requests.post(f"{one_service.url}/ask", data=fields, timeout=5)
+        assert (busy.status_code, busy.json()["error"]) == (409, "conversation_busy")
+        after = ask(one_service, "after", conversation_id=first["conversation_id"])
+        assert "slow" in slow.result()["text"] and "Turn 3." in after["text"]
+
+
+def test_fifty_conversations_of_four_turns_at_once(one_service: Service) -> None:
+    def talk(number: int) -> list[str]:
+        texts, ids = [], {}
+        with requests.Session() as session:
+            for turn in range(1, 5):
+                fields = {"prompt": f"secret of {number} in turn {turn}", "stream": "true" if turn % 2 else "", **ids}
+                answer = session.post(f"{one_service.url}/send_message", data=fields, timeout=30)
+                told = answer.text.partition("event: done\ndata: ")[2] if turn % 2 else answer.text
+                reply = json.loads(told)
+                ids = {name: reply[name] for name in ("conversation_id", "parent_message_id")}
+                texts.append(reply["text"])
+        return texts
+
+    with ThreadPoolExecutor(50) as pool:
+        for number, texts in enumerate(pool.map(talk, range(50))):
+            for turn, text in enumerate(texts, 1):
+                assert f"Turn {turn}.\n" in text and text.count("secret of") == min(turn, 2)
+                assert text.count(f"secret of {number} in turn") == min(turn, 2)
+
+
+def test_memory_after_a_thousand_asks(serve: Serve) -> None:
+    service = serve()
+
+    def talk(_: int) -> None:
+        with requests.Session() as session:
+            for _ in range(125):
+                session.post(f"{service.url}/send_message", data={"prompt": "hello"}, timeout=30)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(talk, range(8)))
+    assert service.resident() <= 80
+    ticks = [
+        int(field) for field in Path(f"/proc/{service.process.pid}/stat").read_text().split(") ")[1].split()[11:13]
+    ]
+    time.sleep(2)
+    later = [
+        int(field) for field in Path(f"/proc/{service.process.pid}/stat").read_text().split(") ")[1].split()[11:13]
+    ]
+    assert sum(later) - sum(ticks) <= 2, "idle, it does nothing"
+
+
+def test_a_setting_that_cannot_be_read_refuses_the_start(tmp_path: Path) -> None:
+    need("pgrep")
+    with pytest.raises(RuntimeError, match=r"chatgpt-webapi cannot start: READ_TIMEOUT cannot be read"):
+        Service(tmp_path, "pywsgi", {"READ_TIMEOUT": "soon"})
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_keep_alives_fill_the_silence(serve: Serve, server: str) -> None:
+    """The one test that waits for the real 15 seconds."""
+    service = serve(server)
+    fields = {"prompt": "hi offline:delay=16", "stream": "true"}
+    began = time.monotonic()
+    with requests.post(f"{service.url}/send_message", data=fields, stream=True, timeout=30) as answer:
+        assert answer.status_code == 200 and 14 < time.monotonic() - began < 16
+        wire = b"".join(answer.iter_content(None))
+    assert wire.startswith(b": keep-alive\n\n") and b"event: done" in wire
+
+
+def test_a_port_that_is_taken_is_told(serve: Serve) -> None:
+    service = serve()
+    other = subprocess.run(service._command, env=service._environ, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert other.returncode == 1 and "in use" in other.stderr and "Traceback" not in other.stderr
