@@ -27,8 +27,10 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Row,
+    Select,
     Table,
     Text,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -87,6 +89,38 @@ leases = Table(
     Column("expires", Float, nullable=False),
 )
 
+# Statements are built once: building one costs several times as much as running it.
+MINE = select(conversations).where(conversations.c.id == bindparam("of"), conversations.c.owner == bindparam("by"))
+LIST = (
+    select(conversations)
+    .where(conversations.c.owner == bindparam("by"))
+    .order_by(conversations.c.updated.desc(), conversations.c.id)
+    .offset(bindparam("skip"))
+    .limit(bindparam("most"))
+)
+ALL_OF = select(messages).where(messages.c.conversation_id == bindparam("of")).order_by(messages.c.number)
+ROLE = select(messages.c.role).where(messages.c.conversation_id == bindparam("of"), messages.c.id == bindparam("id"))
+SYSTEM = select(messages.c.id).where(messages.c.conversation_id == bindparam("of"), messages.c.role == "system")
+TAKE = upsert(leases).values(name=bindparam("name"), holder=bindparam("holder"), expires=bindparam("expires"))
+TAKE = TAKE.on_conflict_do_update(
+    ["name"], set_={c: TAKE.excluded[c] for c in ("holder", "expires")}, where=leases.c.expires <= bindparam("now")
+)
+FREE = delete(leases).where(leases.c.name == bindparam("of"), leases.c.holder == bindparam("by"))
+HELD = select(leases.c.name).where(leases.c.name == bindparam("of"), leases.c.expires > bindparam("now"))
+ANSWER = update(messages).where(messages.c.id == bindparam("of"))
+TOUCH = update(conversations).where(conversations.c.id == bindparam("of"))
+
+
+def _way_up() -> Select[Any]:
+    """From one message to the root; depth grows upwards."""
+    columns = (messages.c.id, messages.c.parent, messages.c.role, messages.c.text, messages.c.status)
+    up = select(*columns, literal(0).label("depth")).where(messages.c.id == bindparam("of")).cte(recursive=True)
+    up = up.union_all(select(*columns, up.c.depth + 1).where(messages.c.id == up.c.parent))
+    return select(up).order_by(up.c.depth)
+
+
+WAY_UP = _way_up()
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -102,10 +136,6 @@ class Opening:
     title: str | None = None
     system: str | None = field(default=None, repr=False)
     system_id: str = ""
-
-    @property
-    def lease(self) -> str:
-        return f"conversation/{self.conversation_id}"
 
     @property
     def holder(self) -> str:
@@ -160,17 +190,23 @@ class _Writer:
         return write.result  # type: ignore[return-value]
 
     def _commit(self, group: list[_Write[Any]]) -> None:
+        failure: BaseException = StoreFailed()
         committed = False
         try:
             with told_as_ours(), self._engine.begin() as connection:
-                for write in group:
-                    _attempt(connection, write)
+                if len(group) == 1:  # no savepoint is needed: the whole transaction is its own
+                    group[0].result = group[0].work(connection)
+                else:
+                    for write in group:
+                        _attempt(connection, write)
             committed = True
+        except RelayError as error:
+            failure = error
         finally:
             for write in group:
                 write.done = True
                 if not committed:
-                    write.error = write.error or StoreFailed()
+                    write.error = write.error or failure
 
 
 def _attempt(connection: Connection, write: _Write[Any]) -> None:
@@ -218,15 +254,16 @@ class Store:
         """
 
         def work(connection: Connection) -> Begun | None:
-            now, upstream = self._clock(), opening.upstream
+            now, upstream, known = self._clock(), opening.upstream, None
             if opening.title is None:
-                upstream = _owned(connection, opening.owner, opening.conversation_id).upstream
+                known = _owned(connection, opening.owner, opening.conversation_id)
+                upstream = known.upstream
             if not _take(connection, opening, now, seconds):
                 return None
-            if opening.title is None:
-                parent = _known_parent(connection, opening)
-            else:
+            if known is None:
                 parent = _new_conversation(connection, opening, now)
+            else:
+                parent = _known_parent(connection, opening, known.newest)
             path = _path(connection, parent)
             rows = [
                 (opening.question_id, parent, "user", opening.prompt, "whole"),
@@ -243,9 +280,9 @@ class Store:
         def work(connection: Connection) -> None:
             now = self._clock()
             kept = {"text": text, "status": status, "model": model, "finish_reason": finish_reason}
-            connection.execute(update(messages).where(messages.c.id == opening.answer_id).values(**kept))
-            row = {"updated": now} | ({"newest": opening.answer_id} if status == "whole" else {})
-            connection.execute(update(conversations).where(conversations.c.id == opening.conversation_id).values(**row))
+            connection.execute(ANSWER, {"of": opening.answer_id} | kept)
+            newest = {"newest": opening.answer_id} if status == "whole" else {}
+            connection.execute(TOUCH, {"of": opening.conversation_id, "updated": now} | newest)
             _free(connection, opening)
 
         self._write(work)
@@ -270,25 +307,17 @@ class Store:
 
     def list(self, owner: str, offset: int, limit: int) -> list[Conversation]:
         """The owner's conversations without their messages, newest first."""
-        rows = (
-            select(conversations)
-            .where(conversations.c.owner == owner)
-            .order_by(conversations.c.updated.desc(), conversations.c.id)
-            .offset(offset)
-            .limit(limit)
-        )
-        return [_conversation(row) for row in self._read(lambda connection: connection.execute(rows).all())]
+        page = {"by": owner, "skip": offset, "most": limit}
+        return [_conversation(row) for row in self._read(lambda connection: connection.execute(LIST, page).all())]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
         """One conversation with all its messages, in the order in which they were said."""
 
         def work(connection: Connection) -> tuple[Row[Any], list[Row[Any]], bool]:
             row = _owned(connection, owner, conversation_id)
-            of_it = messages.c.conversation_id == conversation_id
-            nodes = connection.execute(select(messages).where(of_it).order_by(messages.c.number)).all()
-            name = f"conversation/{conversation_id}"
-            held = select(leases).where(leases.c.name == name, leases.c.expires > self._clock())
-            return row, list(nodes), connection.execute(held).first() is not None
+            nodes = connection.execute(ALL_OF, {"of": conversation_id}).all()
+            held = connection.execute(HELD, {"of": _lease(conversation_id), "now": self._clock()}).first()
+            return row, list(nodes), held is not None
 
         row, nodes, running = self._read(work)
         return _conversation(row, tuple(_node(node, running) for node in nodes))
@@ -296,7 +325,7 @@ class Store:
     def rename(self, owner: str, conversation_id: str, title: str) -> None:
         def work(connection: Connection) -> None:
             _owned(connection, owner, conversation_id)
-            connection.execute(update(conversations).where(conversations.c.id == conversation_id).values(title=title))
+            connection.execute(TOUCH, {"of": conversation_id, "title": title})
 
         self._write(work)
 
@@ -331,32 +360,33 @@ def _sqlite(url: str, begin: str) -> Engine:
 
 
 def _take(connection: Connection, opening: Opening, now: float, seconds: float) -> bool:
-    row = {"name": opening.lease, "holder": opening.holder, "expires": now + seconds}
-    taken = upsert(leases).values(**row).on_conflict_do_update(["name"], set_=row, where=leases.c.expires <= now)
-    return connection.execute(taken).rowcount == 1
+    row = {"name": _lease(opening.conversation_id), "holder": opening.holder, "expires": now + seconds, "now": now}
+    return connection.execute(TAKE, row).rowcount == 1
+
+
+def _lease(conversation_id: str) -> str:
+    return f"conversation/{conversation_id}"
 
 
 def _free(connection: Connection, opening: Opening) -> None:
-    mine = (leases.c.name == opening.lease) & (leases.c.holder == opening.holder)
-    connection.execute(delete(leases).where(mine))
+    connection.execute(FREE, {"of": _lease(opening.conversation_id), "by": opening.holder})
 
 
 def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:
-    mine = select(conversations).where(conversations.c.id == conversation_id, conversations.c.owner == owner)
-    row = connection.execute(mine).first()
+    row = connection.execute(MINE, {"of": conversation_id, "by": owner}).first()
     if row is None:
         raise NoConversation()
     return row
 
 
-def _known_parent(connection: Connection, opening: Opening) -> str | None:
+def _known_parent(connection: Connection, opening: Opening, newest: str | None) -> str | None:
     """The message that the question follows: the one named, else the newest whole answer, else the beginning."""
-    newest = select(conversations.c.newest).where(conversations.c.id == opening.conversation_id)
-    parent = opening.parent or connection.execute(newest).scalar() or ROOT
-    of_it = messages.c.conversation_id == opening.conversation_id
+    parent = opening.parent or newest or ROOT
     if parent == ROOT:
-        return connection.execute(select(messages.c.id).where(of_it, messages.c.role == "system")).scalar()
-    role = connection.execute(select(messages.c.role).where(of_it, messages.c.id == parent)).scalar()
+        return connection.execute(SYSTEM, {"of": opening.conversation_id}).scalar()
+    if opening.parent is None:
+        return newest
+    role = connection.execute(ROLE, {"of": opening.conversation_id, "id": parent}).scalar()
     if role is None:
         raise NoConversation(
             "This conversation has no message with that parent id. Leave it out to go on from the newest answer."
@@ -367,8 +397,8 @@ def _known_parent(connection: Connection, opening: Opening) -> str | None:
 
 
 def _new_conversation(connection: Connection, opening: Opening, now: float) -> str | None:
-    row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream}
-    connection.execute(insert(conversations).values(**row, title=opening.title, created=now, updated=now))
+    row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream, "title": opening.title}
+    connection.execute(insert(conversations), row | {"created": now, "updated": now})
     if opening.system is None:
         return None
     _insert_messages(
@@ -387,12 +417,9 @@ def _insert_messages(
 
 def _path(connection: Connection, parent: str | None) -> list[Message]:
     """The messages from the root to `parent`, without broken answers and the questions that they left unanswered."""
-    columns = (messages.c.id, messages.c.parent, messages.c.role, messages.c.text, messages.c.status)
-    up = select(*columns, literal(0).label("depth")).where(messages.c.id == parent).cte(recursive=True)
-    up = up.union_all(select(*columns, up.c.depth + 1).where(messages.c.id == up.c.parent))
     path: list[Message] = []
     left_out = ""
-    for row in connection.execute(select(up).order_by(up.c.depth)):
+    for row in connection.execute(WAY_UP, {"of": parent}) if parent else ():
         if row.status != "whole":
             left_out = row.parent
         elif row.id != left_out:

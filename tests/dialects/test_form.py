@@ -96,6 +96,7 @@ def test_a_body_that_lost_something_is_refused_with_what_to_do(body: bytes) -> N
         (URLENCODED, b"prompt=", BadRequest, "missing or empty"),
         (URLENCODED, b"prompt=%20%0A", BadRequest, "missing or empty"),
         (URLENCODED, b"other=x", BadRequest, "missing or empty"),
+        (URLENCODED, b"x=&" * 1000, TooLarge, "1000 fields"),
         (URLENCODED, b"prompt=%C4%E3", BadRequest, "charset=gb18030"),
         (URLENCODED, b"prompt=%00", BadRequest, "NUL"),
         (f"{URLENCODED}; charset=klingon", b"prompt=a", UnsupportedMediaType, "klingon"),

@@ -1,0 +1,151 @@
+"""The service behind real nginx: as Debian ships it, with the TLS file of deploy/, and as users of seed 2 have it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import ROOT, Service, free_port, need
+from tests.test_serving import curl, outcomes, wait_for
+
+Serve = Callable[..., Service]
+Nginx = Callable[[str], None]
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    key, chain = folder / "privkey.pem", folder / "fullchain.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    return key, chain
+
+
+def stock(service: Service, folder: Path) -> tuple[str, str]:
+    port = free_port()
+    return (
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}",
+        f"http://127.0.0.1:{port}",
+    )
+
+
+def deployed(service: Service, folder: Path) -> tuple[str, str]:
+    """deploy/nginx.conf with ports, names and paths of this machine."""
+    port, key, chain = free_port(), *certificate(folder)
+    text = (ROOT / "deploy" / "nginx.conf").read_text()
+    text = re.sub(r"ssl_certificate_key [^;]+", f"ssl_certificate_key {key}", text)
+    text = re.sub(r"ssl_certificate [^;]+", f"ssl_certificate {chain}", text)
+    text = text.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl").replace(
+        "listen 80", f"listen 127.0.0.1:{free_port()}"
+    )
+    assert "http://127.0.0.1:8080" in text
+    return text.replace("http://127.0.0.1:8080", service.url), f"https://localhost:{port}"
+
+
+def of_seed_2(service: Service, folder: Path) -> tuple[str, str]:
+    port, key, chain = free_port(), *certificate(folder)
+    return (
+        f"""server {{
+            server_name localhost;
+            listen 127.0.0.1:{port} ssl;
+            ssl_certificate {chain};
+            ssl_certificate_key {key};
+            error_page 497 https://$host$request_uri;
+            location / {{
+                proxy_pass {service.url};
+                proxy_redirect off;
+                proxy_http_version 1.1;
+                proxy_set_header Upgrade $http_upgrade;
+                proxy_set_header Connection "upgrade";
+                proxy_set_header Host $http_host;
+            }}
+        }}""",
+        f"https://localhost:{port}",
+    )
+
+
+FILES = [stock, deployed, of_seed_2]
+FORM = ["--data-urlencode"]
+
+
+@pytest.mark.parametrize("server", ["pywsgi", "gunicorn"])
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__)
+def test_behind_nginx(
+    serve: Serve, nginx: Nginx, tmp_path: Path, file: Callable[..., tuple[str, str]], server: str
+) -> None:
+    """One start of both for all that has to be seen: answers, pieces, failures, and a caller that leaves."""
+    service = serve(server)
+    text, url = file(service, tmp_path)
+    nginx(text)
+
+    first = curl("-k", *FORM, "prompt=hello", f"{url}/send_message")
+    assert '"conversation_id"' in first.stdout and first.returncode == 0
+
+    session = requests.Session()
+    session.trust_env = False  # or a bundle named there would count instead
+    session.verify = str(tmp_path / "fullchain.pem")
+    fields = {"msg": "hi offline:pace=0.1", "stream": "true"}
+    with session.post(f"{url}/ask", data=fields, stream=True, timeout=20) as answer:
+        times = [time.monotonic() for _ in answer.iter_content(None)]
+    assert len(times) >= 8 and times[-1] - times[0] > 0.5, "nginx holds nothing back"
+    assert session.post(f"{url}/ask", data={"msg": "x" * 900_000}, timeout=20).status_code == 200
+
+    broken = curl(
+        "-k", *FORM, "msg=offline:cut", "-d", "stream=1", "-d", "format=text", "-w", " %{http_code}", f"{url}/ask"
+    )
+    assert (broken.returncode == 18 and broken.stdout) or broken.stdout.endswith(" 502"), "never whole"
+    limited = curl("-k", "-i", *FORM, "msg=offline:limit=9", f"{url}/ask")
+    assert " 429" in limited.stdout.splitlines()[0] and re.search("(?im)^retry-after: 9", limited.stdout)
+
+    for phase in ("offline:delay=60", "offline:silence"):
+        for kind in ([], ["-d", "stream=1"]):
+            seen = len(outcomes(service))
+            subprocess.run(
+                [need("curl"), "-sk", "-m", "0.6", *FORM, f"msg={phase}", *kind, f"{url}/ask"], capture_output=True
+            )
+            left = time.monotonic()
+            wait_for(lambda seen=seen: len(outcomes(service)) > seen, 3)
+            assert outcomes(service)[-1]["outcome"] == "caller_left"
+            assert time.monotonic() - left < 1
+    assert "Traceback" not in service.logged()
+    session.close()
+
+
+def test_the_deployed_file_takes_large_bodies_and_refuses_plain_http(
+    serve: Serve, nginx: Nginx, tmp_path: Path
+) -> None:
+    service = serve()
+    text, url = deployed(service, tmp_path)
+    nginx(text)
+    (tmp_path / "f").write_text("x" * 20_000_000)
+    large = curl("-k", "-o", "/dev/null", "-w", "%{http_code}", "-F", "msg=<f", f"{url}/ask", cwd=tmp_path)
+    assert large.stdout == "200"
+    plain = re.search(r"listen (127\.0\.0\.1:\d+);", text)
+    assert plain and requests.post(f"http://{plain[1]}/ask", data={"msg": "x"}, timeout=5).status_code == 403
+
+
+def test_a_browsers_own_page_is_told_from_another_through_tls(serve: Serve, nginx: Nginx, tmp_path: Path) -> None:
+    service = serve(AUTHORIZATION="the-key")
+    text, url = deployed(service, tmp_path)
+    nginx(text)
+    for origin, status in ((url, "200"), ("https://other.example", "403")):
+        told = curl(
+            "-k",
+            "-u",
+            ":the-key",
+            "-H",
+            f"Origin: {origin}",
+            "-d",
+            "msg=hi",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            f"{url}/ask",
+        )
+        assert told.stdout == status
