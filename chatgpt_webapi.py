@@ -27,7 +27,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from relay.access import OPEN, Access, Key, first_key, keys_from
+from relay.accounts import Account, AccountPool
 from relay.chat import Chat, Choice, Leases, Upstream
+from relay.conversations import Conversations, History
 from relay.dialects import form, tree
 from relay.dialects.responses import Answering
 from relay.driver import Clocks
@@ -35,6 +37,11 @@ from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, 
 from relay.serving import Serving
 from relay.settings import Settings
 from relay.store import Store
+from relay.transports.plain import Plain
+from relay.upstreams.chatgpt_web import ChatGPTWeb
+from relay.upstreams.chatgpt_web.body import Extras, place
+from relay.upstreams.chatgpt_web.history import WebHistory
+from relay.upstreams.chatgpt_web.session import Backend
 from relay.upstreams.offline import Offline
 
 log = logging.getLogger("chatgpt_webapi")
@@ -50,19 +57,23 @@ def create_app(
 ) -> Flask:
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
     settings = settings or Settings.load()
-    upstreams = upstreams or {"offline": Offline()}
     serving = serving or Serving()
-    explicit = settings.upstream != "auto"
-    choice = Choice(settings.upstream if explicit else next(iter(upstreams)), explicit)
+    histories: dict[str, History] = {}
+    if upstreams is None:
+        backend = chatgpt_backend(settings)
+        upstreams = {"offline": Offline(), "chatgpt-web": ChatGPTWeb(backend)}
+        histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
+    home = settings.upstream
+    if home == "auto":
+        home = "chatgpt-web" if settings.access_token or settings.reverse_proxy else next(iter(upstreams))
+    keys = keys_for(settings, any(upstream.protected for upstream in upstreams.values()))
+    sole_owner = len({key.owner for key in keys}) <= 1
     store = Store(settings.database(), serving.native)
-    chat = Chat(upstreams, choice, store, Leases(store.renew))
+    chat = Chat(upstreams, Choice(home, settings.upstream != "auto", sole_owner), store, Leases(store.renew))
+    history = Conversations(store, histories, sole_owner)
     clocks = Clocks(settings.first_byte_timeout, settings.read_timeout, settings.total_timeout)
     answering = Answering(chat, clocks, serving)
-    access = Access(
-        keys_for(settings, any(upstream.protected for upstream in upstreams.values())),
-        allow_tokens=settings.allow_caller_tokens,
-        origins=settings.cors_origins,
-    )
+    access = Access(keys, allow_tokens=settings.allow_caller_tokens, origins=settings.cors_origins)
     app = Flask("chatgpt_webapi", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.extensions["store"] = store
@@ -113,20 +124,24 @@ def create_app(
     def conversations() -> Response:
         offset = form.count_of(request.args.get("offset", "0"), "offset")
         limit = form.count_of(request.args.get("limit", "100"), "limit")
-        return json([tree.item(kept) for kept in store.list(g.caller.owner, offset, limit)])
+        listed = history.list(g.caller, offset, limit)
+        response = json([tree.item(found) for found in listed.found])
+        if listed.missing:
+            response.headers["X-Incomplete"] = listed.missing.code
+        return response
 
     @app.get("/conversation/<conversation_id>")
     def conversation(conversation_id: str) -> Response:
-        return json(tree.tree(store.get(g.caller.owner, conversation_id)))
+        return json(tree.tree(history.read(g.caller, conversation_id)))
 
     @app.post("/conversation/<conversation_id>/delete")
     def delete(conversation_id: str) -> Response:
-        store.delete(g.caller.owner, conversation_id)
+        history.delete(g.caller, conversation_id)
         return json({"code": 0, "msg": "The conversation is deleted."})
 
     @app.post("/conversation/<conversation_id>/title")
     def title(conversation_id: str) -> Response:
-        store.rename(g.caller.owner, conversation_id, form.title_of(g.fields))
+        history.rename(g.caller, conversation_id, form.title_of(g.fields))
         return json({"code": 0, "msg": "The conversation has its new title."})
 
     @app.get("/healthz")
@@ -175,6 +190,24 @@ def create_app(
         return response
 
     return app
+
+
+def chatgpt_backend(settings: Settings) -> Backend:
+    """ChatGPT's web backend as the settings describe it. Nothing is called before someone asks."""
+    places = tuple(
+        place(address, settings.conversation_path)
+        for address in ([settings.reverse_proxy] if settings.reverse_proxy else settings.chatgpt_base_url)
+    )
+    return Backend(
+        transport=Plain(settings.connect_timeout),
+        places=places,
+        pool=AccountPool(tuple(Account.of(token) for token in settings.access_token)),
+        allowed=settings.reverse_proxy_allow or tuple(filter(None, [settings.reverse_proxy])),
+        path=settings.conversation_path,
+        extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
+        retries=settings.retry_times,
+        concurrency=settings.account_concurrency,
+    )
 
 
 def keys_for(settings: Settings, protects: bool) -> tuple[Key, ...]:

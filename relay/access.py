@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import BadRequest, Forbidden, Unauthorized
 from relay.settings import SettingsError
@@ -109,7 +110,7 @@ class Access:
         if tokens and not self._allow_tokens:
             raise Forbidden("This service takes no credentials of its callers' own: leave access_token out.")
         token = tokens[0] if tokens else None
-        owner = key.owner if key else f"token-{_digest(token).hex()[:32]}" if token else "anonymous"
+        owner = key.owner if key else Account.of(token).name if token else "anonymous"
         return Caller(owner, may_spend=key is not None or not self._keys, token=token)
 
     def _key(self, shown: str) -> Key | None:

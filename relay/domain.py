@@ -44,19 +44,35 @@ class Ask:
 
 @dataclass(frozen=True)
 class Question:
-    """What an upstream is asked: all messages from the root to the prompt, which is the last of them."""
+    """What an upstream is asked: all messages from the root to the prompt, which is the last of them.
+
+    For an upstream that keeps conversations itself, only what is new stands in `messages`; the ids (its own) say where
+    it belongs, and `account` at whose account. `token` is a credential of the caller's own, spent instead of ours.
+    """
 
     messages: tuple[Message, ...] = field(repr=False)
+    question_id: str = ""
+    conversation_id: str | None = None
+    parent_id: str | None = None
+    account: str | None = None
     model: str | None = None
+    reverse_proxy: str | None = None
     token: str | None = field(default=None, repr=False)
     request_id: str = ""
 
 
 @dataclass(frozen=True)
 class Started:
-    """The upstream took the question. `model` is the name that it gives itself, where it says so."""
+    """The upstream took the question, and says what it can of where: ids are its own, where it keeps conversations."""
 
     model: str | None = None
+    conversation_id: str | None = None
+    account: str | None = None
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """What came so far was not the answer, or was edited upstream: its text begins anew."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +84,17 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is whole. `reason` is the field's own finish reason: stop, length, content_filter ..."""
+    """The answer is whole. `reason` is the field's own finish reason; `message_id` the upstream's id of the answer.
+
+    `model` is the one that answered, where that is known only now.
+    """
 
     reason: str = "stop"
+    message_id: str | None = None
+    model: str | None = None
 
 
-Event: TypeAlias = "Started | Delta | Finished"
+Event: TypeAlias = "Started | Restarted | Delta | Finished"
 
 
 @dataclass(frozen=True)
@@ -103,13 +124,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row of the index, and its tree where that was asked for. `newest` is the last whole answer."""
+    """A row of the index, and its tree where that was asked for. `newest` is the last whole answer.
+
+    `remote`: its text lives at the upstream, under the same id, at `account`.
+    """
 
     id: str
     owner: str
     upstream: str
+    account: str | None
     title: str
     newest: str | None
     created: float
     updated: float
+    remote: bool = False
     nodes: tuple[Node, ...] = field(default=(), repr=False)

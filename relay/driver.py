@@ -11,10 +11,11 @@ from threading import Event as Flag
 
 from relay.chat import Printer, Turn
 from relay.domain import Event, Reply
-from relay.errors import Busy, CallerLeft, InternalError, RelayError, UpstreamTimeout
+from relay.errors import Busy, CallerLeft, InternalError, RelayError, UpstreamCut, UpstreamTimeout
 
 log = logging.getLogger(__name__)
 
+SETTLED_SECONDS = 5.0  # how long the end of a stream is waited for whose answer is there
 _LONGEST_PAUSE = 0.5
 
 
@@ -151,13 +152,22 @@ class Drive:
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
         limit, heard = self._clocks.first_byte, time.monotonic()
         while not turn.over:
-            piece = turn.stream.read(min(self._left(heard, limit), self._clocks.keep_alive))
+            try:
+                piece = turn.stream.read(min(self._left(heard, limit), self._clocks.keep_alive))
+                if piece is None:
+                    self._left(heard, limit)
+            except (UpstreamCut, UpstreamTimeout):
+                if turn.settled and not self._gone.is_set():
+                    break  # nothing of the answer is missing
+                raise
             if piece is None:
-                self._left(heard, limit)
                 yield None
             elif piece:
-                limit, heard = self._clocks.silence, time.monotonic()
-                yield turn.feed(piece)
+                told = turn.feed(piece)
+                turn.begin()
+                limit = min(SETTLED_SECONDS, self._clocks.silence) if turn.settled else self._clocks.silence
+                heard = time.monotonic()
+                yield told
             else:
                 break
         if self._gone.is_set() and not turn.over:

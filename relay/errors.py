@@ -18,8 +18,13 @@ RelayError
 │   └── StoreFailed             503  the database did not take or give what it should
 └── UpstreamError               the model's side is to blame
     ├── UpstreamRefused         its own status, passed on where it means the same to the caller
+    │   ├── TokenRejected       401  the access token is expired, invalid or its account deactivated
+    │   ├── Challenged          403  it wants a browser to solve something; never done here
+    │   ├── Blocked             403  its moderation took the answer back
     │   └── RateLimited         429  with retry_after where a time was stated
-    ├── UpstreamFailed          502  unreachable, or it answered what nobody can read
+    │       └── OneAtATime      429  the account is busy with another answer
+    ├── UpstreamFailed          502  it answered what nobody can read
+    │   └── Unreachable         502  no connection, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
     └── UpstreamTimeout         504  one of the clocks ran out
 
@@ -41,7 +46,7 @@ class RelayError(Exception):
     status: int = 500
     code: ClassVar[str] = "error"
     source: ClassVar[Source] = "service"
-    taken: ClassVar[bool] = True
+    taken: bool = True
     another_account_may_help: ClassVar[bool] = False
     message: str = "Something went wrong."
 
@@ -128,11 +133,35 @@ class UpstreamRefused(UpstreamError):
     """The upstream answered with an error status of its own."""
 
     code = "upstream_refused"
-    taken = False
 
     def __init__(self, message: str, *, status: int, retry_after: int | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status if 400 <= status <= 599 else 502
+        self.taken = status >= 500  # what failed may have been taken first
+
+
+class TokenRejected(UpstreamRefused):
+    code = "token_rejected"
+    another_account_may_help = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=401)
+
+
+class Challenged(UpstreamRefused):
+    code = "challenged"
+    another_account_may_help = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=403)
+
+
+class Blocked(UpstreamRefused):
+    code = "blocked"
+
+    def __init__(self) -> None:
+        super().__init__("The upstream's moderation took this answer back.", status=403)
+        self.taken = True
 
 
 class RateLimited(UpstreamRefused):
@@ -143,8 +172,18 @@ class RateLimited(UpstreamRefused):
         super().__init__(message, status=429, retry_after=retry_after)
 
 
+class OneAtATime(RateLimited):
+    code = "one_at_a_time"
+
+
 class UpstreamFailed(UpstreamError):
     code = "upstream_failed"
+
+
+class Unreachable(UpstreamFailed):
+    code = "upstream_unreachable"
+    taken = False
+    another_account_may_help = True
 
 
 class UpstreamCut(UpstreamError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 from dotenv import dotenv_values
 
 T = TypeVar("T")
@@ -85,10 +86,50 @@ def database(value: str) -> str:
     return value
 
 
+def address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError("it must be an address such as https://proxy.example/api, without user, query and fragment")
+    return value
+
+
+def addresses(value: str) -> tuple[str, ...]:
+    return tuple(address(word) for word in words(value))
+
+
+def prefix_free(value: str) -> str:
+    return prefix(value).removeprefix("/")
+
+
+def count(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", value):
+        raise ValueError("it must be a whole number, 0 or more")
+    return int(value)
+
+
+def json_object(value: str) -> dict[str, Any]:
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('it must be a JSON object such as {"name": "value"}')
+    return found
+
+
+def headers(value: str) -> dict[str, str]:
+    found = json_object(value)
+    for name, text in found.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not isinstance(text, str) or not re.fullmatch(r"[ -~]*", text):
+            raise ValueError("it must be a JSON object of header names and values, in ASCII and without line ends")
+    return found
+
+
 def setting(
     env: str, default: T, read: Callable[[str], T], meaning: str, *, also: tuple[str, ...] = (), secret: bool = False
 ) -> T:
     known = {"env": env, "read": read, "meaning": meaning, "also": also, "secret": secret}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: default, repr=not secret, metadata=known)
     return field(default=default, repr=not secret, metadata=known)
 
 
@@ -115,7 +156,29 @@ class Settings:
     cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS", (), origins, "Origins that browsers may call from, with credentials; *: any, without."
     )
-    upstream: str = setting("UPSTREAM", "auto", one_of("auto", "offline"), "Upstream of new conversations.")
+    upstream: str = setting(
+        "UPSTREAM", "auto", one_of("auto", "offline", "chatgpt-web"), "Upstream of new conversations."
+    )
+    access_token: tuple[str, ...] = setting(
+        "ACCESS_TOKEN", (), words, "The owner's ChatGPT access tokens.", also=("access_token",), secret=True
+    )
+    reverse_proxy: str = setting("REVERSE_PROXY", "", address, "Where ChatGPT's web backend is reached.")
+    reverse_proxy_allow: tuple[str, ...] = setting(
+        "REVERSE_PROXY_ALLOW", (), addresses, "Reverse proxies that callers may name."
+    )
+    chatgpt_base_url: tuple[str, ...] = setting(
+        "CHATGPT_BASE_URL", ("https://chatgpt.com",), addresses, "Origins of ChatGPT, where REVERSE_PROXY is unset."
+    )
+    conversation_path: str = setting("CONVERSATION_PATH", "conversation", prefix_free, "Path of a turn below the base.")
+    chatgpt_headers: Mapping[str, str] = setting(
+        "CHATGPT_HEADERS", {}, headers, "Extra headers for ChatGPT's backend, as JSON.", secret=True
+    )
+    chatgpt_body: Mapping[str, Any] = setting(
+        "CHATGPT_BODY", {}, json_object, "Extra fields of a turn's body, as JSON."
+    )
+    account_concurrency: int = setting("ACCOUNT_CONCURRENCY", 0, count, "Asks at once per account; 0: no bound.")
+    retry_times: int = setting("RETRY_TIMES", 3, count, "Other accounts tried after a refusal.")
+    connect_timeout: float = setting("CONNECT_TIMEOUT", 10.0, seconds, "Longest wait for a connection, s.")
     first_byte_timeout: float = setting(
         "FIRST_BYTE_TIMEOUT", 120.0, seconds, "Longest wait for an answer's first byte, s."
     )

@@ -13,6 +13,7 @@ from relay.errors import UpstreamFailed
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 LONGEST_EVENT = 32 * 1024 * 1024
+STRAY = "\0stray"  # the name under which a line that is of no known field is given, to who asked for strays
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class ServerEvent:
 class Parser:
     """Bytes in, whole events out. An event that no empty line closes is not given, as the standard has it."""
 
-    def __init__(self, longest: int = LONGEST_EVENT) -> None:
+    def __init__(self, longest: int = LONGEST_EVENT, strays: bool = False) -> None:
+        self._strays = strays
         self._longest = longest
         self._pieces: list[bytes] = []
         self._held = 0
@@ -68,6 +70,8 @@ class Parser:
             self._size += len(line)
         elif name == "event":
             self._name = value
+        elif self._strays and name not in ("", "id", "retry"):
+            return ServerEvent(STRAY, line.decode("utf-8", "replace"))
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:

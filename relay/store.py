@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -61,6 +62,8 @@ conversations = Table(
     Column("id", Text, primary_key=True),
     Column("owner", Text, nullable=False),
     Column("upstream", Text, nullable=False),
+    Column("account", Text),
+    Column("remote", Boolean, nullable=False),
     Column("title", Text, nullable=False),
     Column("newest", Text),
     Column("created", Float, nullable=False),
@@ -90,6 +93,7 @@ leases = Table(
 )
 
 # Statements are built once: building one costs several times as much as running it.
+FIND = select(conversations).where(conversations.c.id == bindparam("of"))
 MINE = select(conversations).where(conversations.c.id == bindparam("of"), conversations.c.owner == bindparam("by"))
 LIST = (
     select(conversations)
@@ -124,7 +128,10 @@ WAY_UP = _way_up()
 
 @dataclass(frozen=True)
 class Opening:
-    """One turn about to begin. A new conversation has `title` set; otherwise `parent` None means the newest answer."""
+    """One turn about to begin. `new`: of a new conversation; otherwise `parent` None means the newest answer.
+
+    With `adopt`, a conversation that has no index row may go on too, at `upstream`, which keeps it.
+    """
 
     conversation_id: str
     owner: str
@@ -132,8 +139,10 @@ class Opening:
     question_id: str
     answer_id: str
     prompt: str = field(repr=False)
+    title: str = field(repr=False)
+    new: bool = True
     parent: str | None = None
-    title: str | None = None
+    adopt: bool = False
     system: str | None = field(default=None, repr=False)
     system_id: str = ""
 
@@ -144,10 +153,16 @@ class Opening:
 
 @dataclass(frozen=True)
 class Begun:
-    """A turn that holds its conversation: where that lives, and the messages from its root to the prompt."""
+    """A turn that holds its conversation: where that lives, and the messages from its root to the prompt.
+
+    Of a `remote` one, the only message is the prompt; `parent` and `account` say where it belongs, as far as is known.
+    """
 
     upstream: str
     messages: tuple[Message, ...] = field(repr=False)
+    remote: bool = False
+    parent: str | None = None
+    account: str | None = None
 
 
 @contextmanager
@@ -254,12 +269,15 @@ class Store:
         """
 
         def work(connection: Connection) -> Begun | None:
-            now, upstream, known = self._clock(), opening.upstream, None
-            if opening.title is None:
-                known = _owned(connection, opening.owner, opening.conversation_id)
-                upstream = known.upstream
+            now = self._clock()
+            known = None if opening.new else _known(connection, opening)
             if not _take(connection, opening, now, seconds):
                 return None
+            upstream = known.upstream if known else opening.upstream
+            if known.remote if known else not opening.new:
+                parent = opening.parent or (known.newest if known else None)
+                account = known.account if known else None
+                return Begun(upstream, (Message("user", opening.prompt),), True, parent, account)
             if known is None:
                 parent = _new_conversation(connection, opening, now)
             else:
@@ -291,7 +309,7 @@ class Store:
         """Undo a turn that no upstream took, and free the lease: the question was never asked."""
 
         def work(connection: Connection) -> None:
-            if opening.title is not None:
+            if opening.new:
                 _delete_conversation(connection, opening.conversation_id)
             else:
                 ids = (opening.question_id, opening.answer_id)
@@ -299,6 +317,30 @@ class Store:
             _free(connection, opening)
 
         self._write(work)
+
+    def note(self, row: Conversation) -> None:
+        """Put a conversation that lives elsewhere into the index, or bring its row up to date."""
+
+        def work(connection: Connection) -> None:
+            known = connection.execute(FIND, {"of": row.id}).first()
+            if known is None:
+                kept = {name: getattr(row, name) for name in ("id", "owner", "upstream", "account", "title", "newest")}
+                times = {"remote": True, "created": self._clock(), "updated": self._clock()}
+                connection.execute(insert(conversations), kept | times)
+            elif known.owner == row.owner:
+                kept = {"updated": self._clock(), "newest": row.newest or known.newest, "account": row.account}
+                connection.execute(TOUCH, {"of": row.id} | kept)
+
+        self._write(work)
+
+    def release(self, opening: Opening) -> None:
+        """Free the lease of a turn of which nothing else is kept here."""
+        self._write(lambda connection: _free(connection, opening))
+
+    def find(self, conversation_id: str) -> Conversation | None:
+        """A conversation's index row, whoever owns it."""
+        row = self._read(lambda connection: connection.execute(FIND, {"of": conversation_id}).first())
+        return _conversation(row) if row is not None else None
 
     def renew(self, holders: Collection[str], seconds: float) -> None:
         """Hold on to the leases of `holders` for `seconds` from now."""
@@ -379,6 +421,16 @@ def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]
     return row
 
 
+def _known(connection: Connection, opening: Opening) -> Row[Any] | None:
+    """The index row of a conversation that goes on; None for one that may be adopted."""
+    row = connection.execute(FIND, {"of": opening.conversation_id}).first()
+    if row is None and opening.adopt:
+        return None
+    if row is None or row.owner != opening.owner:
+        raise NoConversation()
+    return row
+
+
 def _known_parent(connection: Connection, opening: Opening, newest: str | None) -> str | None:
     """The message that the question follows: the one named, else the newest whole answer, else the beginning."""
     parent = opening.parent or newest or ROOT
@@ -398,7 +450,7 @@ def _known_parent(connection: Connection, opening: Opening, newest: str | None) 
 
 def _new_conversation(connection: Connection, opening: Opening, now: float) -> str | None:
     row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream, "title": opening.title}
-    connection.execute(insert(conversations), row | {"created": now, "updated": now})
+    connection.execute(insert(conversations), row | {"remote": False, "created": now, "updated": now})
     if opening.system is None:
         return None
     _insert_messages(
@@ -433,7 +485,10 @@ def _delete_conversation(connection: Connection, conversation_id: str) -> None:
 
 
 def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
-    return Conversation(row.id, row.owner, row.upstream, row.title, row.newest, row.created, row.updated, nodes)
+    where = row.upstream, row.account
+    return Conversation(
+        row.id, row.owner, *where, row.title, row.newest, row.created, row.updated, bool(row.remote), nodes
+    )
 
 
 def _node(row: Row[Any], running: bool) -> Node:

@@ -20,6 +20,8 @@ class Wait:
 class ScriptedDecoder:
     """A wire of single letters between bars: `S` starts, `F` ends, anything else is text."""
 
+    settled = False
+
     def __init__(self) -> None:
         self._held = b""
 
@@ -92,6 +94,7 @@ class Scripted:
         self.name = name
         self.protected = protected
         self.checks_tokens = checks_tokens
+        self.keeps = False
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []
 

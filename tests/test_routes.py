@@ -122,7 +122,7 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
 
 def test_health_and_readiness(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok"}
-    assert client.get("/readyz").json == {"status": "ready", "upstreams": ["offline"]}
+    assert client.get("/readyz").json == {"status": "ready", "upstreams": ["offline", "chatgpt-web"]}
     assert client.head("/healthz").status_code == 200
 
 

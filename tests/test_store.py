@@ -41,7 +41,7 @@ def new(prompt: str = "Hi", owner: str = "owner", **more: Any) -> Opening:
 
 
 def following(first: Opening, prompt: str = "More", **more: Any) -> Opening:
-    given = {"owner": first.owner, "conversation_id": first.conversation_id, "title": None, **more}
+    given = {"owner": first.owner, "conversation_id": first.conversation_id, "new": False, **more}
     return new(prompt, **given)
 
 

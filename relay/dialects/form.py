@@ -15,7 +15,7 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from relay import sse
-from relay.domain import Ask, Caller, Delta, Event, Reply
+from relay.domain import Ask, Caller, Delta, Event, Reply, Restarted
 from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
 
 Fields: TypeAlias = dict[str, Any]
@@ -278,8 +278,13 @@ class Events:
         self._shape = shape
 
     def print(self, batch: list[Event]) -> bytes:
-        text = "".join(event.text for event in batch if isinstance(event, Delta))
-        return sse.event(orjson.dumps({"text": text})) if text else b""
+        wire, text = b"", ""
+        for event in batch:
+            if isinstance(event, Delta):
+                text += event.text
+            elif isinstance(event, Restarted):
+                wire, text = sse.event(b"{}", "restart"), ""
+        return wire + (sse.event(orjson.dumps({"text": text})) if text else b"")
 
     def end(self, reply: Reply) -> bytes:
         return sse.event(orjson.dumps(self._shape.answer(reply)), "done")
@@ -288,13 +293,22 @@ class Events:
         return sse.event(orjson.dumps(self._shape.error(error)[1]), "error")
 
 
+def _raw(event: Event) -> str:
+    match event:
+        case Delta(text):
+            return text
+        case Restarted():
+            return "\n\n"
+    return ""
+
+
 class Raw:
     """A stream as the text alone. It has no frames, so a failure can only break it off."""
 
     keep_alive = b""
 
     def print(self, batch: list[Event]) -> bytes:
-        return "".join(event.text for event in batch if isinstance(event, Delta)).encode()
+        return "".join(_raw(event) for event in batch).encode()
 
     def end(self, reply: Reply) -> bytes:
         return b""

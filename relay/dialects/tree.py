@@ -10,8 +10,10 @@ from relay.domain import ROOT, Conversation, Node
 _STATUS = {"whole": "finished_successfully", "open": "in_progress", "broken": "finished_partial_completion"}
 
 
-def item(conversation: Conversation) -> dict[str, Any]:
-    """One conversation in a list; times are ISO 8601 here."""
+def item(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
+    """One conversation in a list; times are ISO 8601 here. What comes from ChatGPT is passed on as it is."""
+    if isinstance(conversation, dict):
+        return conversation
     return {
         "id": conversation.id,
         "title": conversation.title,
@@ -22,8 +24,10 @@ def item(conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def tree(conversation: Conversation) -> dict[str, Any]:
+def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
     """One conversation with all its messages; times are seconds since 1970 here."""
+    if isinstance(conversation, dict):
+        return conversation
     mapping: dict[str, dict[str, Any]] = {ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}}
     for node in conversation.nodes:
         mapping[node.id] = {"id": node.id, "message": _message(node), "parent": node.parent or ROOT, "children": []}

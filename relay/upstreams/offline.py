@@ -40,6 +40,7 @@ class Offline:
     name = "offline"
     checks_tokens = False
     protected = False
+    keeps = False
 
     def ask(self, question: Question) -> tuple[OfflineStream, OfflineDecoder]:
         return OfflineStream(question.messages), OfflineDecoder()
@@ -140,6 +141,8 @@ def _padding(length: int) -> str:
 
 class OfflineDecoder:
     """Our side: the server's bytes as events."""
+
+    settled = False
 
     def __init__(self) -> None:
         self._events = sse.Parser()

@@ -12,7 +12,7 @@ NODES = (
     Node("q3", "a1", "user", "Other", "whole", 3.0),
     Node("a3", "q3", "assistant", "", "open", 3.0),
 )
-CONVERSATION = Conversation("c", "owner", "offline", "Hi", "a1", 1683782780.46, 1683782790.5, NODES)
+CONVERSATION = Conversation("c", "owner", "offline", None, "Hi", "a1", 1683782780.46, 1683782790.5, nodes=NODES)
 
 
 def test_an_item_of_the_list() -> None:
@@ -42,7 +42,7 @@ def test_a_message_says_whether_it_is_whole() -> None:
 
 
 def test_a_conversation_without_any_whole_answer() -> None:
-    empty = Conversation("c", "owner", "offline", "Hi", None, 1.0, 1.0, NODES[1:2])
+    empty = Conversation("c", "owner", "offline", None, "Hi", None, 1.0, 1.0, nodes=NODES[1:2])
     assert tree.tree(Conversation(**{**vars(CONVERSATION), "newest": None}))["current_node"] == "s"
     broken = Conversation(**{**vars(empty), "nodes": (Node("q", None, "user", "Hi", "whole", 1.0),)})
     assert tree.tree(broken)["current_node"] == ROOT

@@ -1,0 +1,123 @@
+"""Conversations listed, read, renamed and deleted, wherever their text lives: here, or at an upstream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from relay.domain import Caller, Conversation
+from relay.errors import NoConversation, UpstreamError, UpstreamGone
+from relay.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class History(Protocol):
+    """Conversations that an upstream keeps. Raises only RelayError."""
+
+    @property
+    def has_accounts(self) -> bool: ...
+
+    def list(self, caller: Caller, most: int) -> list[dict[str, Any]]: ...
+
+    def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]: ...
+
+    def change(self, caller: Caller, conversation_id: str, account: str | None, what: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A page of conversations: rows of the index and upstreams' own items. `missing`: why it is not all of them."""
+
+    found: list[Conversation | dict[str, Any]] = field(repr=False)
+    missing: UpstreamError | None = None
+
+
+class Conversations:
+    """`sole_owner`: there is one client key at most, so what lies at the accounts is that owner's."""
+
+    def __init__(self, store: Store, histories: Mapping[str, History], sole_owner: bool) -> None:
+        self._store = store
+        self._histories = histories
+        self._sole_owner = sole_owner
+
+    def list(self, caller: Caller, offset: int, limit: int) -> Listed:
+        """Newest first. What an upstream does not show is still found through the index."""
+        most = offset + limit
+        rows = self._store.list(caller.owner, 0, most)
+        found: dict[str, Conversation | dict[str, Any]] = {row.id: row for row in rows}
+        missing = None
+        for history in self._histories.values():
+            if not self._in_reach(caller, history):
+                continue
+            try:
+                found.update((item["id"], item) for item in history.list(caller, most))
+            except UpstreamError as error:
+                if caller.token:
+                    raise
+                log.warning("Conversations at the upstream could not be listed: %s", error.code)
+                missing = error
+        return Listed(sorted(found.values(), key=_updated, reverse=True)[offset:most], missing)
+
+    def read(self, caller: Caller, conversation_id: str) -> Conversation | dict[str, Any]:
+        row, history = self._locate(caller, conversation_id)
+        if history is None:
+            return self._store.get(caller.owner, conversation_id)
+        return history.read(caller, conversation_id, row.account if row else None)
+
+    def rename(self, caller: Caller, conversation_id: str, title: str) -> None:
+        row, history = self._locate(caller, conversation_id)
+        if history is not None:
+            history.change(caller, conversation_id, row.account if row else None, {"title": title})
+        if row is not None:
+            self._store.rename(caller.owner, conversation_id, title)
+
+    def delete(self, caller: Caller, conversation_id: str) -> None:
+        row, history = self._locate(caller, conversation_id)
+        try:
+            if history is not None:
+                history.change(caller, conversation_id, row.account if row else None, {"is_visible": False})
+        except NoConversation:
+            if row is not None:  # it was deleted there before
+                self._store.delete(caller.owner, conversation_id)
+            raise
+        if row is not None:
+            self._store.delete(caller.owner, conversation_id)
+
+    def _locate(self, caller: Caller, conversation_id: str) -> tuple[Conversation | None, History | None]:
+        """The index row, and the history that has the text; None for one that is kept here."""
+        row = self._store.find(conversation_id)
+        if row is not None and row.owner != caller.owner:
+            raise NoConversation()
+        if row is not None and row.remote:
+            if row.upstream not in self._histories:
+                raise UpstreamGone(
+                    f"This conversation lives at the upstream {row.upstream}, which is not open any more."
+                )
+            return row, self._histories[row.upstream]
+        if row is not None:
+            return row, None
+        for history in self._histories.values():
+            if self._in_reach(caller, history):
+                return None, history
+        raise NoConversation()
+
+    def _in_reach(self, caller: Caller, history: History) -> bool:
+        """Whether conversations without an index row are this caller's to see."""
+        return bool(caller.token) or (self._sole_owner and caller.may_spend and history.has_accounts)
+
+
+def _updated(found: Conversation | dict[str, Any]) -> float:
+    """When a conversation was last spoken in; upstreams say it as ISO 8601 or as seconds, or not at all."""
+    if isinstance(found, Conversation):
+        return found.updated
+    value = found.get("update_time") or found.get("create_time")
+    if isinstance(value, (int, float)):
+        return float(value)
+    try:
+        return datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return 0.0

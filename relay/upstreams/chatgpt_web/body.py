@@ -1,0 +1,127 @@
+"""Requests as ChatGPT's web backend takes them: the address, the headers, the body. Pure.
+
+Source: protocol notes, conversation request and base-URL conventions. The body is one that proxies of 2023 and
+backends of 2025 both take; what else one wants comes from CONVERSATION_PATH, CHATGPT_HEADERS and CHATGPT_BODY.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import orjson
+
+from relay.domain import Question
+from relay.errors import BadRequest
+
+USER_AGENT = "chatgpt-webapi"
+DEFAULT_MODEL = "auto"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+#: what of the operator's extra headers may go with a caller's own token: none that could name or open an account
+_HARMLESS = ("user-agent", "accept-language", "oai-language", "origin", "referer")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a backend is: `base` is what its paths are appended to, `path` that of a new turn."""
+
+    base: str
+    path: str = "conversation"
+
+    @property
+    def turn(self) -> str:
+        return f"{self.base}/{self.path}"
+
+    def of(self, conversation_id: str) -> str:
+        """The address of one conversation. Ids are opaque, but not every character may stand in a path."""
+        return f"{self.base}/conversation/{conversation_path(conversation_id)}"
+
+
+def conversation_path(conversation_id: str) -> str:
+    if not _ID.fullmatch(conversation_id):
+        raise BadRequest("That is no conversation id. Send it as an earlier reply gave it.")
+    return quote(conversation_id, safe="")
+
+
+def place(address: str, path: str = "conversation") -> Place:
+    """What an address means: an origin, a prefix (`.../api/`), or a full conversation URL. Raises ValueError."""
+    url = urlsplit(address.strip())
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
+        raise ValueError("it must be an http or https address without user, query and fragment")
+    below = url.path.rstrip("/")
+    for ending in ("/f/conversation", "/conversation"):
+        if below.endswith(ending):
+            below = below.removesuffix(ending)
+            path = ending[1:] if path == "conversation" else path
+            break
+    return Place(f"{url.scheme}://{url.netloc}{below or '/backend-api'}", path.strip("/"))
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the operator adds to every request."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def headers(token: str, extras: Extras, request_id: str, *, own: bool, stream: bool = False) -> dict[str, str]:
+    """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it."""
+    told = {
+        "User-Agent": USER_AGENT,
+        "Accept": "text/event-stream" if stream else "application/json",
+        "Accept-Encoding": "identity",
+        "Authorization": f"Bearer {token}",
+    }
+    if request_id:
+        told["X-Request-Id"] = request_id
+    if any(ord(character) < 33 or ord(character) > 126 for character in token):
+        raise BadRequest("The access token holds characters that no token has.")
+    names = {name.lower(): name for name in told}
+    for name, value in extras.headers.items():
+        if not own or name.lower() in _HARMLESS:
+            told[names.get(name.lower(), name)] = value
+    return told
+
+
+def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
+    """The body that asks a question."""
+    system = [message for message in question.messages if message.role == "system"]
+    prompt = question.messages[-1]
+    sent = [_message(str(uuid.uuid4()), "system", message.text) for message in system]
+    sent.append(_message(question.question_id, "user", prompt.text))
+    body: dict[str, Any] = {
+        "action": "next",
+        "messages": sent,
+        "parent_message_id": parent_id or str(uuid.uuid4()),
+        "model": question.model or DEFAULT_MODEL,
+        "timezone_offset_min": 0,
+        "history_and_training_disabled": False,
+        "supported_encodings": ["v1"],
+    }
+    if question.conversation_id:
+        body["conversation_id"] = question.conversation_id
+    return orjson.dumps(body | dict(extras.body))
+
+
+def rest(question: Question, conversation_id: str, parent_id: str, extras: Extras) -> bytes:
+    """The body that asks for the rest of an answer that stopped for its length."""
+    body = {
+        "action": "continue",
+        "conversation_id": conversation_id,
+        "parent_message_id": parent_id,
+        "model": question.model or DEFAULT_MODEL,
+        "timezone_offset_min": 0,
+        "history_and_training_disabled": False,
+        "supported_encodings": ["v1"],
+    }
+    return orjson.dumps(body | dict(extras.body))
+
+
+def _message(message_id: str, role: str, text: str) -> dict[str, Any]:
+    content = {"content_type": "text", "parts": [text]}
+    return {"id": message_id, "author": {"role": role}, "content": content, "metadata": {}}

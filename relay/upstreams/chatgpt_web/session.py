@@ -1,0 +1,289 @@
+"""The small session wrapper: posts a question to the reverse-proxy URL, and brings back what comes as one stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import Any, Protocol
+
+import orjson
+
+from relay import sse
+from relay.accounts import Account, AccountPool, Attempts
+from relay.domain import Question
+from relay.errors import Forbidden, OneAtATime, RelayError, Unauthorized, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.transports.plain import Call, Head
+from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web.answer import is_answer
+from relay.upstreams.chatgpt_web.body import Extras, Place
+from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
+
+LONGEST_ERROR = 64 * 1024
+LONGEST_TREE = 64 * 1024 * 1024
+FETCH_SECONDS = 30.0
+
+
+class Exchange(Protocol):
+    def head(self, seconds: float) -> Head | None: ...
+    def read(self, seconds: float) -> bytes | None: ...
+    def interrupt(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    def send(self, call: Call) -> Exchange: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A ChatGPT web backend and how to speak to it: what does not change from ask to ask."""
+
+    transport: Transport
+    places: tuple[Place, ...]
+    pool: AccountPool
+    allowed: tuple[str, ...] = ()
+    path: str = "conversation"
+    extras: Extras = Extras()
+    retries: int = 3
+    concurrency: int = 0
+    poll_seconds: float = 5.0
+
+    def place_for(self, asked: str | None) -> Place:
+        """The backend that a request goes to: the configured one, or the one that it names, if that is allowed."""
+        if not asked:
+            return self.places[int(time.monotonic()) % len(self.places)] if len(self.places) > 1 else self.places[0]
+        wanted = asked.strip()
+        for entry in self.allowed:
+            is_origin = entry.count("/") == 2
+            if wanted == entry or (is_origin and (wanted == entry or wanted.startswith(f"{entry}/"))):
+                try:
+                    return body.place(wanted, self.path)
+                except ValueError as error:
+                    raise Forbidden(f"reverse_proxy cannot be used: {error}.") from None
+        raise Forbidden("That reverse_proxy does not stand in REVERSE_PROXY_ALLOW, so no token is sent there.")
+
+    def attempts(self, question: Question) -> Attempts:
+        """The accounts that may answer: the caller's own alone, the conversation's alone, or all in turn."""
+        if question.token:
+            own = Account.of(question.token)
+            return Attempts(AccountPool((own,)), (own,), 0)
+        if not len(self.pool):
+            raise Unauthorized("This service has no access token of its own: send yours in the field access_token.")
+        candidates = self.pool.only(question.account) if question.account else self.pool.in_turn()
+        return Attempts(self.pool, candidates, self.retries)
+
+
+class Session:
+    """One question's stream: finds an account that answers, reads its answer, asks for the rest where there is one."""
+
+    def __init__(self, backend: Backend, question: Question, decoder: WebDecoder) -> None:
+        self._backend = backend
+        self._question = question
+        self._decoder = decoder
+        self._place = backend.place_for(question.reverse_proxy)
+        self._attempts = backend.attempts(question)
+        self._account = self._attempts.next()
+        self._exchange: Exchange | None = None
+        self._interrupted = Flag()
+        self._parent = question.parent_id
+        self._due = 0.0
+        self._pause = 1.0
+        self._accepted = False
+        self._first = b""
+        self._next: Callable[[], Call] = self._turn
+        self._holds = False
+
+    def read(self, seconds: float) -> bytes | None:
+        """What has arrived. Refusals that another account, or a moment's patience, may mend are not told."""
+        until = time.monotonic() + seconds
+        while not self._interrupted.is_set():
+            if (wait := self._due - time.monotonic()) > 0:
+                self._interrupted.wait(min(wait, max(0.0, until - time.monotonic())))
+                if self._due > until:
+                    return None
+                continue
+            if isinstance(self._decoder.wants, Poll):
+                return self._poll(self._decoder.wants)
+            if isinstance(self._decoder.wants, Continue):
+                self._follow(self._decoder.wants)
+            try:
+                if not self._accepted and not self._accept(until):
+                    if time.monotonic() >= until:
+                        return None
+                    continue
+                piece, self._first = self._first, b""
+                return piece or (self._exchange.read(max(0.0, until - time.monotonic())) if self._exchange else b"")
+            except UpstreamCut:
+                if self._interrupted.is_set():
+                    return b""
+                raise
+        return b""
+
+    def _accept(self, until: float) -> bool:
+        """Send, and wait for an answer that is a stream; False while there is none yet."""
+        if self._exchange is None:
+            if not self._admit():
+                return False
+            self._decoder.account = self._account.name
+            self._exchange = self._backend.transport.send(self._next())
+        head = self._exchange.head(max(0.0, until - time.monotonic()))
+        if head is None:
+            return False
+        if head.status == 200 and "text/event-stream" in head.headers.get("content-type", "").lower():
+            self._accepted = True
+            return True
+        told = self._whole(LONGEST_ERROR)
+        if head.status == 200 and told.startswith((b"data:", b"event:")):  # a proxy that does not name the type
+            self._accepted, self._first = True, told
+            return True
+        self._refused(failures.from_response(head.status, head.headers, told))
+        return False
+
+    def _admit(self) -> bool:
+        """Whether the account may be asked now; with ACCOUNT_CONCURRENCY it may have enough to do."""
+        if not self._holds:
+            self._holds = self._backend.pool.take(self._account, self._backend.concurrency)
+            if not self._holds:
+                self._due = time.monotonic() + 0.1
+        return self._holds
+
+    def _refused(self, error: RelayError) -> None:
+        """Wait, or go on with another account; raises the error where neither may help."""
+        self._drop()
+        if isinstance(error, OneAtATime):
+            others = self._backend.pool.in_flight(self._account) > 0
+            pause, self._pause = (0.2, self._pause) if others else (self._pause, min(8.0, self._pause * 2))
+            self._due = time.monotonic() + pause
+            return
+        self._attempts.refused(error)
+        self._account = self._attempts.next()
+
+    def _drop(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+        self._exchange, self._accepted = None, False
+        if self._holds:
+            self._backend.pool.leave(self._account)
+        self._holds = False
+
+    def _turn(self) -> Call:
+        question = self._question
+        if question.conversation_id and not self._parent:
+            self._parent = self._newest(question.conversation_id)
+        told = body.turn(question, self._parent, self._backend.extras)
+        return Call("POST", self._place.turn, self._headers(stream=True), told)
+
+    def _headers(self, stream: bool = False) -> dict[str, str]:
+        own = bool(self._question.token)
+        told = body.headers(
+            self._account.token, self._backend.extras, self._question.request_id, own=own, stream=stream
+        )
+        return told | ({"Content-Type": "application/json"} if stream else {})
+
+    def _newest(self, conversation_id: str) -> str:
+        """The message that a conversation's next question follows, where nobody here knows it."""
+        current = self._tree(conversation_id).get("current_node")
+        if not isinstance(current, str):
+            raise UpstreamFailed("The upstream shows a conversation without a newest message; send the parent id.")
+        return current
+
+    def _tree(self, conversation_id: str) -> dict[str, Any]:
+        self._exchange = self._backend.transport.send(Call("GET", self._place.of(conversation_id), self._headers()))
+        head = self._exchange.head(FETCH_SECONDS)
+        told = self._whole(LONGEST_TREE) if head else b""
+        self._exchange.close()
+        self._exchange = None
+        if head is None:
+            raise UpstreamFailed("The upstream did not show the conversation in time.")
+        return parsed_tree(head, told)
+
+    def _whole(self, most: int) -> bytes:
+        """A body that is no stream, up to `most` bytes."""
+        assert self._exchange is not None
+        until, told = time.monotonic() + FETCH_SECONDS, b""
+        try:
+            while (piece := self._exchange.read(max(0.0, until - time.monotonic()))) and len(told) < most:
+                told += piece
+        except UpstreamCut:
+            if self._interrupted.is_set():
+                raise
+        return told
+
+    def _follow(self, wanted: Continue) -> None:
+        self._drop()
+        self._decoder.again()
+        told = body.rest(self._question, wanted.conversation_id, wanted.parent_id, self._backend.extras)
+        self._next = lambda: Call("POST", self._place.turn, self._headers(stream=True), told)
+
+    def _poll(self, wanted: Poll) -> bytes | None:
+        """Look for the answer in the conversation; as a classic stream, once it is there."""
+        self._drop()
+        tree = self._tree(wanted.conversation_id)
+        found = answers_to(tree, self._question.question_id)
+        if found and found[-1].get("status") != "in_progress":
+            self._decoder.again()
+            events = [
+                sse.event(orjson.dumps({"message": message, "conversation_id": wanted.conversation_id}))
+                for message in found
+            ]
+            self._next = _nothing_more
+            return b"".join([*events, sse.event(b"[DONE]")])
+        self._due = time.monotonic() + self._backend.poll_seconds
+        return b": polling\n\n"
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        if (exchange := self._exchange) is not None:
+            exchange.interrupt()
+
+    def close(self) -> None:
+        self._interrupted.set()
+        self._drop()
+
+
+def _nothing_more() -> Call:
+    raise UpstreamCut()
+
+
+def parsed_tree(head: Head, told: bytes) -> dict[str, Any]:
+    """A conversation as the backend shows it. Raises what the answer says where it is none."""
+    try:
+        tree = orjson.loads(told) if head.status == 200 else None
+    except orjson.JSONDecodeError:
+        tree = None
+    if isinstance(tree, dict) and "mapping" in tree:
+        return tree
+    error = failures.from_response(head.status, head.headers, told)
+    if head.status in (404, 405) and not failures.words_of(_object(told))[0]:
+        raise UpstreamRefused(
+            "The upstream does not show conversations: a reverse proxy may pass on the asking alone.",
+            status=head.status,
+        )
+    raise error
+
+
+def _object(told: bytes) -> Any:
+    try:
+        return orjson.loads(told)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def answers_to(tree: dict[str, Any], question_id: str) -> list[dict[str, Any]]:
+    """The answers in a tree that descend from a question, oldest first."""
+    mapping = tree.get("mapping")
+    found: list[dict[str, Any]] = []
+    waiting, seen = [question_id], set[str]()
+    while isinstance(mapping, dict) and waiting:
+        name = waiting.pop()
+        node = mapping.get(name)
+        if name in seen or not isinstance(node, dict):
+            continue
+        seen.add(name)
+        message = node.get("message")
+        if isinstance(message, dict) and is_answer(message):
+            found.append(message)
+        waiting.extend(child for child in reversed(node.get("children") or []) if isinstance(child, str))
+    return found

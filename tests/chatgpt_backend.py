@@ -1,0 +1,354 @@
+"""A ChatGPT web backend of the tests' own: a server on a free port that keeps trees, and refuses what the real one refuses.
+
+It speaks both encodings, and does what a `Mode` tells it: slow, silent, cut, garbled, limited, handing off ... It records
+what it was asked and whether the asker left. Everything it says is invented; the shapes are those of the protocol notes.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Mode:
+    """How the backend behaves from now on."""
+
+    encoding: str = "asked"  # classic, delta, or what the request asks for
+    refusals: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)  # one each, before any answer
+    refuse_tokens: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    raw: bytes | None = None  # this instead of an answer's stream
+    content_type: str = "text/event-stream; charset=utf-8"
+    delay: float = 0.0  # before the head
+    quiet: float = 0.0  # between the head and the first piece
+    pace: float = 0.0  # between the pieces
+    cut_after: int | None = None  # pieces, then the connection is closed without its end
+    stall_after: int | None = None  # pieces, then silence
+    pieces_of: int = 0  # bytes a packet; 0: an event each
+    crlf: bool = False
+    done: bool = True  # whether [DONE] comes
+    length_stops: int = 0  # so many answers stop for their length
+    hand_off: bool = False
+    polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
+    one_at_a_time: bool = False
+    only_asking: bool = False  # as a reverse proxy that passes on the conversation path alone
+
+
+@dataclass
+class Asked:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+    left: float | None = None
+
+
+class Backend(ThreadingHTTPServer):
+    """Trees by conversation id, accounts by token."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, prefix: str = "/backend-api") -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.prefix = prefix
+        self.mode = Mode()
+        self.asked: list[Asked] = []
+        self.trees: dict[str, dict[str, Any]] = {}
+        self.owners: dict[str, str] = {}
+        self.running: set[str] = set()
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @property
+    def turns(self) -> list[Asked]:
+        return [asked for asked in self.asked if asked.method == "POST" and asked.path.endswith("/conversation")]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # askers that leave are what the tests are about
+
+    def say(self, token: str, body: dict[str, Any]) -> tuple[str, Message, Message]:
+        """Keep the question and its answer; the conversation's id and both messages."""
+        with self.lock:
+            conversation = body.get("conversation_id") or str(uuid.uuid4())
+            if conversation not in self.trees:
+                root = {"id": "root", "message": None, "parent": None, "children": []}
+                self.trees[conversation] = {
+                    "title": "New chat", "create_time": time.time(), "update_time": time.time(),
+                    "mapping": {"root": root}, "current_node": "root", "conversation_id": conversation,
+                }  # fmt: skip
+                self.owners[conversation] = token
+                parent = "root"
+            else:
+                parent = body["parent_message_id"]
+            tree = self.trees[conversation]
+            stops = self.mode.length_stops > 0
+            if body["action"] == "continue":
+                text, question = " and the rest of it." if not stops else " and more", {}
+            else:
+                for sent in body["messages"]:
+                    question = {**sent, "status": "finished_successfully", "recipient": "all"}
+                    self.put(tree, parent, question)
+                    parent = question["id"]
+                turn = sum(1 for node in tree["mapping"].values() if node["message"] and role(node["message"]) == "user")
+                text = f"Turn {turn}. You said: {question['content']['parts'][0]} — 你好 🙂."
+            details = {"type": "max_tokens"} if stops else {"type": "stop", "stop_tokens": [200002]}
+            self.mode.length_stops -= stops
+            answer = {
+                "id": str(uuid.uuid4()), "author": {"role": "assistant", "name": None, "metadata": {}},
+                "create_time": time.time(), "content": {"content_type": "text", "parts": [text]},
+                "status": "finished_successfully", "end_turn": not stops, "weight": 1.0, "recipient": "all", "channel": "final",
+                "metadata": {"model_slug": "gpt-test", "finish_details": details, "message_type": "next"},
+            }  # fmt: skip
+            self.put(tree, parent, answer)
+            tree["update_time"] = time.time()
+            return conversation, question, answer
+
+    def put(self, tree: dict[str, Any], parent: str, message: Message) -> None:
+        tree["mapping"][message["id"]] = {"id": message["id"], "message": message, "parent": parent, "children": []}
+        tree["mapping"][parent]["children"].append(message["id"])
+        tree["current_node"] = message["id"]
+
+
+def role(message: Message) -> str:
+    return str(message["author"]["role"])
+
+
+def states(answer: Message, step: int = 7) -> list[Message]:
+    """A message as it grows."""
+    text = answer["content"]["parts"][0]
+    growing = {**answer, "status": "in_progress", "end_turn": None, "metadata": {"model_slug": "gpt-test"}}
+    texts = ["", *(text[:end] for end in range(step, len(text) + step, step))]
+    return [{**growing, "content": {"content_type": "text", "parts": [part]}} for part in texts] + [answer]
+
+
+def data(value: Any, name: str = "") -> str:
+    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def classic(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
+    """Cumulative events, with the echoes, pings and comments that stand between them."""
+    system = {"id": "s", "author": {"role": "system"}, "content": {"content_type": "text", "parts": [""]}, "metadata": {}}
+    events = [data({"message": system, "conversation_id": conversation, "error": None})]
+    for message in messages:
+        grown = states(message) if role(message) == "assistant" else [message]
+        events += [data({"message": state, "conversation_id": conversation, "error": None}) for state in grown]
+        events += ["event: ping\r\ndata: 2023-08-01 10:20:30.123456\r\n\r\n", ": comment\n\n"]
+    moderation = {"flagged": False, "blocked": False, "moderation_id": "modr-1"}
+    events.append(data({"conversation_id": conversation, "moderation_response": moderation, "is_completion": True}))
+    return [*events, "data: [DONE]\n\n"] if done else events
+
+
+def delta(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
+    """The same as edits of documents."""
+    token = {"type": "resume_conversation_token", "kind": "topic", "token": "eyJ.invented", "conversation_id": conversation}
+    events = ['event: delta_encoding\ndata: "v1"\n\n', data(token)]
+    for channel, message in enumerate(messages):
+        grown = states(message) if role(message) == "assistant" else [message]
+        snapshot = {"message": grown[0], "conversation_id": conversation, "error": None}
+        how = {"p": "", "o": "add"} if channel == 0 else {}
+        events.append(data({**how, "v": snapshot, "c": channel}, "delta"))
+        told = grown[0]["content"]["parts"][0] if "parts" in grown[0]["content"] else ""
+        for number, state in enumerate(grown[1:-1]):
+            text = state["content"]["parts"][0]
+            path = {"p": "/message/content/parts/0", "o": "append"} if number == 0 else {}
+            events.append(data({**path, "v": text[len(told) :]}, "delta"))
+            told = text
+            if number == 1:
+                events.append(data({"type": "title_generation", "title": "A title", "conversation_id": conversation}))
+        if len(grown) > 1:
+            final = grown[-1]
+            edits = [
+                {"p": "/message/status", "o": "replace", "v": final["status"]},
+                {"p": "/message/end_turn", "o": "replace", "v": final["end_turn"]},
+                {"p": "/message/metadata", "o": "append", "v": final["metadata"]},
+            ]
+            events.append(data({"p": "", "o": "patch", "v": edits}, "delta"))
+    events.append(data({"type": "message_stream_complete", "conversation_id": conversation}))
+    return [*events, "data: [DONE]\n\n"] if done else events
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Backend
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answered(self.noted(None))
+
+    def do_PATCH(self) -> None:
+        self.answered(self.noted(self.sent()))
+
+    def do_POST(self) -> None:
+        self.answered(self.noted(self.sent()))
+
+    def sent(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null")
+
+    def noted(self, body: Any) -> Asked:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, self.path, headers, body)
+        self.server.asked.append(asked)
+        return asked
+
+    def answered(self, asked: Asked) -> None:
+        mode, path = self.server.mode, asked.path.split("?")[0]
+        token = asked.headers.get("authorization", "").removeprefix("Bearer ")
+        if not path.startswith(f"{self.server.prefix}/"):
+            return self.tell(404, {"detail": "Not Found"})
+        path = path.removeprefix(self.server.prefix)
+        if mode.only_asking and path != "/conversation":
+            return self.tell(404, b"404 page not found", {"Content-Type": "text/plain"})
+        if not token:
+            return self.tell(401, {"detail": "Unauthorized"})
+        if token in mode.refuse_tokens:
+            status, headers, body = mode.refuse_tokens[token]
+            return self.tell(status, body, headers)
+        if asked.method == "GET" and path == "/conversations":
+            return self.listed(token, asked.path)
+        if path.startswith("/conversation/"):
+            return self.one(asked, token, path.removeprefix("/conversation/"))
+        if asked.method == "POST" and path in ("/conversation", "/f/conversation"):
+            return self.turn(asked, token)
+        return self.tell(405, {"detail": "Method Not Allowed"})
+
+    def tell(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        told = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def listed(self, token: str, path: str) -> None:
+        mine = [tree for name, tree in self.server.trees.items() if self.server.owners[name] == token]
+        items = [
+            {"id": tree["conversation_id"], "title": tree["title"], "mapping": None, "current_node": None,
+             "create_time": "2026-01-01T00:00:00+00:00", "update_time": tree["update_time"]}
+            for tree in sorted(mine, key=lambda tree: -tree["update_time"])
+        ]  # fmt: skip
+        self.tell(200, {"items": items, "total": len(items), "limit": 100, "offset": 0})
+
+    def one(self, asked: Asked, token: str, name: str) -> None:
+        tree = self.server.trees.get(name)
+        if tree is None or self.server.owners[name] != token:
+            return self.tell(404, {"detail": {"message": "Conversation not found", "code": "conversation_not_found"}})
+        if asked.method == "PATCH":
+            if asked.body.get("is_visible") is False:
+                del self.server.trees[name]
+            tree["title"] = asked.body.get("title", tree["title"])
+            return self.tell(200, {"success": True})
+        with self.server.lock:
+            shown = json.loads(json.dumps(tree))
+        if self.server.mode.hand_off and self.server.mode.polls > 0:
+            self.server.mode.polls -= 1
+            last = shown["mapping"][shown["current_node"]]["message"]
+            last["status"], last["end_turn"], last["content"]["parts"] = "in_progress", None, ["Tur"]
+        return self.tell(200, shown)
+
+    def refusal(self, body: dict[str, Any]) -> str | None:
+        """What is wrong with a turn's body, as strictly as the real one sees it."""
+        required = {"action", "parent_message_id", "model"} | ({"messages"} if body.get("action") == "next" else set())
+        if missing := required - set(body):
+            return f"missing: {missing}"
+        if body["action"] not in ("next", "continue", "variant") or body.get("conversation_id") == "":
+            return "action or conversation_id"
+        if not body["parent_message_id"] or not isinstance(body["model"], str):
+            return "parent_message_id or model"
+        for message in body.get("messages", []):
+            content = message.get("content", {})
+            if not message.get("id") or role(message) not in ("user", "system") or content.get("content_type") != "text":
+                return "message"
+            if not all(isinstance(part, str) for part in content["parts"]):
+                return "parts"
+        return None
+
+    def turn(self, asked: Asked, token: str) -> None:
+        mode, body = self.server.mode, asked.body
+        if asked.headers.get("content-type") != "application/json" or "event-stream" not in asked.headers.get("accept", ""):
+            return self.tell(415, {"detail": "Unsupported"})
+        if wrong := self.refusal(body):
+            return self.tell(422, {"detail": [{"loc": ["body", wrong], "msg": "field required", "type": "value_error"}]})
+        if mode.refusals:
+            status, headers, told = mode.refusals.pop(0)
+            return self.tell(status, told, headers)
+        conversation = body.get("conversation_id")
+        if conversation and (self.server.trees.get(conversation) is None or self.server.owners[conversation] != token):
+            return self.tell(404, {"detail": f"Can't load conversation {conversation}"})
+        if conversation and body["parent_message_id"] not in self.server.trees[conversation]["mapping"]:
+            return self.tell(400, {"detail": "Invalid parent"})
+        with self.server.lock:
+            busy = mode.one_at_a_time and token in self.server.running
+            self.server.running.add(token)
+        if busy:
+            text = "Only one message at a time. Please allow any other responses to complete before sending another message."
+            return self.tell(429, {"detail": text})
+        try:
+            time.sleep(mode.delay) if mode.delay < 1 else self.wait(asked, mode.delay)
+            conversation, question, answer = self.server.say(token, body)
+            self.stream(asked, self.events(body, conversation, question, answer))
+        finally:
+            self.server.running.discard(token)
+        return None
+
+    def events(self, body: dict[str, Any], conversation: str, question: Message, answer: Message) -> list[str]:
+        mode = self.server.mode
+        if mode.hand_off:
+            handed = {"type": "stream_handoff", "conversation_id": conversation, "options": [{"type": "resume_sse_endpoint"}]}
+            return ['event: delta_encoding\ndata: "v1"\n\n', data(handed), "data: [DONE]\n\n"]
+        asked = "delta" if body.get("supported_encodings") == ["v1"] else "classic"
+        encode = {"classic": classic, "delta": delta}[asked if mode.encoding == "asked" else mode.encoding]
+        return encode(conversation, [*([question] if question else []), answer], mode.done)
+
+    def stream(self, asked: Asked, events: list[str]) -> None:
+        mode = self.server.mode
+        self.send_response(200)
+        self.send_header("Content-Type", mode.content_type)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if mode.quiet:
+            self.wait(asked, mode.quiet)
+        for number, piece in enumerate(self.packets(events)):
+            if number == mode.cut_after:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if number == mode.stall_after:
+                self.wait(asked, 60)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if mode.pace:
+                self.wait(asked, mode.pace)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def packets(self, events: list[str]) -> Iterator[bytes]:
+        mode = self.server.mode
+        wire = [event.replace("\r\n", "\n").replace("\n", "\r\n") if mode.crlf else event for event in events]
+        pieces = [mode.raw] if mode.raw is not None else [event.encode() for event in wire]
+        if not mode.pieces_of:
+            yield from filter(None, pieces)
+            return
+        whole = b"".join(pieces)
+        yield from (whole[at : at + mode.pieces_of] for at in range(0, len(whole), mode.pieces_of))
+
+    def wait(self, asked: Asked, seconds: float) -> None:
+        """Be silent, and note when the asker leaves."""
+        readable, _, _ = select.select([self.connection], [], [], seconds)
+        if readable and not self.connection.recv(1, socket.MSG_PEEK):
+            asked.left = time.monotonic()
+            raise ConnectionResetError
+
+
+__all__ = ["Asked", "Backend", "Mode", "classic", "delta"]
