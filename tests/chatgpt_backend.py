@@ -101,7 +101,9 @@ class Backend(ThreadingHTTPServer):
                     question = {**sent, "status": "finished_successfully", "recipient": "all"}
                     self.put(tree, parent, question)
                     parent = question["id"]
-                turn = sum(1 for node in tree["mapping"].values() if node["message"] and role(node["message"]) == "user")
+                turn = sum(
+                    1 for node in tree["mapping"].values() if node["message"] and role(node["message"]) == "user"
+                )
                 text = f"Turn {turn}. You said: {question['content']['parts'][0]} — 你好 🙂."
             details = {"type": "max_tokens"} if stops else {"type": "stop", "stop_tokens": [200002]}
             self.mode.length_stops -= stops
@@ -139,7 +141,12 @@ def data(value: Any, name: str = "") -> str:
 
 def classic(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
     """Cumulative events, with the echoes, pings and comments that stand between them."""
-    system = {"id": "s", "author": {"role": "system"}, "content": {"content_type": "text", "parts": [""]}, "metadata": {}}
+    system = {
+        "id": "s",
+        "author": {"role": "system"},
+        "content": {"content_type": "text", "parts": [""]},
+        "metadata": {},
+    }
     events = [data({"message": system, "conversation_id": conversation, "error": None})]
     for message in messages:
         grown = states(message) if role(message) == "assistant" else [message]
@@ -152,7 +159,12 @@ def classic(conversation: str, messages: list[Message], done: bool = True) -> li
 
 def delta(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
     """The same as edits of documents."""
-    token = {"type": "resume_conversation_token", "kind": "topic", "token": "eyJ.invented", "conversation_id": conversation}
+    token = {
+        "type": "resume_conversation_token",
+        "kind": "topic",
+        "token": "eyJ.invented",
+        "conversation_id": conversation,
+    }
     events = ['event: delta_encoding\ndata: "v1"\n\n', data(token)]
     for channel, message in enumerate(messages):
         grown = states(message) if role(message) == "assistant" else [message]
@@ -271,7 +283,11 @@ class Handler(BaseHTTPRequestHandler):
             return "parent_message_id or model"
         for message in body.get("messages", []):
             content = message.get("content", {})
-            if not message.get("id") or role(message) not in ("user", "system") or content.get("content_type") != "text":
+            if (
+                not message.get("id")
+                or role(message) not in ("user", "system")
+                or content.get("content_type") != "text"
+            ):
                 return "message"
             if not all(isinstance(part, str) for part in content["parts"]):
                 return "parts"
@@ -279,10 +295,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def turn(self, asked: Asked, token: str) -> None:
         mode, body = self.server.mode, asked.body
-        if asked.headers.get("content-type") != "application/json" or "event-stream" not in asked.headers.get("accept", ""):
+        if asked.headers.get("content-type") != "application/json" or "event-stream" not in asked.headers.get(
+            "accept", ""
+        ):
             return self.tell(415, {"detail": "Unsupported"})
         if wrong := self.refusal(body):
-            return self.tell(422, {"detail": [{"loc": ["body", wrong], "msg": "field required", "type": "value_error"}]})
+            return self.tell(
+                422, {"detail": [{"loc": ["body", wrong], "msg": "field required", "type": "value_error"}]}
+            )
         if mode.refusals:
             status, headers, told = mode.refusals.pop(0)
             return self.tell(status, told, headers)
@@ -308,7 +328,11 @@ class Handler(BaseHTTPRequestHandler):
     def events(self, body: dict[str, Any], conversation: str, question: Message, answer: Message) -> list[str]:
         mode = self.server.mode
         if mode.hand_off:
-            handed = {"type": "stream_handoff", "conversation_id": conversation, "options": [{"type": "resume_sse_endpoint"}]}
+            handed = {
+                "type": "stream_handoff",
+                "conversation_id": conversation,
+                "options": [{"type": "resume_sse_endpoint"}],
+            }
             return ['event: delta_encoding\ndata: "v1"\n\n', data(handed), "data: [DONE]\n\n"]
         asked = "delta" if body.get("supported_encodings") == ["v1"] else "classic"
         encode = {"classic": classic, "delta": delta}[asked if mode.encoding == "asked" else mode.encoding]
