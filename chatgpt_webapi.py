@@ -58,9 +58,10 @@ def create_app(
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
     settings = settings or Settings.load()
     serving = serving or Serving()
+    transport = Plain(settings.connect_timeout)
     histories: dict[str, History] = {}
     if upstreams is None:
-        backend = chatgpt_backend(settings)
+        backend = chatgpt_backend(settings, transport)
         upstreams = {"offline": Offline(), "chatgpt-web": ChatGPTWeb(backend)}
         histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
     home = settings.upstream
@@ -76,7 +77,7 @@ def create_app(
     access = Access(keys, allow_tokens=settings.allow_caller_tokens, origins=settings.cors_origins)
     app = Flask("chatgpt_webapi", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
-    app.extensions["store"] = store
+    app.extensions["to_close"] = [store.close, transport.close]
     if settings.api_prefix:
         app.wsgi_app = mounted(app.wsgi_app, settings.api_prefix)  # type: ignore[method-assign]
 
@@ -192,14 +193,14 @@ def create_app(
     return app
 
 
-def chatgpt_backend(settings: Settings) -> Backend:
+def chatgpt_backend(settings: Settings, transport: Plain) -> Backend:
     """ChatGPT's web backend as the settings describe it. Nothing is called before someone asks."""
     places = tuple(
         place(address, settings.conversation_path)
         for address in ([settings.reverse_proxy] if settings.reverse_proxy else settings.chatgpt_base_url)
     )
     return Backend(
-        transport=Plain(settings.connect_timeout),
+        transport=transport,
         places=places,
         pool=AccountPool(tuple(Account.of(token) for token in settings.access_token)),
         allowed=settings.reverse_proxy_allow or tuple(filter(None, [settings.reverse_proxy])),

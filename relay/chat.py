@@ -69,8 +69,8 @@ class Printer(Protocol):
 class Upstream(Protocol):
     """A way to a model.
 
-    `protected`: it spends what is the operator's. `checks_tokens`: a caller's own credential replaces all of that and is
-    checked there. `keeps`: it keeps conversations itself, under ids of its own.
+    `protected`: it spends what is the operator's. `checks_tokens`: a caller's own credential replaces all of that, and
+    is checked there. `keeps`: it keeps conversations itself, under ids of its own.
     """
 
     name: str

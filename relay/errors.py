@@ -141,7 +141,7 @@ class UpstreamRefused(UpstreamError):
 
 
 class TokenRejected(UpstreamRefused):
-    code = "token_rejected"
+    status, code = 401, "token_rejected"
     another_account_may_help = True
 
     def __init__(self, message: str) -> None:
@@ -149,7 +149,7 @@ class TokenRejected(UpstreamRefused):
 
 
 class Challenged(UpstreamRefused):
-    code = "challenged"
+    status, code = 403, "challenged"
     another_account_may_help = True
 
     def __init__(self, message: str) -> None:
@@ -157,7 +157,7 @@ class Challenged(UpstreamRefused):
 
 
 class Blocked(UpstreamRefused):
-    code = "blocked"
+    status, code = 403, "blocked"
 
     def __init__(self) -> None:
         super().__init__("The upstream's moderation took this answer back.", status=403)
@@ -165,7 +165,7 @@ class Blocked(UpstreamRefused):
 
 
 class RateLimited(UpstreamRefused):
-    code = "rate_limited"
+    status, code = 429, "rate_limited"
     another_account_may_help = True
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:

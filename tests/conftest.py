@@ -62,7 +62,8 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Flask]]:
 
     yield make
     for app in built:
-        app.extensions["store"].close()
+        for close in app.extensions["to_close"]:
+            close()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_the_tree_at_the_top_of_the_file_is_true(member: type[RelayError]) -> No
     lines = [line for line in str(errors.__doc__).splitlines() if re.search(rf"\b{member.__name__}\b", line)]
     assert lines, f"{member.__name__} is missing in the drawing"
     if drawn := re.search(r" (\d{3})\b", lines[0]):
-        assert int(drawn[1]) == (429 if member is errors.RateLimited else member.status)
+        assert int(drawn[1]) == member.status
 
 
 def test_a_status_that_is_no_error_becomes_a_bad_gateway() -> None:

@@ -21,11 +21,14 @@ MAY_IMPORT = {
     "relay.logs": set(),
     "relay.sse": VALUES,
     "relay.store": VALUES | {"relay.serving"},
-    "relay.access": VALUES | {"relay.settings"},
+    "relay.accounts": VALUES,
+    "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.chat": VALUES | {"relay.store"},
+    "relay.conversations": VALUES | {"relay.store"},
+    "relay.transports": VALUES,
     "relay.driver": VALUES | {"relay.chat"},
     "relay.dialects": VALUES | {"relay.sse", "relay.chat", "relay.driver", "relay.serving"},
-    "relay.upstreams": VALUES | {"relay.sse"},
+    "relay.upstreams": VALUES | {"relay.sse", "relay.accounts", "relay.transports.plain"},
 }
 
 

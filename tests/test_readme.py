@@ -38,12 +38,16 @@ def test_every_setting_stands_in_the_readme_and_no_other() -> None:
 @pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
 def test_a_settings_default_is_the_one_that_the_readme_gives(field: object) -> None:
     name, default = field.metadata["env"], field.default  # type: ignore[attr-defined]
+    if not isinstance(default, (str, bool, int, float, tuple)):
+        return
     [row] = [line for line in section("Settings").splitlines() if re.match(rf"\|[^|]*`{name}`", line)]
     shown = row.split("|")[2]
     if name == "MAX_BODY":
         default = f"{default // 1024**2}MB"
     if isinstance(default, bool):
         default = str(default).lower()
+    if isinstance(default, tuple):
+        default = default[0] if default else ""
     if isinstance(default, float):
         default = f"{default:g}"
     if default and name != "DATABASE_URL":
@@ -64,7 +68,7 @@ def test_every_error_stands_in_the_readme_and_no_other() -> None:
     known = {member.code: member for member in members() if member.code not in ABSTRACT}
     assert {code for code, _ in rows} == set(known)
     for code, status in rows:
-        if status.isdigit() and code != "rate_limited":
+        if status.isdigit():
             assert known[code].status == int(status)
 
 

@@ -135,6 +135,7 @@ class Exchange:
         self._heard = 0
         self._complete = False
         self._framed = False
+        self._keeps = False
 
     # httptools calls these
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -154,6 +155,7 @@ class Exchange:
 
     def on_message_complete(self) -> None:
         self._complete = self._head is not None
+        self._keeps = self._parser.should_keep_alive()
 
     def head(self, seconds: float) -> Head | None:
         """Status and headers; None if they have not come within `seconds`."""
@@ -251,7 +253,7 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._complete and self._framed and not self._given_up and self._parser.should_keep_alive():
+        if self._complete and self._framed and self._keeps and not self._given_up:
             self._transport.give(self._origin, connection)
         else:
             connection.close()

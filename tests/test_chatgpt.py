@@ -1,0 +1,445 @@
+"""The own routes against a strict ChatGPT backend: what is sent, what is read, how it fails, whose account is spent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from relay.accounts import Account, AccountPool
+from relay.domain import Message, Question
+from relay.transports.plain import Plain
+from relay.upstreams.chatgpt_web import ChatGPTWeb
+from relay.upstreams.chatgpt_web.body import place
+from relay.upstreams.chatgpt_web.session import Backend as Known
+from tests.chatgpt_backend import Backend, Mode
+from tests.test_accounts import jwt
+from tests.test_routes import said
+from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED, FASTAPI
+
+Build = Callable[..., Flask]
+KEY = {"Authorization": "Bearer the-key"}
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    backend = Backend()
+    yield backend
+    backend.shutdown()
+    backend.server_close()
+
+
+@pytest.fixture
+def service(build: Build, backend: Backend) -> Callable[..., FlaskClient]:
+    def make(**settings: Any) -> FlaskClient:
+        given = {"reverse_proxy": backend.url, "access_token": ("token-1",), "authorization": ("the-key",)}
+        return build(**{**given, **settings}).test_client()
+
+    return make
+
+
+def post(
+    client: FlaskClient, route: str = "/send_message", headers: dict[str, str] = KEY, **fields: Any
+) -> TestResponse:
+    prompt = {"/send_message": "prompt", "/ask": "msg"}[route]
+    return client.post(route, data={prompt: "hello", **fields}, headers=headers, buffered=True)
+
+
+ENCODINGS = ["classic", "delta"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_conversation_goes_on_branches_and_is_remembered(
+    service: Callable[..., FlaskClient], backend: Backend, encoding: str
+) -> None:
+    backend.mode = Mode(encoding=encoding)
+    client = service()
+    first = said(post(client, prompt="one"))
+    assert first["text"] == "Turn 1. You said: one — 你好 🙂."
+    assert first["conversation_id"] in backend.trees
+    second = said(post(client, **{**first, "prompt": "two"}))
+    assert "Turn 2. You said: two" in second["text"]
+    third = said(post(service(), prompt="three", conversation_id=first["conversation_id"]))
+    assert "Turn 3." in third["text"], "another process knows where to go on"
+    said(post(client, **{**first, "prompt": "branch"}))
+    tree = backend.trees[first["conversation_id"]]["mapping"]
+    assert len(tree[first["parent_message_id"]]["children"]) == 2
+    assert len(backend.turns) == 4 and len(backend.asked) == 4, "one POST an ask, and nothing else"
+
+
+def test_what_is_sent(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service(
+        chatgpt_headers={"Oai-Language": "en", "user-agent": "Custom"}, chatgpt_body={"x": 1, "model": "m"}
+    )
+    first = said(post(client, system="Be kind.", headers={**KEY, "X-Request-Id": "mine"}))
+    asked = backend.turns[0]
+    assert asked.path == "/backend-api/conversation" and asked.headers["authorization"] == "Bearer token-1"
+    assert asked.headers["user-agent"] == "Custom" and asked.headers["oai-language"] == "en"
+    assert asked.headers["x-request-id"] == "mine" and asked.body["x"] == 1 and asked.body["model"] == "m"
+    assert [message["author"]["role"] for message in asked.body["messages"]] == ["system", "user"]
+    assert "conversation_id" not in asked.body and asked.body["history_and_training_disabled"] is False
+    said(post(client, **{**first, "prompt": "more"}))
+    assert backend.turns[1].body["conversation_id"] == first["conversation_id"]
+    assert backend.turns[1].body["parent_message_id"] == first["parent_message_id"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("size", [0, 1, 3, 1000])
+@pytest.mark.parametrize("crlf", [False, True])
+def test_every_framing_gives_the_same_answer(
+    service: Callable[..., FlaskClient], backend: Backend, encoding: str, size: int, crlf: bool
+) -> None:
+    backend.mode = Mode(encoding=encoding, pieces_of=size, crlf=crlf)
+    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    streamed = post(service(), route="/ask", stream="true").text
+    pieces = [json.loads(line[6:])["text"] for line in streamed.splitlines() if line.startswith('data: {"text"')]
+    assert "".join(pieces) == "Turn 1. You said: hello — 你好 🙂." and "event: done" in streamed
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_an_answer_that_stopped_for_its_length_comes_whole(
+    service: Callable[..., FlaskClient], backend: Backend, encoding: str
+) -> None:
+    backend.mode = Mode(encoding=encoding, length_stops=2)
+    client = service()
+    told = said(post(client))
+    assert told["text"] == "Turn 1. You said: hello — 你好 🙂. and more and the rest of it."
+    assert [asked.body["action"] for asked in backend.turns] == ["next", "continue", "continue"]
+    assert "Turn 2." in said(post(client, **{**told, "prompt": "on"}))["text"]
+
+
+def test_a_handed_off_answer_is_looked_for(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(hand_off=True, polls=1)
+    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
+
+
+def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    made, _, answer = backend.say("token-1", {"action": "next", "messages": [user("before")], "parent_message_id": "x"})
+    told = said(post(service(), conversation_id=made))
+    assert "Turn 2." in told["text"] and backend.turns[0].body["parent_message_id"] == answer["id"]
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"id": f"id-of-{text}", "author": {"role": "user"}, "content": {"content_type": "text", "parts": [text]}}
+
+
+JSON = {"Content-Type": "application/json"}
+PAGE = {"Content-Type": "text/html"}
+REFUSALS: list[tuple[str, int, dict[str, str], Any, int, str]] = [
+    ("expired", 401, JSON, EXPIRED, 401, "token_rejected"),
+    ("challenge", 403, PAGE, CHALLENGE, 403, "challenged"),
+    ("forbidden", 403, JSON, {"detail": "Unusual activity"}, 403, "upstream_refused"),
+    ("unknown", 404, JSON, {"detail": "Conversation not found"}, 404, "upstream_refused"),
+    ("too-long", 413, JSON, {"detail": {"message": "too long"}}, 413, "upstream_refused"),
+    ("invalid", 422, JSON, FASTAPI, 422, "upstream_refused"),
+    ("clears-in", 429, JSON, {"detail": {"message": "cap", "clears_in": 60}}, 429, "rate_limited"),
+    ("retry-after", 429, {**JSON, "Retry-After": "20"}, {"detail": "Slow down"}, 429, "rate_limited"),
+    ("server-error", 500, JSON, {"detail": "Internal Server Error"}, 500, "upstream_refused"),
+    ("gateway", 502, PAGE, b"<html>502</html>", 502, "upstream_refused"),
+    ("redirect", 302, {"Location": "http://127.0.0.1:1/"}, b"", 502, "upstream_failed"),
+    ("page", 200, PAGE, b"<html>Welcome</html>", 502, "upstream_failed"),
+    ("wss", 200, JSON, {"wss_url": "wss://x"}, 502, "upstream_failed"),
+    ("empty", 200, JSON, b"", 502, "upstream_failed"),
+]
+
+
+@pytest.mark.parametrize("route", ["/send_message", "/ask"])
+@pytest.mark.parametrize("stream", ["", "true"], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("name", "status", "headers", "body", "as_status", "code"), REFUSALS, ids=[row[0] for row in REFUSALS]
+)
+def test_every_refusal_on_every_route(
+    service: Callable[..., FlaskClient], backend: Backend, route: str, stream: str,
+    name: str, status: int, headers: dict[str, str], body: Any, as_status: int, code: str,
+) -> None:  # fmt: skip
+    told = body if isinstance(body, bytes) else json.dumps(body).encode()
+    backend.mode = Mode(refusals=[(status, headers, told)])
+    answer = post(service(), route=route, stream=stream)
+    assert answer.status_code == (500 if route == "/send_message" else as_status)
+    assert answer.headers["X-Error-Code"] == code and answer.headers["X-Error-Source"] == "upstream"
+    assert set(answer.json) == ({"message"} if route == "/send_message" else {"code", "msg", "error", "source"})
+    assert "token-1" not in answer.text and len(backend.turns) == 1, "never asked twice"
+
+
+BREAKS = [
+    ("cut", Mode(cut_after=4), "upstream_cut"),
+    ("cut-at-once", Mode(cut_after=0), "upstream_cut"),
+    ("stalled", Mode(stall_after=4), "upstream_timeout"),
+    ("quiet", Mode(quiet=30), "upstream_timeout"),
+    ("slow-head", Mode(delay=30), "upstream_timeout"),
+    ("empty", Mode(raw=b""), "upstream_cut"),
+    ("done-only", Mode(raw=b"data: [DONE]\n\n"), "upstream_cut"),
+    ("garbage", Mode(raw=b"\x00\xff garbage"), "upstream_cut"),
+    ("error-event", Mode(raw=b'data: {"message":null,"error":"Something went wrong"}\n\n'), "upstream_failed"),
+    ("crash", Mode(raw=b"internal server error\n\n"), "upstream_failed"),
+]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("stream", ["", "true"], ids=["whole", "stream"])
+@pytest.mark.parametrize(("mode", "code"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS])
+def test_half_an_answer_is_never_told_as_a_whole_one(
+    service: Callable[..., FlaskClient], backend: Backend, mode: Mode, code: str, stream: str, encoding: str
+) -> None:
+    mode.encoding = encoding
+    backend.mode = mode
+    client = service(first_byte_timeout=0.4, read_timeout=0.4)
+    answer = post(client, route="/ask", stream=stream)
+    if answer.status_code == 200:
+        assert stream and "event: done" not in answer.text and f'"error":"{code}"' in answer.text
+    else:
+        assert answer.json["error"] == code and answer.json["source"] == "upstream"
+    assert len(backend.turns) == 1
+    backend.mode = Mode()
+    assert post(client, route="/ask").status_code == 200
+
+
+def test_an_end_that_never_comes_costs_no_answer(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(encoding="classic", done=False)
+    assert "Turn 1." in said(post(service()))["text"]
+    backend.mode = Mode(encoding="delta", stall_after=12)
+    told = post(service(read_timeout=1), route="/ask", stream="true").text
+    assert "event: done" in told or "upstream_timeout" in told
+
+
+def test_a_limited_account_rests_and_another_answers(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    limit = (429, {**JSON, "Retry-After": "60"}, b'{"detail": "Slow down"}')
+    client = service(access_token=("token-1", "token-2"))
+    backend.mode = Mode(refuse_tokens={"token-1": limit})
+    for _ in range(4):
+        said(post(client))
+    tokens = [asked.headers["authorization"] for asked in backend.turns]
+    assert tokens.count("Bearer token-1") == 1 and tokens.count("Bearer token-2") == 4
+    backend.mode.refuse_tokens["token-2"] = limit
+    told = post(client, route="/ask")
+    assert (told.status_code, told.json["error"]) == (429, "rate_limited") and 50 <= int(
+        told.headers["Retry-After"]
+    ) <= 60
+
+
+def test_a_conversation_stays_at_its_account(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service(access_token=("token-1", "token-2"))
+    for _ in range(3):
+        first = said(post(client))
+        owner = backend.owners[first["conversation_id"]]
+        assert "Turn 2." in said(post(client, conversation_id=first["conversation_id"]))["text"]
+        assert backend.turns[-1].headers["authorization"] == f"Bearer {owner}"
+    gone = post(service(access_token=("token-3", "token-4")), route="/ask", conversation_id=first["conversation_id"])
+    assert (gone.status_code, gone.json["error"]) == (409, "upstream_gone") and "account" in gone.json["msg"]
+
+
+def test_an_account_that_takes_one_message_at_a_time_is_waited_for(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    backend.mode = Mode(one_at_a_time=True, delay=0.4)
+    app = service().application
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(3)))
+    assert [f"q{n}" in said(answer)["text"] for n, answer in enumerate(answers)] == [True] * 3
+    assert len(backend.trees) == 3
+    backend.running.add("token-1")
+    late = post(service(), route="/ask", timeout="300")
+    assert late.status_code == 504
+
+
+def test_the_asks_of_an_account_can_be_bounded(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(one_at_a_time=True, delay=0.1)
+    app = service(account_concurrency=1).application
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(4)))
+    assert all(answer.status_code == 200 for answer in answers) and len(backend.turns) == 4, "never one too many"
+
+
+def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    secrets = {"Cookie": "_puid=ours", "Authkey": "ours", "Chatgpt-Account-Id": "ours", "Oai-Language": "en"}
+    client = service(chatgpt_headers=secrets)
+    first = said(post(client, headers={}, access_token="their-own"))
+    asked = backend.turns[0]
+    assert asked.headers["authorization"] == "Bearer their-own" and "ours" not in json.dumps(asked.headers)
+    assert asked.headers["oai-language"] == "en"
+    again = post(client, headers={"Authorization": "Bearer their-own"}, conversation_id=first["conversation_id"])
+    assert "Turn 2." in said(again)["text"]
+    stranger = post(
+        client, route="/ask", headers={"Authorization": "Bearer other"}, conversation_id=first["conversation_id"]
+    )
+    assert stranger.status_code == 404 and len(backend.turns) == 2, "the index says whose it is"
+    rejected = Mode(refuse_tokens={"their-own": (401, JSON, json.dumps(EXPIRED).encode())})
+    backend.mode = rejected
+    told = post(client, route="/ask", headers={}, access_token="their-own")
+    assert (told.status_code, told.json["error"], told.json["source"]) == (401, "token_rejected", "upstream")
+    assert said(post(client))["text"], "our own account is none the worse"
+
+
+def test_a_renewed_token_still_owns_its_conversations(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client, renewed = service(), jwt(sub="me", exp=2)
+    first = said(post(client, headers={}, access_token=jwt(sub="me", exp=1)))
+    backend.owners[first["conversation_id"]] = renewed
+    assert "Turn 2." in said(post(client, headers={}, access_token=renewed, **{**first, "prompt": "on"}))["text"]
+
+
+def test_without_any_token_the_caller_is_told_to_bring_one(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    told = post(service(access_token=(), authorization=()), route="/ask", headers={})
+    assert (told.status_code, told.json["error"]) == (401, "unauthorized") and "access_token" in told.json["msg"]
+    assert backend.asked == []
+
+
+def test_a_service_with_a_token_makes_a_key(
+    service: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = service(authorization=())
+    assert "cw-" in capsys.readouterr().err
+    assert post(client, route="/ask", headers={}).status_code == 401
+
+
+@pytest.mark.parametrize("below", ["", "/", "/backend-api", "/backend-api/", "/backend-api/conversation"])
+def test_a_reverse_proxy_is_given_in_any_of_the_known_ways(
+    service: Callable[..., FlaskClient], backend: Backend, below: str
+) -> None:
+    client = service(reverse_proxy=backend.url + below)
+    first = said(post(client))
+    assert client.get(f"/conversation/{first['conversation_id']}", headers=KEY).status_code == 200
+
+
+def test_an_older_proxys_prefix_and_another_path(build: Build) -> None:
+    backend = Backend(prefix="/api")
+    given = {"access_token": ("token-1",), "authorization": ("none",)}
+    said(post(build(reverse_proxy=f"{backend.url}/api/conversation", **given).test_client()))
+    said(post(build(chatgpt_base_url=(f"{backend.url}/api/",), **given).test_client()))
+    said(post(build(reverse_proxy=f"{backend.url}/api", conversation_path="f/conversation", **given).test_client()))
+    assert [asked.path for asked in backend.turns] == ["/api/conversation"] * 2 + ["/api/f/conversation"]
+    backend.shutdown()
+    backend.server_close()
+
+
+def test_only_an_allowed_reverse_proxy_gets_a_token(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    other = Backend()
+    client = service(reverse_proxy_allow=(other.url, "http://127.0.0.1:1/api/conversation"))
+    said(post(client, headers={}, access_token="own", reverse_proxy=f"{other.url}/backend-api/conversation"))
+    assert other.turns[0].headers["authorization"] == "Bearer own" and backend.asked == []
+    for evil in (
+        f"{backend.url}/", f"{other.url}.evil.example/", f"{other.url}@evil.example/", other.url.replace("http", "https"),
+        "http://127.0.0.1:1/api/conversation/x", "http://127.0.0.1:1/api", "file:///etc/passwd", "//evil.example",
+        f"{other.url}/x?y=http://evil.example", f"{other.url}/#x", "http://169.254.169.254/",
+    ):  # fmt: skip
+        told = post(client, route="/ask", headers={}, access_token="own", reverse_proxy=evil)
+        assert (told.status_code, told.json["error"]) == (403, "forbidden"), evil
+    assert backend.asked == [] and len(other.asked) == 1
+    default = service()
+    said(post(default, reverse_proxy=backend.url))
+    assert post(default, route="/ask", reverse_proxy=other.url).status_code == 403
+    other.shutdown()
+    other.server_close()
+
+
+def test_nobody_at_the_address(service: Callable[..., FlaskClient]) -> None:
+    told = post(service(reverse_proxy="http://127.0.0.1:1/"), route="/ask")
+    assert (told.status_code, told.json["error"]) == (502, "upstream_unreachable")
+
+
+def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service(access_token=("token-1", "token-2"))
+    made = [said(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
+    older, _, _ = backend.say("token-2", {"action": "next", "messages": [user("before us")], "parent_message_id": "x"})
+    backend.trees[older]["update_time"] = 1.0
+    listed = client.get("/conversations", headers=KEY).json
+    assert [item["id"] for item in listed] == [*made[::-1], older]
+    assert [item["id"] for item in client.get("/conversations?limit=2&offset=1", headers=KEY).json] == [
+        made[1],
+        made[0],
+    ]
+    shown = client.get(f"/conversation/{made[0]}", headers=KEY).json
+    assert shown == json.loads(json.dumps(backend.trees[made[0]])), "just as ChatGPT shows it"
+    for name in (made[0], older):
+        assert client.post(f"/conversation/{name}/title", data={"title": "New"}, headers=KEY).status_code == 200
+        assert backend.trees[name]["title"] == "New"
+        assert client.post(f"/conversation/{name}/delete", headers=KEY).json["code"] == 0
+        assert name not in backend.trees
+        for method, path in (("GET", ""), ("POST", "/delete"), ("POST", "/title")):
+            gone = client.open(f"/conversation/{name}{path}", method=method, headers=KEY, json={"title": "x"})
+            assert gone.status_code == 404, (name, path)
+    assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [made[2], made[1]]
+
+
+def test_history_of_a_callers_own_account(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client, own = service(), {"Authorization": "Bearer own"}
+    made = said(post(client, headers=own))["conversation_id"]
+    said(post(client))
+    assert [item["id"] for item in client.get("/conversations", headers=own).json] == [made]
+    assert client.get(f"/conversation/{made}", headers=own).json["title"] == "New chat"
+    assert client.post(f"/conversation/{made}/delete", headers=own).status_code == 200
+    backend.mode = Mode(refuse_tokens={"own": (401, JSON, b"{}")})
+    assert client.get("/conversations", headers=own).status_code == 401
+
+
+def test_with_several_keys_each_sees_its_own_alone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service(authorization=("alice:a", "bob:b"))
+    alice, bob = {"Authorization": "a"}, {"Authorization": "b"}
+    made = said(post(client, headers=alice))["conversation_id"]
+    before, _, _ = backend.say("token-1", {"action": "next", "messages": [user("before us")], "parent_message_id": "x"})
+    assert [item["id"] for item in client.get("/conversations", headers=alice).json] == [made]
+    assert client.get("/conversations", headers=bob).json == []
+    for headers, name in ((bob, made), (alice, before), (bob, before)):
+        assert client.get(f"/conversation/{name}", headers=headers).status_code == 404
+        assert client.post(f"/conversation/{name}/delete", headers=headers).status_code == 404
+        assert post(client, route="/ask", headers=headers, conversation_id=name).status_code == 404
+    assert before in backend.trees and len(backend.turns) == 1
+
+
+def test_a_proxy_that_passes_on_the_asking_alone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(only_asking=True)
+    client = service()
+    first = said(post(client))
+    assert "Turn 2." in said(post(client, conversation_id=first["conversation_id"]))["text"], (
+        "the index knows the parent"
+    )
+    listed = client.get("/conversations", headers=KEY)
+    assert [item["id"] for item in listed.json] == [first["conversation_id"]] and listed.headers["X-Incomplete"]
+    for method, path in (("GET", ""), ("POST", "/title"), ("POST", "/delete")):
+        told = client.open(
+            f"/conversation/{first['conversation_id']}{path}", method=method, headers=KEY, json={"title": "x"}
+        )
+        assert told.status_code == 404 and "reverse proxy" in told.json["msg"]
+
+
+def test_a_turn_of_a_conversation_waits_for_the_one_before(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    app = service().application
+    first = said(post(app.test_client()))
+    backend.mode = Mode(delay=0.3)
+    with ThreadPoolExecutor(3) as pool:
+        turns = pool.map(
+            lambda n: post(app.test_client(), prompt=f"q{n}", conversation_id=first["conversation_id"]), range(3)
+        )
+        assert sorted(said(turn)["text"][:7] for turn in turns) == ["Turn 2.", "Turn 3.", "Turn 4."]
+
+
+def test_a_caller_that_leaves_in_a_wait_is_gone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    """Within the process: what the driver tells the session reaches the backend, in each of its waits."""
+    transport = Plain()
+    known = Known(transport, (place(backend.url),), AccountPool((Account("a", "token-1"),)))
+    for mode in (Mode(delay=30), Mode(quiet=30), Mode(stall_after=3), Mode(hand_off=True, polls=99)):
+        backend.mode = mode
+        stream, decoder = ChatGPTWeb(known).ask(Question((Message("user", "x"),), question_id="q-1"))
+        threading.Timer(0.3, stream.interrupt).start()
+        began = time.monotonic()
+        while piece := stream.read(20):
+            decoder.feed(piece)
+        stream.close()
+        assert time.monotonic() - began < 1.3 and known.pool.in_flight(Account("a", "")) == 0
+    transport.close()

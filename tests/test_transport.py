@@ -1,0 +1,260 @@
+"""The plain transport against a server that sends what it is told, byte by byte."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.errors import RelayError, Unreachable, UpstreamCut, UpstreamFailed
+from relay.transports.plain import Call, Exchange, Plain
+from tests.conftest import free_port, need
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+
+class Peer:
+    """Accepts connections; on each, answers each request with the next of its scripts: pieces, with pauses between."""
+
+    def __init__(self, *scripts: list[bytes | float]) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.left: float | None = None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection:
+            while self.scripts:
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    if not (piece := connection.recv(65536)):
+                        return
+                    request += piece
+                self.requests.append(request)
+                for step in self.scripts.pop(0):
+                    try:
+                        if isinstance(step, bytes):
+                            connection.sendall(step)
+                        else:
+                            connection.settimeout(step)
+                            if connection.recv(1) == b"":
+                                self.left = time.monotonic()
+                                return
+                    except TimeoutError:
+                        connection.settimeout(None)
+                    except OSError:
+                        self.left = time.monotonic()
+                        return
+                if not self.keeps:
+                    return
+
+    keeps = True
+
+
+@pytest.fixture
+def plain() -> Iterator[Plain]:
+    plain = Plain(connect_seconds=2)
+    yield plain
+    plain.close()
+
+
+def read_all(exchange: Exchange, seconds: float = 5) -> tuple[int, bytes]:
+    try:
+        head = exchange.head(seconds)
+        assert head is not None
+        body = b""
+        while piece := exchange.read(seconds):
+            body += piece
+        assert piece == b""
+        return head.status, body
+    finally:
+        exchange.close()
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+FRAMINGS = [
+    pytest.param(OK + b"Content-Length: 5\r\n\r\nhello", b"hello", True, id="length"),
+    pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(b"hel", b"lo"), b"hello", True, id="chunked"),
+    pytest.param(OK + b"Content-Length: 0\r\n\r\n", b"", True, id="empty"),
+    pytest.param(OK + b"Connection: close\r\n\r\nhello", b"hello", False, id="until-close"),
+    pytest.param(b"HTTP/1.0 200 OK\r\n\r\nhello", b"hello", False, id="http-1.0"),
+    pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"Content-Length: 5\r\n\r\nhello", b"hello", True, id="continue"),
+    pytest.param(
+        OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(gzip.compress(b"hello", mtime=0))
+        + gzip.compress(b"hello", mtime=0),
+        b"hello",
+        True,
+        id="gzip",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wire", "body", "keeps"), FRAMINGS)
+@pytest.mark.parametrize("size", [1, 3, 1000], ids=["byte", "three", "whole"])
+def test_an_answer_is_read_in_every_framing(plain: Plain, wire: bytes, body: bytes, keeps: bool, size: int) -> None:
+    peer = Peer([wire[at : at + size] for at in range(0, len(wire), size)])
+    peer.keeps = keeps
+    assert read_all(plain.send(Call("POST", f"{peer.url}/x?y=1", {"A": "b"}, b"question"))) == (200, body)
+    assert peer.requests[0].startswith(b"POST /x?y=1 HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert b"\r\nA: b\r\nContent-Length: 8\r\n\r\n" in peer.requests[0]
+
+
+@pytest.mark.parametrize(("wire", "body", "keeps"), FRAMINGS)
+def test_an_answer_that_ends_early_is_never_whole(plain: Plain, wire: bytes, body: bytes, keeps: bool) -> None:
+    for cut in range(len(wire)):
+        peer = Peer([wire[:cut]])
+        peer.keeps = False
+        try:
+            _, read = read_all(plain.send(Call("GET", peer.url)))
+            assert not keeps and body.startswith(read), "only what ends with its connection can end anywhere"
+        except RelayError as error:
+            assert isinstance(error, (UpstreamCut, UpstreamFailed))
+
+
+def test_what_has_arrived_is_given_at_once(plain: Plain) -> None:
+    peer = Peer([OK + b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\nhel\r\n", 0.4, b"2\r\nlo\r\n", 0.4, b"0\r\n\r\n"])
+    exchange = plain.send(Call("GET", peer.url))
+    began = time.monotonic()
+    assert exchange.head(5) and exchange.read(5) == b"hel" and time.monotonic() - began < 0.3
+    assert exchange.read(0.05) is None and exchange.read(0.05) is None
+    assert exchange.read(5) == b"lo" and exchange.read(5) == b""
+    exchange.close()
+
+
+def test_a_silence_before_the_head_can_be_waited_out(plain: Plain) -> None:
+    peer = Peer([0.3, OK + b"Content-Length: 2\r\n\r\nhi"])
+    exchange = plain.send(Call("GET", peer.url))
+    assert exchange.head(0.05) is None and exchange.head(0.05) is None
+    assert read_all(exchange) == (200, b"hi") and len(peer.requests) == 1
+
+
+def test_a_connection_is_used_again_if_it_was_read_to_its_end(plain: Plain) -> None:
+    answer: list[bytes | float] = [OK + b"Content-Length: 2\r\n\r\nhi"]
+    peer = Peer(*[answer] * 3)
+    for _ in range(3):
+        assert read_all(plain.send(Call("GET", peer.url))) == (200, b"hi")
+    assert peer.connections == 1 and len(peer.requests) == 3
+
+
+def test_an_idle_connection_that_ended_is_not_sent_on(plain: Plain) -> None:
+    answer: list[bytes | float] = [OK + b"Content-Length: 2\r\n\r\nhi"]
+    peer = Peer(answer, answer)
+    peer.keeps = False
+    for _ in range(2):
+        assert read_all(plain.send(Call("POST", peer.url, {}, b"x"))) == (200, b"hi")
+        time.sleep(0.1)
+    assert peer.connections == 2 and len(peer.requests) == 2
+
+
+def test_an_idle_connection_that_is_old_is_not_sent_on() -> None:
+    plain = Plain(idle_seconds=0.05)
+    answer: list[bytes | float] = [OK + b"Content-Length: 2\r\n\r\nhi"]
+    peer = Peer(answer, answer)
+    for _ in range(2):
+        read_all(plain.send(Call("GET", peer.url)))
+        time.sleep(0.1)
+    assert peer.connections == 2
+    plain.close()
+
+
+@pytest.mark.parametrize(
+    "wire", [b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"]
+)
+def test_garbage_is_an_error(plain: Plain, wire: bytes) -> None:
+    peer = Peer([wire])
+    with pytest.raises(UpstreamFailed, match="no HTTP"):
+        read_all(plain.send(Call("GET", peer.url)))
+
+
+def test_headers_without_end_are_refused(plain: Plain) -> None:
+    peer = Peer([b"HTTP/1.1 200 OK\r\n", *[b"A: %s\r\n" % (b"x" * 8000)] * 50, 5.0])
+    with pytest.raises(UpstreamFailed):
+        read_all(plain.send(Call("GET", peer.url)))
+
+
+def test_nobody_there_is_certainly_not_taken(plain: Plain) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}/", "http://no-such-host.invalid/"):
+        with pytest.raises(Unreachable) as unreachable:
+            plain.send(Call("POST", url)).head(5)
+        assert not unreachable.value.taken and unreachable.value.another_account_may_help
+
+
+@pytest.mark.parametrize(
+    "script", [[60.0], [OK + b"Content-Length: 9\r\n\r\n", 60.0]], ids=["before-the-head", "in-the-body"]
+)
+def test_an_interrupt_ends_a_read_and_the_connection_at_once(plain: Plain, script: list[bytes | float]) -> None:
+    peer = Peer(script)
+    exchange = plain.send(Call("GET", peer.url))
+    threading.Timer(0.2, exchange.interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(UpstreamCut):
+        read_all(exchange, 30)
+    exchange.close()
+    assert time.monotonic() - began < 1
+    time.sleep(0.1)
+    assert peer.left
+
+
+def test_a_redirect_is_an_answer_like_any_other(plain: Plain) -> None:
+    peer = Peer([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"])
+    assert read_all(plain.send(Call("GET", peer.url, {"Authorization": "Bearer secret"}))) == (302, b"")
+    assert len(peer.requests) == 1
+
+
+def test_tls_is_checked(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    listener = context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+    port = listener.getsockname()[1]
+
+    def serve() -> None:
+        for _ in range(2):
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                continue
+            with connection:
+                connection.recv(65536)
+                connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n")
+                time.sleep(0.3)
+                connection.sendall(b"2\r\nlo\r\n0\r\n\r\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with pytest.raises(Unreachable, match="cannot be trusted"):
+        plain.send(Call("GET", f"https://localhost:{port}/")).head(5)
+    monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+    trusting = Plain()
+    exchange = trusting.send(Call("GET", f"https://localhost:{port}/"))
+    assert exchange.head(5) and exchange.read(5) == b"hel" and exchange.read(0.05) is None
+    assert exchange.read(5) == b"lo" and exchange.read(5) == b""
+    exchange.close()
+    trusting.close()
+    thread.join(5)
+    listener.close()
