@@ -208,6 +208,7 @@ def chatgpt_backend(settings: Settings, transport: Plain) -> Backend:
         extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
         retries=settings.retry_times,
         concurrency=settings.account_concurrency,
+        patience=min(settings.first_byte_timeout, settings.total_timeout),
     )
 
 

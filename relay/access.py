@@ -142,7 +142,8 @@ class Access:
             headers["Access-Control-Allow-Origin"] = "*"
         else:
             return headers
-        exposed = "X-Conversation-Id, X-Parent-Message-Id, X-Request-Id, X-Error-Source, Retry-After"
+        exposed = "X-Conversation-Id, X-Parent-Message-Id, X-Request-Id, X-Error-Source, X-Error-Code, "
+        exposed += "X-Incomplete, Retry-After"
         return headers | {"Access-Control-Expose-Headers": exposed}
 
     def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:

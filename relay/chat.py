@@ -340,6 +340,7 @@ class Chat:
             account=begun.account,
             model=ask.model,
             reverse_proxy=ask.reverse_proxy,
+            timeout=ask.timeout,
             token=self._permit(ask, upstream),
             request_id=request_id,
         )

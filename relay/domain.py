@@ -57,6 +57,7 @@ class Question:
     account: str | None = None
     model: str | None = None
     reverse_proxy: str | None = None
+    timeout: float | None = None
     token: str | None = field(default=None, repr=False)
     request_id: str = ""
 

@@ -40,6 +40,7 @@ class Mode:
     length_stops: int = 0  # so many answers stop for their length
     hand_off: bool = False
     polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
+    no_text: bool = False
     one_at_a_time: bool = False
     only_asking: bool = False  # as a reverse proxy that passes on the conversation path alone
 
@@ -113,6 +114,8 @@ class Backend(ThreadingHTTPServer):
                 "status": "finished_successfully", "end_turn": not stops, "weight": 1.0, "recipient": "all", "channel": "final",
                 "metadata": {"model_slug": "gpt-test", "finish_details": details, "message_type": "next"},
             }  # fmt: skip
+            if self.mode.no_text:
+                answer["content"] = {"content_type": "image", "asset_pointer": "sediment://file_1"}
             self.put(tree, parent, answer)
             tree["update_time"] = time.time()
             return conversation, question, answer

@@ -250,7 +250,7 @@ def test_an_account_that_takes_one_message_at_a_time_is_waited_for(
     assert len(backend.trees) == 3
     backend.running.add("token-1")
     late = post(service(), route="/ask", timeout="300")
-    assert late.status_code == 504
+    assert (late.status_code, late.json["error"]) == (429, "one_at_a_time")
 
 
 def test_the_asks_of_an_account_can_be_bounded(service: Callable[..., FlaskClient], backend: Backend) -> None:
@@ -349,6 +349,18 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(service: Callable[..., Flask
 def test_nobody_at_the_address(service: Callable[..., FlaskClient]) -> None:
     told = post(service(reverse_proxy="http://127.0.0.1:1/"), route="/ask")
     assert (told.status_code, told.json["error"]) == (502, "upstream_unreachable")
+
+
+def test_a_picture_is_told_not_waited_for(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(hand_off=True, polls=0, no_text=True)
+    told = post(service(), route="/ask")
+    assert (told.status_code, told.json["error"]) == (502, "upstream_failed") and "no text" in told.json["msg"]
+
+
+def test_an_id_that_could_break_a_header_is_an_error(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    backend.mode = Mode(raw=b'data: {"message":null,"conversation_id":"a\\r\\nX-Evil: 1","error":null}\n\n')
+    told = post(service(), route="/ask")
+    assert (told.status_code, told.json["error"]) == (502, "upstream_failed") and "X-Evil" not in told.headers
 
 
 def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backend) -> None:

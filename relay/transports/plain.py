@@ -195,13 +195,7 @@ class Exchange:
 
     def _connect(self) -> socket.socket:
         _, host, port = self._origin
-        try:
-            connection = socket.create_connection((host, port), self._transport.connect_seconds)
-        except TimeoutError:
-            limit = self._transport.connect_seconds
-            raise Unreachable(f"{self.host} took no connection within {limit:g} s.") from None
-        except OSError as error:
-            raise Unreachable(f"{self.host} cannot be reached: {error.strerror or 'no such host'}.") from error
+        connection = self._connected(host, port)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._secure:
             return connection
@@ -211,6 +205,29 @@ class Exchange:
         except (TimeoutError, UpstreamCut):
             connection.close()
             raise Unreachable(f"{self.host} did not agree on TLS.") from None
+
+    def _connected(self, host: str, port: int) -> socket.socket:
+        """A connection to the first of the host's addresses that takes one; an interrupt ends the attempt."""
+        failure = "no such host"
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            addresses = []
+        for family, kind, protocol, _, address in addresses:
+            connection = self._connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(self._transport.connect_seconds)
+                connection.connect(address)
+                return connection
+            except TimeoutError:
+                failure = f"it took no connection within {self._transport.connect_seconds:g} s"
+            except OSError as error:
+                failure = error.strerror or "no connection"
+            connection.close()
+            self._connection = None
+            if self._given_up:
+                break
+        raise Unreachable(f"{self.host} cannot be reached: {failure}.")
 
     def _receive(self, seconds: float) -> bool:
         """Parse what arrives within `seconds`; False if nothing does. Raises UpstreamCut where it ends early."""
@@ -246,7 +263,7 @@ class Exchange:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # it is gone already
+                connection.close()  # it is not connected yet, or no more
 
     def close(self) -> None:
         """Keep the connection if its answer was read to its end, else let it go."""

@@ -26,18 +26,23 @@ def visible(text: str, whole: bool) -> str:
     return _BLOCK.sub("", text)
 
 
+def part_of(message: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object within a message; an empty one where there is none."""
+    value = message.get(name)
+    return value if isinstance(value, dict) else {}
+
+
 def text_of(message: dict[str, Any]) -> str:
     """The text of a message's parts; parts that are no text (images, sound) have none."""
-    content = message.get("content") or {}
-    return "".join(part for part in content.get("parts") or [] if isinstance(part, str))
+    parts = part_of(message, "content").get("parts")
+    return "".join(part for part in parts if isinstance(part, str)) if isinstance(parts, list) else ""
 
 
 def is_answer(message: dict[str, Any]) -> bool:
     """Whether a message is for the user: not a tool's, not to a tool, not hidden, not a thought."""
-    metadata = message.get("metadata") or {}
-    content = message.get("content") or {}
+    metadata, content = part_of(message, "metadata"), part_of(message, "content")
     return (
-        (message.get("author") or {}).get("role") == "assistant"
+        part_of(message, "author").get("role") == "assistant"
         and message.get("recipient", "all") in ("all", None)
         and message.get("channel") in ("final", None)
         and content.get("content_type", "text") in ("text", "multimodal_text")
@@ -78,7 +83,7 @@ class Candidate:
         self.said = Growing(text_of(message))
         self.status = message.get("status", self.status)
         self.end_turn = message.get("end_turn", self.end_turn)
-        details = (message.get("metadata") or {}).get("finish_details")
+        details = part_of(message, "metadata").get("finish_details")
         if isinstance(details, dict):
             self.finish = details.get("type", self.finish)
         elif isinstance(details, str):

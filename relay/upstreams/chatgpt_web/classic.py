@@ -12,7 +12,7 @@ from relay import sse
 from relay.domain import Event, Finished, Started
 from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.answer import Answer
+from relay.upstreams.chatgpt_web.answer import Answer, part_of
 from relay.upstreams.chatgpt_web.delta import Documents
 
 MOST_CONTINUATIONS = 10
@@ -32,6 +32,13 @@ class Poll:
     """The answer does not come in this stream: look for it in the conversation."""
 
     conversation_id: str
+
+
+def _plain(name: str) -> str:
+    """An id as it may stand in a header; opaque otherwise."""
+    if not re.fullmatch(r"[!-~]{1,200}", name):
+        raise UpstreamFailed("The upstream gave an id that no id can be.")
+    return name
 
 
 class WebDecoder:
@@ -120,13 +127,15 @@ class WebDecoder:
     def _envelope(self, told: dict[str, Any]) -> list[Event]:
         """A classic message, or a typed event."""
         if isinstance(told.get("conversation_id"), str) and not self.conversation_id:
-            self.conversation_id = told["conversation_id"]
+            self.conversation_id = _plain(told["conversation_id"])
         self._check(told)
         message = told.get("message")
         events: list[Event] = []
         if isinstance(message, dict):
-            self._model = (message.get("metadata") or {}).get("model_slug") or self._model
+            slug = part_of(message, "metadata").get("model_slug")
+            self._model = slug if isinstance(slug, str) and slug else self._model
             self._garbled = False
+            _plain(str(message.get("id") or "-"))
             events = self._answer.see(message)
         elif told.get("type") == "stream_handoff":
             self._handed_off = True
@@ -163,7 +172,7 @@ class WebDecoder:
                 return self._begun()
             raise
         parent = self._answer.id or ""
-        if self._answer.cut_short and self.conversation_id and self._continuations < MOST_CONTINUATIONS:
+        if said and self._answer.cut_short and self.conversation_id and self._continuations < MOST_CONTINUATIONS:
             self._continuations += 1
             self._answer.continue_()
             self.wants = Continue(self.conversation_id, parent)

@@ -39,13 +39,7 @@ class Documents:
             self._grown.append(value)
             return self._documents[channel], value
         self.settle()
-        edits = value if operation == "patch" else [{"o": operation, "v": value}]
-        if not isinstance(edits, list):
-            raise _misfit(frame)
-        for edit in edits:
-            if not isinstance(edit, dict) or not isinstance(edit.get("p", ""), str):
-                raise _misfit(frame)
-            self._edit(path + edit.get("p", ""), edit.get("o", "replace"), edit.get("v"))
+        self._edit(path, operation, value)
         return self._documents.get(channel), None
 
     def settle(self) -> None:
@@ -63,9 +57,9 @@ class Documents:
 
     def _edit(self, path: str, operation: str, value: Any) -> None:
         if operation == "patch":
-            if not isinstance(value, list):
-                raise _misfit(value)
-            for edit in value:
+            for edit in value if isinstance(value, list) else [value]:
+                if not isinstance(edit, dict) or not isinstance(edit.get("p", ""), str):
+                    raise _misfit(value)
                 self._edit(path + edit.get("p", ""), edit.get("o", "replace"), edit.get("v"))
             return
         holder, key = self._place(path, create=operation != "remove")

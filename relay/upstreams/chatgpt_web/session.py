@@ -13,7 +13,16 @@ import orjson
 from relay import sse
 from relay.accounts import Account, AccountPool, Attempts
 from relay.domain import Question
-from relay.errors import Forbidden, OneAtATime, RelayError, Unauthorized, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    Forbidden,
+    OneAtATime,
+    RelayError,
+    Unauthorized,
+    Unreachable,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from relay.transports.plain import Call, Head
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.answer import is_answer
@@ -48,6 +57,7 @@ class Backend:
     extras: Extras = Extras()
     retries: int = 3
     concurrency: int = 0
+    patience: float = 120.0
     poll_seconds: float = 5.0
 
     def place_for(self, asked: str | None) -> Place:
@@ -56,8 +66,8 @@ class Backend:
             return self.places[int(time.monotonic()) % len(self.places)] if len(self.places) > 1 else self.places[0]
         wanted = asked.strip()
         for entry in self.allowed:
-            is_origin = entry.count("/") == 2
-            if wanted == entry or (is_origin and (wanted == entry or wanted.startswith(f"{entry}/"))):
+            origin = entry.rstrip("/")
+            if wanted == entry or (origin.count("/") == 2 and f"{wanted}/".startswith(f"{origin}/")):
                 try:
                     return body.place(wanted, self.path)
                 except ValueError as error:
@@ -90,6 +100,7 @@ class Session:
         self._parent = question.parent_id
         self._due = 0.0
         self._pause = 1.0
+        self._patient_until = time.monotonic() + min(backend.patience, question.timeout or backend.patience)
         self._accepted = False
         self._first = b""
         self._next: Callable[[], Call] = self._turn
@@ -128,7 +139,13 @@ class Session:
                 return False
             self._decoder.account = self._account.name
             self._exchange = self._backend.transport.send(self._next())
-        head = self._exchange.head(max(0.0, until - time.monotonic()))
+        try:
+            head = self._exchange.head(max(0.0, until - time.monotonic()))
+        except Unreachable as error:
+            if self._interrupted.is_set():
+                raise UpstreamCut() from None
+            self._refused(error)
+            return False
         if head is None:
             return False
         if head.status == 200 and "text/event-stream" in head.headers.get("content-type", "").lower():
@@ -156,6 +173,8 @@ class Session:
             others = self._backend.pool.in_flight(self._account) > 0
             pause, self._pause = (0.2, self._pause) if others else (self._pause, min(8.0, self._pause * 2))
             self._due = time.monotonic() + pause
+            if self._due >= self._patient_until:
+                raise error
             return
         self._attempts.refused(error)
         self._account = self._attempts.next()
@@ -221,7 +240,9 @@ class Session:
         """Look for the answer in the conversation; as a classic stream, once it is there."""
         self._drop()
         tree = self._tree(wanted.conversation_id)
-        found = answers_to(tree, self._question.question_id)
+        found, over = answers_to(tree, self._question.question_id)
+        if over and not found:
+            raise UpstreamFailed("ChatGPT answered with what is no text (an image or a file): see it at chatgpt.com.")
         if found and found[-1].get("status") != "in_progress":
             self._decoder.again()
             events = [
@@ -271,10 +292,11 @@ def _object(told: bytes) -> Any:
         return None
 
 
-def answers_to(tree: dict[str, Any], question_id: str) -> list[dict[str, Any]]:
-    """The answers in a tree that descend from a question, oldest first."""
+def answers_to(tree: dict[str, Any], question_id: str) -> tuple[list[dict[str, Any]], bool]:
+    """The answers in a tree that descend from a question, oldest first; and whether its turn is over."""
     mapping = tree.get("mapping")
     found: list[dict[str, Any]] = []
+    over = False
     waiting, seen = [question_id], set[str]()
     while isinstance(mapping, dict) and waiting:
         name = waiting.pop()
@@ -283,7 +305,9 @@ def answers_to(tree: dict[str, Any], question_id: str) -> list[dict[str, Any]]:
             continue
         seen.add(name)
         message = node.get("message")
-        if isinstance(message, dict) and is_answer(message):
-            found.append(message)
+        if isinstance(message, dict):
+            over = over or (name != question_id and message.get("end_turn") is True)
+            if is_answer(message):
+                found.append(message)
         waiting.extend(child for child in reversed(node.get("children") or []) if isinstance(child, str))
-    return found
+    return found, over
