@@ -20,7 +20,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from chatgpt_webapi import create_app
+from relay.serving import in_place
 from relay.settings import Settings
+from relay.store import Store
+from tests.chatgpt_backend import Backend
 
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
@@ -69,6 +72,21 @@ def build(tmp_path: Path) -> Iterator[Callable[..., Flask]]:
 @pytest.fixture
 def client(build: Callable[..., Flask]) -> FlaskClient:
     return build().test_client()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    backend = Backend()
+    yield backend
+    backend.shutdown()
+    backend.server_close()
 
 
 def free_port() -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,19 +23,11 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamGone,
 )
-from relay.serving import in_place
 from relay.store import Store
 from tests.scripted import Scripted
 
 OWNER = Caller("owner", may_spend=True)
 STRANGER = Caller("token-x", may_spend=False, token="own-token")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,14 +27,6 @@ from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED, FASTAPI
 
 Build = Callable[..., Flask]
 KEY = {"Authorization": "Bearer the-key"}
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    backend = Backend()
-    yield backend
-    backend.shutdown()
-    backend.server_close()
 
 
 @pytest.fixture

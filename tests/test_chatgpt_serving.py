@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,6 @@ from tests.test_nginx import Nginx, stock
 from tests.test_serving import SERVERS, outcomes, wait_for
 
 Start = Callable[..., Service]
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    backend = Backend()
-    yield backend
-    backend.shutdown()
-    backend.server_close()
 
 
 @pytest.fixture

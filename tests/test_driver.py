@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,19 +24,11 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from relay.serving import in_place
 from relay.store import Store
 from tests.scripted import Scripted, Wait
 
 OWNER = Caller("owner", may_spend=True)
 FAST = Clocks(first_byte=0.3, silence=0.2, total=1.0, keep_alive=0.05)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
-    yield store
-    store.close()
 
 
 @pytest.fixture
