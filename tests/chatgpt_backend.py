@@ -26,6 +26,7 @@ class Mode:
 
     encoding: str = "asked"  # classic, delta, or what the request asks for
     refusals: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)  # one each, before any answer
+    refuse_rest: tuple[int, dict[str, str], bytes] | None = None  # of an answer that is to be continued
     refuse_tokens: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
     raw: bytes | None = None  # this instead of an answer's stream
     content_type: str = "text/event-stream; charset=utf-8"
@@ -39,6 +40,7 @@ class Mode:
     done: bool = True  # whether [DONE] comes
     length_stops: int = 0  # so many answers stop for their length
     hand_off: bool = False
+    missed_polls: int = 0  # so many looks fail
     polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
     no_text: bool = False
     one_at_a_time: bool = False
@@ -262,6 +264,9 @@ class Handler(BaseHTTPRequestHandler):
         tree = self.server.trees.get(name)
         if tree is None or self.server.owners[name] != token:
             return self.tell(404, {"detail": {"message": "Conversation not found", "code": "conversation_not_found"}})
+        if self.server.mode.missed_polls > 0:
+            self.server.mode.missed_polls -= 1
+            return self.tell(502, b"<html>bad gateway</html>", {"Content-Type": "text/html"})
         if asked.method == "PATCH":
             if asked.body.get("is_visible") is False:
                 del self.server.trees[name]
@@ -308,6 +313,9 @@ class Handler(BaseHTTPRequestHandler):
             )
         if mode.refusals:
             status, headers, told = mode.refusals.pop(0)
+            return self.tell(status, told, headers)
+        if mode.refuse_rest and body["action"] == "continue":
+            status, headers, told = mode.refuse_rest
             return self.tell(status, told, headers)
         conversation = body.get("conversation_id")
         if conversation and (self.server.trees.get(conversation) is None or self.server.owners[conversation] != token):

@@ -108,10 +108,36 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
     assert "Turn 2." in said(post(client, **{**told, "prompt": "on"}))["text"]
 
 
+def test_the_rest_of_an_answer_is_asked_of_no_other_account(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    limit = (429, {**JSON, "Retry-After": "60"}, b'{"detail": "Slow down"}')
+    backend.mode = Mode(length_stops=1, refuse_rest=limit)
+    told = post(service(access_token=("token-1", "token-2")), route="/ask", stream="true").text
+    assert '"error":"rate_limited"' in told and "Turn 1." in told and "event: done" not in told
+    assert len({asked.headers["authorization"] for asked in backend.turns}) == 1 and len(backend.turns) == 2
+
+
 def test_a_handed_off_answer_is_looked_for(service: Callable[..., FlaskClient], backend: Backend) -> None:
     backend.mode = Mode(hand_off=True, polls=1)
     assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
+
+
+def test_a_look_that_fails_is_repeated_for_it_asks_nothing_twice(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    backend.mode = Mode(hand_off=True, polls=0, missed_polls=1)
+    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
+
+
+def test_a_stream_whose_type_is_not_named_is_read_all_the_same(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    for content_type in ("text/plain", "application/octet-stream"):
+        backend.mode = Mode(content_type=content_type, pace=0.02)
+        assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
 
 
 def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(

@@ -32,6 +32,7 @@ from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 LONGEST_ERROR = 64 * 1024
 LONGEST_TREE = 64 * 1024 * 1024
 FETCH_SECONDS = 30.0
+MOST_MISSES = 5
 
 
 class Exchange(Protocol):
@@ -105,6 +106,7 @@ class Session:
         self._first = b""
         self._next: Callable[[], Call] = self._turn
         self._holds = False
+        self._misses = 0
 
     def read(self, seconds: float) -> bytes | None:
         """What has arrived. Refusals that another account, or a moment's patience, may mend are not told."""
@@ -115,11 +117,11 @@ class Session:
                 if self._due > until:
                     return None
                 continue
-            if isinstance(self._decoder.wants, Poll):
-                return self._poll(self._decoder.wants)
             if isinstance(self._decoder.wants, Continue):
                 self._follow(self._decoder.wants)
             try:
+                if isinstance(self._decoder.wants, Poll):
+                    return self._poll(self._decoder.wants)
                 if not self._accepted and not self._accept(until):
                     if time.monotonic() >= until:
                         return None
@@ -151,11 +153,13 @@ class Session:
         if head.status == 200 and "text/event-stream" in head.headers.get("content-type", "").lower():
             self._accepted = True
             return True
-        told = self._whole(LONGEST_ERROR)
-        if head.status == 200 and told.startswith((b"data:", b"event:")):  # a proxy that does not name the type
-            self._accepted, self._first = True, told
+        first = self._exchange.read(max(0.0, until - time.monotonic()))
+        if first is None:
+            return False
+        if head.status == 200 and first.startswith((b"data:", b"event:", b":")):  # a proxy that does not name the type
+            self._accepted, self._first = True, first
             return True
-        self._refused(failures.from_response(head.status, head.headers, told))
+        self._refused(failures.from_response(head.status, head.headers, first + self._whole(LONGEST_ERROR)))
         return False
 
     def _admit(self) -> bool:
@@ -177,6 +181,8 @@ class Session:
                 raise error
             return
         self._attempts.refused(error)
+        if self._next != self._turn:
+            raise error  # the rest of an answer is at this account or nowhere
         self._account = self._attempts.next()
 
     def _drop(self) -> None:
@@ -239,7 +245,16 @@ class Session:
     def _poll(self, wanted: Poll) -> bytes | None:
         """Look for the answer in the conversation; as a classic stream, once it is there."""
         self._drop()
-        tree = self._tree(wanted.conversation_id)
+        self._due = time.monotonic() + self._backend.poll_seconds
+        try:
+            tree = self._tree(wanted.conversation_id)
+        except (Unreachable, UpstreamCut, UpstreamRefused) as error:
+            self._misses += 1  # looking again asks nothing twice
+            refused = isinstance(error, UpstreamRefused) and error.status < 500
+            if self._interrupted.is_set() or refused or self._misses > MOST_MISSES:
+                raise
+            return b": polling\n\n"
+        self._misses = 0
         found, over = answers_to(tree, self._question.question_id)
         if over and not found:
             raise UpstreamFailed("ChatGPT answered with what is no text (an image or a file): see it at chatgpt.com.")
@@ -249,9 +264,8 @@ class Session:
                 sse.event(orjson.dumps({"message": message, "conversation_id": wanted.conversation_id}))
                 for message in found
             ]
-            self._next = _nothing_more
+            self._next, self._due = _nothing_more, 0.0
             return b"".join([*events, sse.event(b"[DONE]")])
-        self._due = time.monotonic() + self._backend.poll_seconds
         return b": polling\n\n"
 
     def interrupt(self) -> None:
