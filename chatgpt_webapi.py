@@ -142,7 +142,10 @@ def create_app(
 
     @app.post("/conversation/<conversation_id>/title")
     def title(conversation_id: str) -> Response:
-        history.rename(g.caller, conversation_id, form.title_of(g.fields))
+        wanted = form.title_of(g.fields)
+        if wanted is None:
+            return json({"code": 0, "msg": history.entitle(g.caller, conversation_id)})
+        history.rename(g.caller, conversation_id, wanted)
         return json({"code": 0, "msg": "The conversation has its new title."})
 
     @app.get("/healthz")

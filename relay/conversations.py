@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from relay.domain import Caller, Conversation
-from relay.errors import NoConversation, UpstreamError, UpstreamGone
+from relay.errors import BadRequest, NoConversation, UpstreamError, UpstreamGone
 from relay.store import Store
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class History(Protocol):
     def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]: ...
 
     def change(self, caller: Caller, conversation_id: str, account: str | None, what: dict[str, Any]) -> None: ...
+
+    def entitle(self, caller: Caller, conversation_id: str, account: str | None) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class Conversations:
             history.change(caller, conversation_id, row.account if row else None, {"title": title})
         if row is not None:
             self._store.rename(caller.owner, conversation_id, title)
+
+    def entitle(self, caller: Caller, conversation_id: str) -> str:
+        """Let the upstream find a title, and give it."""
+        row, history = self._locate(caller, conversation_id)
+        if history is None:
+            raise BadRequest(
+                "Conversations that are kept here get no title by themselves: send one in the field title."
+            )
+        title = history.entitle(caller, conversation_id, row.account if row else None)
+        if row is not None:
+            self._store.rename(caller.owner, conversation_id, title)
+        return title
 
     def delete(self, caller: Caller, conversation_id: str) -> None:
         row, history = self._locate(caller, conversation_id)

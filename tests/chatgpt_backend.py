@@ -236,6 +236,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.tell(status, body, headers)
         if asked.method == "GET" and path == "/conversations":
             return self.listed(token, asked.path)
+        if path.startswith("/conversation/gen_title/"):
+            tree = self.server.trees.get(path.rsplit("/", 1)[1])
+            if tree is None or asked.body["message_id"] not in tree["mapping"]:
+                return self.tell(404, {"detail": "Conversation not found"})
+            if tree["title"] != "New chat":
+                return self.tell(200, {"message": "Conversation has title already"})
+            tree["title"] = "A generated title"
+            return self.tell(200, {"title": tree["title"]})
         if path.startswith("/conversation/"):
             return self.one(asked, token, path.removeprefix("/conversation/"))
         if asked.method == "POST" and path in ("/conversation", "/f/conversation"):

@@ -405,6 +405,17 @@ def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backen
     assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [made[2], made[1]]
 
 
+def test_chatgpt_finds_a_title(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service()
+    made = said(post(client))["conversation_id"]
+    for _ in range(2):
+        told = client.post(f"/conversation/{made}/title", headers=KEY)
+        assert (
+            told.json == {"code": 0, "msg": "A generated title"} and backend.trees[made]["title"] == "A generated title"
+        )
+    assert client.post("/conversation/no-such/title", headers=KEY).status_code == 404
+
+
 def test_history_of_a_callers_own_account(service: Callable[..., FlaskClient], backend: Backend) -> None:
     client, own = service(), {"Authorization": "Bearer own"}
     made = said(post(client, headers=own))["conversation_id"]

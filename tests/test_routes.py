@@ -112,6 +112,9 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
     renamed = client.post(f"/conversation/{made[0]}/title", json={"title": " New \n title "})
     assert set(said(renamed)) == {"code", "msg"} and renamed.json["code"] == 0
     assert client.get(f"/conversation/{made[0]}").json["title"] == "New title"
+    for body in ({"json": {}}, {"json": {"title": " "}}, {"json": {"title": "x" * 201}}, {"json": {"title": 5}}):
+        refused = client.post(f"/conversation/{made[0]}/title", **body)
+        assert refused.status_code == 400 and "title" in refused.json["msg"]
     for body in ({"json": {}}, {}):
         deleted = client.post(f"/conversation/{made.pop()}/delete", **body)
         assert said(deleted)["code"] == 0
@@ -192,7 +195,7 @@ WRONG = [
     ("GET", "/conversations?offset=x", 400, "offset"),
     ("GET", "/conversations?access_token=x", 400, "Never put"),
     ("POST", "/ask?key=x", 400, "Never put"),
-    ("POST", f"/conversation/{uuid.uuid4()}/title", 400, "title"),
+    ("POST", f"/conversation/{uuid.uuid4()}/title", 404, "no such conversation"),
     ("POST", f"/conversation/{uuid.uuid4()}/delete", 404, "no such conversation"),
     ("GET", "/../../etc/passwd", 404, ""),
     ("GET", "/%E4%BD%A0", 404, ""),

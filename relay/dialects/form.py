@@ -46,11 +46,11 @@ def read(content_type: str, body: bytes) -> Fields:
     if mimetype == "multipart/form-data":
         return _multipart(body, options.get("boundary", ""), charset)
     if mimetype == "application/x-www-form-urlencoded":
-        # curl -d '{...}' says urlencoded; seed clients of /ask send JSON under any type
+        # curl -d '{...}' says urlencoded; clients of chatgpt-webapi send JSON under any type
         return _json(body) if looks_like_json else _urlencoded(body, charset)
+    if looks_like_json and (mimetype != "text/plain" or _asks(body)):
+        return _json(body)
     if mimetype in ("", "text/plain", "application/octet-stream"):
-        if looks_like_json and mimetype != "text/plain":
-            return _json(body)
         return {PLAIN_BODY: _text(body, charset, "The body")} if body else {}
     raise UnsupportedMediaType(
         f"This route does not read {mimetype}: send a form (curl --data-urlencode), JSON, or text/plain."
@@ -75,6 +75,15 @@ def _json(body: bytes) -> Fields:
     if not isinstance(fields, dict):
         raise BadRequest('The body must be a JSON object, as in {"prompt": "hello"}.')
     return fields
+
+
+def _asks(body: bytes) -> bool:
+    """Whether a text is a JSON object with a prompt, as fetch() sends it where nobody names a type."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(fields, dict) and any(isinstance(fields.get(name), str) for name in ("msg", "prompt"))
 
 
 def _urlencoded(body: bytes, charset: str) -> Fields:
@@ -188,11 +197,12 @@ def count_of(value: str, name: str) -> int:
     return int(value)
 
 
-def title_of(fields: Fields) -> str:
+def title_of(fields: Fields) -> str | None:
+    """The title that was sent; None where there is none: the upstream may find one."""
     title = " ".join((text_of(fields, "title") or text_of(fields, PLAIN_BODY)).split())
-    if not 0 < len(title) <= LONGEST_TITLE:
-        raise BadRequest(f"The field title must hold 1 to {LONGEST_TITLE} characters.")
-    return title
+    if len(title) > LONGEST_TITLE:
+        raise BadRequest(f"The field title must hold at most {LONGEST_TITLE} characters.")
+    return title or None
 
 
 def joined(*parts: str) -> str:

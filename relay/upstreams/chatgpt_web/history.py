@@ -77,6 +77,22 @@ class WebHistory:
                 raise UpstreamRefused(message, status=404)
         raise NoConversation()
 
+    def entitle(self, caller: Caller, conversation_id: str, account: str | None) -> str:
+        """Have ChatGPT find a title for the newest answer, as its page does after the first one."""
+        tree = self.read(caller, conversation_id, account)
+        asked = orjson.dumps({"message_id": tree.get("current_node")})
+        path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
+        for candidate in self._accounts(caller, account):
+            head, told = self._fetch(caller, candidate, "POST", path, asked)
+            found = _json(told)
+            if head.status == 200 and isinstance(found, dict) and isinstance(found.get("title"), str):
+                return str(found["title"])
+            if head.status == 200 and isinstance(found, dict):  # it has one already
+                return str(tree.get("title") or "")
+            if head.status != 404:
+                raise failures.from_response(head.status, head.headers, told)
+        raise NoConversation()
+
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
         if caller.token:
             return (Account.of(caller.token),)
