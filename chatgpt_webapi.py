@@ -97,6 +97,8 @@ def create_app(
         g.as_text = wants_text(g.fields)
         shown = request.headers.get("Authorization", "")
         g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
+        if request.method == "HEAD" and request.endpoint in ("conversations", "conversation"):
+            return json(None)  # a HEAD never asks upstream
         return None
 
     @app.post("/send_message")

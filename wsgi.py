@@ -38,7 +38,7 @@ def native() -> Run:
 def watch(environ: Mapping[str, Any], left: Callable[[], None], seconds: float) -> Callable[[], None]:
     """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
     connection = environ.get("relay.socket") or environ.get("gunicorn.socket")
-    if connection is None:
+    if connection is None or hasattr(connection, "getpeercert"):  # through TLS of our own, an end cannot be peeked at
         return lambda: None
     greenlet = gevent.spawn(_watch, connection, left, seconds)
     return lambda: greenlet.kill(block=False)
@@ -50,7 +50,7 @@ def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) 
         wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
         if not connection.recv(1, socket.MSG_PEEK):
             return left()
-        gevent.sleep(until - time.monotonic())  # the next request is here already: so is its caller
+        gevent.sleep(max(0.0, until - time.monotonic()))  # the next request is here already: so is its caller
     except TimeoutError:
         pass
     except OSError:

@@ -178,12 +178,19 @@ class IndexKeeper:
             opening, started = self.opening, self._started
             where = self._upstream, started.account
             row = Conversation(started.conversation_id or "", opening.owner, *where, opening.title, newest, 0, 0, True)
-            self._store.note(row)
+            self._try(lambda: self._store.note(row))
 
     def _release(self) -> None:
         if not self.opening.new:
             self._leases.drop(self.opening.holder)
-            self._store.release(self.opening)
+            self._try(lambda: self._store.release(self.opening))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """The answer itself is kept at the upstream: a row that cannot be written is no reason to withhold it."""
+        try:
+            write()
+        except StoreFailed as error:
+            log.warning("The index could not be brought up to date: %s", error)
 
 
 class Turn:
@@ -310,12 +317,17 @@ class Chat:
         keeper: Keeper = OwnKeeper(self._store, self._leases, opening)
         if begun.remote:
             keeper = IndexKeeper(self._store, self._leases, opening, begun.upstream)
+        turn = None
         try:
             stream, decoder = self._send(ask, opening, begun, request_id)
+            turn = Turn(stream, decoder, keeper, printer, begun.remote)
         except RelayError as error:
             keeper.broken("", None, error)
             raise
-        return Turn(stream, decoder, keeper, printer, begun.remote)
+        finally:
+            if turn is None:
+                self._leases.drop(opening.holder)
+        return turn
 
     def _home(self, ask: Ask) -> Upstream:
         """Where a new conversation of this caller goes: its own token leads to where tokens are checked."""

@@ -159,6 +159,16 @@ def test_no_caller_names_the_host(chat_with: Callable[..., Chat]) -> None:
     assert upstream.asked == []
 
 
+def test_an_upstream_that_fails_in_an_unforeseen_way_leaves_no_lease_held(chat_with: Callable[..., Chat]) -> None:
+    upstream = Scripted()
+    chat = chat_with(upstream)
+    first = whole(chat, ask())
+    upstream.ask = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(TypeError):
+        chat.open(ask(conversation_id=first.conversation_id), Silent())
+    assert chat._leases._held == set()
+
+
 SPENDING = [
     # protected upstream, by caller -> whose credential travels, or which error
     pytest.param(OWNER, True, False, "ours", id="key"),

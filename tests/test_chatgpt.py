@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -403,6 +405,23 @@ def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backen
             gone = client.open(f"/conversation/{name}{path}", method=method, headers=KEY, json={"title": "x"})
             assert gone.status_code == 404, (name, path)
     assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [made[2], made[1]]
+
+
+def test_a_head_asks_nobody(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    client = service()
+    for path in ("/conversations", "/conversation/some-id", "/readyz", "/healthz"):
+        assert client.head(path, headers=KEY).status_code == 200
+    assert client.head("/conversations").status_code == 401 and backend.asked == []
+
+
+def test_an_index_that_cannot_be_written_withholds_no_answer(
+    service: Callable[..., FlaskClient], backend: Backend, tmp_path: Path
+) -> None:
+    client = service()
+    with sqlite3.connect(tmp_path / "data" / "conversations.db") as other:
+        other.execute("DROP TABLE conversations")
+    other.close()
+    assert "Turn 1." in said(post(client))["text"]
 
 
 def test_chatgpt_finds_a_title(service: Callable[..., FlaskClient], backend: Backend) -> None:
