@@ -24,6 +24,7 @@ from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
 from relay import logs
+from relay.errors import StoreFailed
 from relay.serving import Run, Serving
 from relay.settings import Settings, SettingsError
 
@@ -66,6 +67,13 @@ def broken_input() -> tuple[type[Exception], ...]:
     return (OSError, gunicorn.ParseException) if gunicorn else (OSError,)
 
 
+def unquoted(record: logging.LogRecord) -> bool:
+    """Takes out of gunicorn's log what it quotes of a request that it could not read: that may be anything."""
+    if str(record.msg).startswith("Invalid request from"):
+        record.msg, record.args = "A request could not be read.", ()
+    return True
+
+
 class Handler(pywsgi.WSGIHandler):
     """Shows the app its socket, and lets idle connections go when the server stops."""
 
@@ -85,9 +93,14 @@ class Handler(pywsgi.WSGIHandler):
 
     def MessageClass(self, *args: Any) -> Any:
         headers = super().MessageClass(*args)
-        if headers.get("content-length") and headers.get("transfer-encoding"):
-            raise ValueError("both Content-Length and Transfer-Encoding: two servers could read two different requests")
+        encoding = headers.get("transfer-encoding", "")
+        if encoding and (headers.get("content-length") or encoding.lower() != "chunked"):
+            raise ValueError("two servers could read two different requests")
         return headers
+
+    def log_error(self, msg: str, *args: object) -> None:
+        # pywsgi's own words quote what was sent, and that may be anything
+        log.warning("A request from %s could not be read", self.client_address[0] if self.client_address else "-")
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -150,8 +163,9 @@ def serve(settings: Settings) -> None:
 try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
+    logging.getLogger("gunicorn.error").addFilter(unquoted)
     app = create_app(settings, serving=Serving(native, watch, broken_input()))
-except SettingsError as error:
+except (SettingsError, StoreFailed, OSError) as error:
     sys.exit(f"chatgpt-webapi cannot start: {error}")
 
 if __name__ == "__main__":

@@ -168,6 +168,19 @@ def test_broken_framing_is_refused(serve: Serve, server: str, request_bytes: byt
 
 
 @pytest.mark.parametrize("server", SERVERS)
+def test_what_cannot_be_read_is_not_logged(serve: Serve, server: str) -> None:
+    service = serve(server)
+    for request_bytes in (
+        CHUNKED.replace(b"chunked", b"gzip, chunked") + b"\r\n5\r\nsecret-prompt\r\n0\r\n\r\n",
+        b"secret-prompt with words\r\n\r\n",
+        b"GET / HTTP/1.1\r\nsecret-header\r\n\r\n",
+        CHUNKED + b"\r\nsecret-chunk\r\n",
+    ):
+        assert raw(service, request_bytes, wait=1)[9:12] in (b"400", b"404", b"501", b"")
+    assert "secret" not in service.logged() and "Traceback" not in service.logged()
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_the_answer_comes_in_pieces_as_they_arrive(serve: Serve, server: str) -> None:
     service = serve(server)
     fields = {"prompt": "hi offline:pace=0.15", "stream": "true", "format": "text"}
@@ -402,10 +415,19 @@ def test_memory_after_a_thousand_asks(serve: Serve) -> None:
     assert sum(later) - sum(ticks) <= 2, "idle, it does nothing"
 
 
-def test_a_setting_that_cannot_be_read_refuses_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("READ_TIMEOUT", "soon", "READ_TIMEOUT cannot be read"),
+        ("DATA_DIR", "/dev/null/data", "/dev/null"),
+        ("DATABASE_URL", "sqlite:////proc/self/no.db", "database cannot be used"),
+    ],
+)
+def test_what_cannot_be_used_refuses_the_start(tmp_path: Path, setting: str, value: str, says: str) -> None:
     need("pgrep")
-    with pytest.raises(RuntimeError, match=r"chatgpt-webapi cannot start: READ_TIMEOUT cannot be read"):
-        Service(tmp_path, "pywsgi", {"READ_TIMEOUT": "soon"})
+    with pytest.raises(RuntimeError, match=f"chatgpt-webapi cannot start: .*{says}") as refused:
+        Service(tmp_path, "pywsgi", {setting: value})
+    assert "Traceback" not in str(refused.value)
 
 
 @pytest.mark.parametrize("server", SERVERS)
