@@ -388,8 +388,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def wait(self, asked: Asked, seconds: float) -> None:
         """Be silent, and note when the asker leaves."""
-        readable, _, _ = select.select([self.connection], [], [], seconds)
-        if readable and not self.connection.recv(1, socket.MSG_PEEK):
+        readable = select.poll()  # select itself takes no descriptor over 1023
+        readable.register(self.connection, select.POLLIN)
+        if readable.poll(seconds * 1000) and not self.connection.recv(1, socket.MSG_PEEK):
             asked.left = time.monotonic()
             raise ConnectionResetError
 

@@ -33,10 +33,12 @@ class Peer:
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self) -> None:
+        self.listener.settimeout(10)
         while True:
             try:
                 connection, _ = self.listener.accept()
             except OSError:
+                self.listener.close()
                 return
             self.connections += 1
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
