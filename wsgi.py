@@ -7,6 +7,7 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything else is imported
 
+import contextlib
 import ipaddress
 import logging
 import signal
@@ -57,7 +58,8 @@ def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) 
     except OSError:
         return left()
     gevent.sleep(1)  # the turn's own clock comes first, and has something to say
-    connection.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):  # it may be gone by now
+        connection.shutdown(socket.SHUT_RDWR)
     return None
 
 

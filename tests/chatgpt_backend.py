@@ -43,6 +43,8 @@ class Mode:
     missed_polls: int = 0  # so many looks fail
     polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
     no_text: bool = False
+    page: int = 100
+    bare_list: bool = False
     one_at_a_time: bool = False
     only_asking: bool = False  # as a reverse proxy that passes on the conversation path alone
 
@@ -266,7 +268,16 @@ class Handler(BaseHTTPRequestHandler):
              "create_time": "2026-01-01T00:00:00+00:00", "update_time": tree["update_time"]}
             for tree in sorted(mine, key=lambda tree: -tree["update_time"])
         ]  # fmt: skip
-        self.tell(200, {"items": items, "total": len(items), "limit": 100, "offset": 0})
+        asked = {
+            name: int(value)
+            for name, _, value in (pair.partition("=") for pair in path.split("?")[1].split("&"))
+            if value.isdigit()
+        }
+        limit = min(asked["limit"], self.server.mode.page)
+        shown = items[asked["offset"] : asked["offset"] + limit]
+        if self.server.mode.bare_list:
+            return self.tell(200, shown)
+        self.tell(200, {"items": shown, "total": len(items), "limit": limit, "offset": asked["offset"]})
 
     def one(self, asked: Asked, token: str, name: str) -> None:
         tree = self.server.trees.get(name)

@@ -407,6 +407,19 @@ def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backen
     assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [made[2], made[1]]
 
 
+@pytest.mark.parametrize(("page", "bare"), [(28, False), (100, False), (100, True)])
+def test_a_long_list_is_read_in_pages(
+    service: Callable[..., FlaskClient], backend: Backend, page: int, bare: bool
+) -> None:
+    for number in range(130):
+        backend.say("token-1", {"action": "next", "messages": [user(f"q{number}")], "parent_message_id": "x"})
+    backend.mode = Mode(page=page, bare_list=bare)
+    client = service()
+    ids = [item["id"] for item in client.get("/conversations?limit=130", headers=KEY).json]
+    assert ids == list(backend.trees)[::-1]
+    assert [item["id"] for item in client.get("/conversations?limit=5&offset=120", headers=KEY).json] == ids[120:125]
+
+
 def test_a_head_asks_nobody(service: Callable[..., FlaskClient], backend: Backend) -> None:
     client = service()
     for path in ("/conversations", "/conversation/some-id", "/readyz", "/healthz"):

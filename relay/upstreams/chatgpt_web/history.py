@@ -35,21 +35,25 @@ class WebHistory:
         """The newest conversations of all accounts in reach, as the backend's list has them, up to `most` of each."""
         found: Items = []
         for account in self._accounts(caller, None):
-            for page in range(MOST_PAGES):
-                items = self._page(caller, account, page * PAGE)
+            offset = 0
+            for _ in range(MOST_PAGES):
+                items, size = self._page(caller, account, offset)
                 found += items
-                if len(items) < PAGE or (page + 1) * PAGE >= most:
+                offset += len(items)
+                if len(items) < size or offset >= most:
                     break
         return found
 
-    def _page(self, caller: Caller, account: Account, offset: int) -> Items:
+    def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
+        """A page of an account's list, and how long the backend makes its pages: it may give less than is asked for."""
         head, told = self._fetch(caller, account, "GET", f"conversations?offset={offset}&limit={PAGE}&order=updated")
-        items = _json(told)
+        items, size = _json(told), PAGE
         if isinstance(items, dict):
-            items = items.get("items")
+            limit = items.get("limit")
+            items, size = items.get("items"), limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE
         if head.status != 200 or not isinstance(items, list):
             raise failures.from_response(head.status, head.headers, told)
-        return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
+        return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)], size
 
     def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]:
         """One conversation, just as the backend shows it. Raises NoConversation where no account in reach has it."""
