@@ -102,6 +102,8 @@ def test_behind_nginx(
     limited = curl("-k", "-i", *FORM, "msg=offline:limit=9", f"{url}/ask")
     assert " 429" in limited.stdout.splitlines()[0] and re.search("(?im)^retry-after: 9", limited.stdout)
 
+    # a line of the log follows its answer, so the last one has to be there before the next are counted
+    wait_for(lambda: outcomes(service)[-1]["outcome"] == "rate_limited")
     for phase in ("offline:delay=60", "offline:silence"):
         for kind in ([], ["-d", "stream=1"]):
             seen = len(outcomes(service))
