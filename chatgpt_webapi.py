@@ -47,6 +47,7 @@ from relay.upstreams.offline import Offline
 log = logging.getLogger("chatgpt_webapi")
 
 PUBLIC = ("healthz",)
+TOO_LARGE = "The body is larger than MAX_BODY allows."
 CUT_SHORT = "The request's body was cut short or is broken: nothing was asked. Send it again."
 #: The first segment of a path -> how its failures are printed; the last entry is for all others.
 ERROR_SHAPES = {"send_message": form.message_error, "get_access_token": form.message_error, "": form.coded_error}
@@ -251,7 +252,7 @@ def ours(raised: HTTPException) -> RelayError:
         case 405:
             return MethodNotAllowed()
         case 413:
-            return TooLarge("The body is larger than MAX_BODY allows.")
+            return TooLarge(TOO_LARGE)
         case int(code) if code < 500:
             return BadRequest(CUT_SHORT)
     return InternalError()
@@ -263,6 +264,8 @@ def body(broken_input: tuple[type[Exception], ...]) -> bytes:
         read = request.get_data(cache=False)
     except broken_input:
         raise BadRequest(CUT_SHORT) from None
+    if request.content_length is None and len(read) >= (request.max_content_length or 0):
+        raise TooLarge(TOO_LARGE)  # werkzeug stops reading a chunked body there, and says nothing
     if request.content_length not in (None, len(read)):
         raise BadRequest(CUT_SHORT)
     return read

@@ -7,6 +7,7 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything else is imported
 
+import concurrent.futures
 import contextlib
 import ipaddress
 import logging
@@ -34,7 +35,22 @@ log = logging.getLogger("chatgpt_webapi")
 
 def native() -> Run:
     """A native thread of its own: what blocks in it stops no greenlet."""
-    return threadpool.ThreadPool(1).apply
+    pool = threadpool.ThreadPool(1)
+
+    def run(work: Callable[[], Any]) -> Any:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        pool.apply(_into, (future, work))
+        return future.result()
+
+    return run
+
+
+def _into(future: "concurrent.futures.Future[Any]", work: Callable[[], Any]) -> None:
+    """Errors travel as values: gevent prints a traceback for what a thread's job raises."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def watch(environ: Mapping[str, Any], left: Callable[[], None], seconds: float) -> Callable[[], None]:
@@ -96,7 +112,11 @@ class Handler(pywsgi.WSGIHandler):
     def MessageClass(self, *args: Any) -> Any:
         headers = super().MessageClass(*args)
         encoding = headers.get("transfer-encoding", "")
-        if encoding and (headers.get("content-length") or encoding.lower() != "chunked"):
+        lengths = headers.get_all("content-length") or []
+        odd = [name for name in headers.keys() if name != name.strip() or " " in name]
+        if odd or len(lengths) > 1 or any(not length.strip().isdecimal() for length in lengths):
+            raise ValueError("two servers could read two different requests")
+        if encoding and (lengths or encoding.lower() != "chunked"):
             raise ValueError("two servers could read two different requests")
         return headers
 
@@ -125,7 +145,8 @@ class Server(pywsgi.WSGIServer):
         """Take no more requests, and wait for the running ones."""
         self.stopping = True
         for connection in tuple(self.idle):
-            connection.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # its other side may be gone already
+                connection.shutdown(socket.SHUT_RD)
         self.stop(timeout=seconds)
 
 

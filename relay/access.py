@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from relay.accounts import Account
 from relay.domain import Caller
@@ -125,7 +124,7 @@ class Access:
         origin = headers.get("Origin", "").lower()
         ambient = "Cookie" in headers or headers.get("Authorization", "").lower().startswith("basic ")
         foreign = headers.get("Sec-Fetch-Site", "none").lower() not in ("none", "same-origin")
-        if origin and ambient and urlsplit(origin).netloc != host.lower():
+        if origin and ambient and origin.partition("://")[2] != host.lower():
             foreign = True
         allowed = origin in self._origins or ("*" in self._origins and not ambient)
         if foreign and not (origin and allowed):

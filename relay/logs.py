@@ -13,7 +13,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = getattr(record, "told", {})
-        line = f"{self.formatTime(record)} {record.levelname} {record.getMessage()}"
+        line = f"{self.formatTime(record)} {record.levelname} {_one_line(record.getMessage())}"
         line += "".join(f" {name}={_quoted(value)}" for name, value in told.items())
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
@@ -26,6 +26,10 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(entry | getattr(record, "told", {})).decode()
+
+
+def _one_line(message: str) -> str:
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
 
 
 def _quoted(value: object) -> str:

@@ -60,7 +60,10 @@ def prefix(value: str) -> str:
 
 
 def words(value: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in value.split(",")) if word)
+    found = tuple(word for word in (part.strip() for part in value.split(",")) if word)
+    if not found:
+        raise ValueError("it holds commas and no value")
+    return found
 
 
 def origins(value: str) -> tuple[str, ...]:
@@ -222,7 +225,10 @@ def _given(env: Mapping[str, str], name: str, also: tuple[str, ...], secret: boo
             return candidate, value
         if secret and (path := env.get(f"{candidate}_FILE", "").strip()):
             try:
-                return f"{candidate}_FILE", Path(path).read_text("utf-8").strip()
+                text = Path(path).read_text("utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"{candidate}_FILE names a file that cannot be read: {error}.") from None
+            if not text:
+                raise SettingsError(f"{candidate}_FILE names a file that is empty.")
+            return f"{candidate}_FILE", text
     return name, ""

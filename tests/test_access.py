@@ -167,6 +167,7 @@ BROWSERS = [
     pytest.param((), {"Origin": "https://other.example", "Cookie": "a=b"}, False, id="cookie"),
     pytest.param((), {"Origin": "https://other.example", "Authorization": basic("k")}, False, id="basic"),
     pytest.param((), {"Origin": "null", "Cookie": "a=b"}, False, id="null-origin"),
+    pytest.param((), {"Origin": "http://[", "Cookie": "a=b"}, False, id="no-origin-at-all"),
     pytest.param((), {"Origin": "https://chat.example.org", "Cookie": "a=b"}, True, id="own-origin"),
     pytest.param((), {"Origin": "https://other.example", "Authorization": "Bearer k"}, True, id="nothing-ambient"),
     pytest.param(LISTED, {"Origin": "https://page.example", "Authorization": basic("k")}, True, id="listed-basic"),

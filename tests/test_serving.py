@@ -155,16 +155,40 @@ def test_a_body_that_is_cut_short_is_never_asked(serve: Serve, server: str) -> N
         b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         CHUNKED + b"Content-Length: 5\r\n\r\n5\r\nmsg=a\r\n0\r\n\r\n",
         CHUNKED + b"\r\nZZ\r\nmsg=a\r\n0\r\n\r\n",
+        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nmsg=a",
+        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nmsg=abcde",
+        CHUNKED.replace(b"chunked", b"xchunked") + b"\r\n5\r\nmsg=a\r\n0\r\n\r\n",
         b"NONSENSE\r\n\r\n",
         b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=["length-ten", "length-negative", "both-lengths", "bad-chunk", "nonsense", "nul"],
+    ids=[
+        "length-ten",
+        "length-negative",
+        "both-lengths",
+        "bad-chunk",
+        "space",
+        "two-lengths",
+        "xchunked",
+        "nonsense",
+        "nul",
+    ],
 )
 def test_broken_framing_is_refused(serve: Serve, server: str, request_bytes: bytes) -> None:
     service = serve(server)
     answer = raw(service, request_bytes, wait=2)
     assert answer[9:12] in (b"400", b"404", b"") and b"Traceback" not in answer, answer
     assert requests.get(f"{service.url}/conversations", timeout=5).json() == []
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_chunked_body_over_the_limit_is_never_cut_and_asked(serve: Serve, server: str, tmp_path: Path) -> None:
+    service = serve(server, MAX_BODY="1MB")
+    for size, code in ((900_000, "200"), (1_100_000, "413"), (5_000_000, "413")):
+        (tmp_path / "f").write_text("x" * size)
+        sent = ["-H", "Transfer-Encoding: chunked", "-H", "Content-Type: text/plain", "--data-binary", "@f"]
+        told = curl(*sent, "-o", "/dev/null", "-w", "%{http_code}", f"{service.url}/ask", cwd=tmp_path)
+        assert told.stdout == code
+    assert len(requests.get(f"{service.url}/conversations", timeout=5).json()) == 1
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -45,6 +45,7 @@ REFUSED = [
     ("MAX_BODY", "25 parrots", "size"),
     ("MAX_BODY", "0", "size"),
     ("UPSTREAM", "ofline", "offline"),
+    ("AUTHORIZATION", " , ", "no value"),
     ("REVERSE_PROXY", "proxy.example", "https://"),
     ("REVERSE_PROXY", "https://user:pass@proxy.example", "without user"),
     ("REVERSE_PROXY_ALLOW", "https://a.example,ftp://b.example", "address"),

@@ -39,6 +39,7 @@ _HINT = "Send it with --data-urlencode, as in: curl --data-urlencode 'prompt=...
 def read(content_type: str, body: bytes) -> Fields:
     """The fields of a body, whatever its form. A body that is only a prompt stands under PLAIN_BODY."""
     mimetype, options = parse_options_header(content_type)
+    mimetype = mimetype.lower()
     charset = _charset(options.get("charset", "utf-8"))
     looks_like_json = body.lstrip()[:1] == b"{"
     if mimetype == "application/json" or mimetype.endswith("+json"):

@@ -109,6 +109,7 @@ class OfflineStream:
 
     def close(self) -> None:
         self._interrupted.set()
+        self._pieces = iter(())  # it holds the whole answer, and us
 
     def _served(self, text: str) -> Iterator[bytes | None]:
         """The answer's pieces; None where the server falls silent for good."""
