@@ -204,6 +204,19 @@ class _Writer:
             raise write.error
         return write.result  # type: ignore[return-value]
 
+    def checkpoint(self) -> None:
+        """Write the log back into the file and empty it, so that what was deleted is in neither."""
+        with self._turn:
+            self._run(self._empty_log)
+
+    def _empty_log(self) -> None:
+        with told_as_ours():
+            connection = self._engine.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            finally:
+                connection.close()
+
     def _commit(self, group: list[_Write[Any]]) -> None:
         failure: BaseException = StoreFailed()
         committed = False
@@ -377,6 +390,7 @@ class Store:
             _delete_conversation(connection, conversation_id)
 
         self._write(work)
+        self._write.checkpoint()
 
 
 def _sqlite(url: str, begin: str) -> Engine:

@@ -181,7 +181,6 @@ def test_rename_and_delete(store: Store) -> None:
 def test_deleted_words_leave_the_file(store: Store, tmp_path: Path) -> None:
     first = said(store, new("a-word-that-nobody-else-says"))
     store.delete("owner", first.conversation_id)
-    store.close()
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
     assert b"a-word-that-nobody-else-says" not in files
 
