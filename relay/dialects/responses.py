@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, after_this_request, g, request
 
 from relay.chat import Chat, Printer
 from relay.domain import Ask, Reply
@@ -26,15 +26,26 @@ class Answering:
 
     def whole(self, ask: Ask) -> Reply:
         """The whole answer; raises RelayError."""
-        drive, let_go = self._drive(ask, Silent())
+        drive, end_watch = self._drive(ask, Silent())
+
+        @after_this_request
+        def watch_until_sent(response: Response) -> Response:
+            response.call_on_close(end_watch)  # the total clock bounds the sending too
+            return response
+
         try:
             return drive.reply()
         finally:
-            let_go()
+            drive.close()
 
     def stream(self, ask: Ask, printer: Printer, mimetype: str) -> Response:
         """A response that streams what the printer prints; raises RelayError for what fails before the first event."""
-        drive, let_go = self._drive(ask, printer)
+        drive, end_watch = self._drive(ask, printer)
+
+        def let_go() -> None:
+            end_watch()
+            drive.close()
+
         try:
             pieces = drive.stream()
         except BaseException:
@@ -52,9 +63,4 @@ class Answering:
         environ: dict[str, Any] = request.environ
         end_watch = self.serving.watch(environ, drive.leave, drive.seconds)
         g.drive = drive
-
-        def let_go() -> None:
-            end_watch()
-            drive.close()
-
-        return drive, let_go
+        return drive, end_watch
