@@ -32,7 +32,7 @@ _UNITS = {"second": 1, "minute": 60, "hour": 3600}
 
 def from_response(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """The failure that a response tells of: one with an error's status, or a 200 that is no stream."""
-    told, page = _json(body), _looks_like_html(headers, body)
+    told, page = json_of(body), _looks_like_html(headers, body)
     if 300 <= status < 400:
         return UpstreamFailed("The upstream sent us elsewhere; redirects are not followed, for tokens go nowhere else.")
     if page and (status in (403, 503) or headers.get("cf-mitigated")) and _challenges(headers, body):
@@ -145,7 +145,8 @@ def _phrase(message: str) -> int | None:
     return int(found[1]) * _UNITS[found[2].lower()] if found else None
 
 
-def _json(body: bytes) -> Any:
+def json_of(body: bytes) -> Any:
+    """A body as JSON; None where it is none."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

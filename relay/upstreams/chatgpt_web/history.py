@@ -47,7 +47,7 @@ class WebHistory:
     def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
         """A page of an account's list, and how long the backend makes its pages: it may give less than is asked for."""
         head, told = self._fetch(caller, account, "GET", f"conversations?offset={offset}&limit={PAGE}&order=updated")
-        items, size = _json(told), PAGE
+        items, size = failures.json_of(told), PAGE
         if isinstance(items, dict):
             limit = items.get("limit")
             items, size = items.get("items"), limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE
@@ -60,7 +60,7 @@ class WebHistory:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "GET", path)
-            if head.status != 404 or account or caller.token or not failures.words_of(_json(told))[0]:
+            if head.status != 404 or account or caller.token or not failures.words_of(failures.json_of(told))[0]:
                 return parsed_tree(head, told)
         raise NoConversation()
 
@@ -69,7 +69,7 @@ class WebHistory:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "PATCH", path, orjson.dumps(what))
-            done = _json(told)
+            done = failures.json_of(told)
             if head.status == 200 and isinstance(done, dict) and done.get("success", True):
                 return
             if head.status == 200:
@@ -88,7 +88,7 @@ class WebHistory:
         path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "POST", path, asked)
-            found = _json(told)
+            found = failures.json_of(told)
             if head.status == 200 and isinstance(found, dict) and isinstance(found.get("title"), str):
                 return str(found["title"])
             if head.status == 200 and isinstance(found, dict):  # it has one already
@@ -123,10 +123,3 @@ class WebHistory:
             return head, answer
         finally:
             exchange.close()
-
-
-def _json(told: bytes) -> Any:
-    try:
-        return orjson.loads(told)
-    except orjson.JSONDecodeError:
-        return None

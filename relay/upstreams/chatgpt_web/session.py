@@ -284,26 +284,16 @@ def _nothing_more() -> Call:
 
 def parsed_tree(head: Head, told: bytes) -> dict[str, Any]:
     """A conversation as the backend shows it. Raises what the answer says where it is none."""
-    try:
-        tree = orjson.loads(told) if head.status == 200 else None
-    except orjson.JSONDecodeError:
-        tree = None
-    if isinstance(tree, dict) and "mapping" in tree:
-        return tree
+    shown = failures.json_of(told)
+    if head.status == 200 and isinstance(shown, dict) and "mapping" in shown:
+        return shown
     error = failures.from_response(head.status, head.headers, told)
-    if head.status in (404, 405) and not failures.words_of(_object(told))[0]:
+    if head.status in (404, 405) and not failures.words_of(shown)[0]:
         raise UpstreamRefused(
             "The upstream does not show conversations: a reverse proxy may pass on the asking alone.",
             status=head.status,
         )
     raise error
-
-
-def _object(told: bytes) -> Any:
-    try:
-        return orjson.loads(told)
-    except orjson.JSONDecodeError:
-        return None
 
 
 def answers_to(tree: dict[str, Any], question_id: str) -> tuple[list[dict[str, Any]], bool]:
