@@ -28,12 +28,13 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from relay.access import OPEN, Access, Key, first_key, keys_from
 from relay.accounts import Account, AccountPool
-from relay.chat import Chat, Choice, Leases, Upstream
+from relay.chat import Chat, Choice, Upstream
 from relay.conversations import Conversations, History
 from relay.dialects import form, tree
 from relay.dialects.responses import Answering
 from relay.driver import Clocks
 from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RelayError, TooLarge
+from relay.keeping import Leases
 from relay.serving import Serving
 from relay.settings import Settings
 from relay.store import Store

@@ -6,22 +6,50 @@ does no I/O; `end` and `fail` make one write to the store. Who reads, and where,
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock, Thread
-from time import sleep
-from typing import Protocol
+from typing import Any, Protocol
 
-from relay.domain import Ask, Conversation, Delta, Event, Finished, Message, Question, Reply, Restarted, Started
-from relay.errors import BadRequest, Forbidden, RelayError, StoreFailed, Unauthorized, UpstreamCut, UpstreamGone
-from relay.store import Begun, Opening, Store
+import orjson
+
+from relay.domain import (
+    Ask,
+    Delta,
+    Event,
+    Finished,
+    Question,
+    Reasoning,
+    Refusal,
+    Remarks,
+    Reply,
+    Restarted,
+    Started,
+)
+from relay.errors import (
+    BadRequest,
+    Blocked,
+    Busy,
+    Forbidden,
+    KeyReused,
+    NoConversation,
+    OutcomeUnknown,
+    Refused,
+    RelayError,
+    StoreFailed,
+    Unauthorized,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamGone,
+)
+from relay.keeping import LEASE_SECONDS, IndexKeeper, Keeper, Leases, NoKeeper, OwnKeeper
+from relay.store import Begun, Claim, Claimed, Opening, Store
+from relay.window import within
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 15.0  # a conversation whose process was killed is free again after this
-RENEW_SECONDS = 5.0
 TITLE_LENGTH = 60
 
 
@@ -70,137 +98,38 @@ class Upstream(Protocol):
     """A way to a model.
 
     `protected`: it spends what is the operator's. `checks_tokens`: a caller's own credential replaces all of that, and
-    is checked there. `keeps`: it keeps conversations itself, under ids of its own.
+    is checked there. `keeps`: it keeps conversations itself, under ids of its own. `takes_options`: parameters for the
+    model, and messages of more than text, mean something to it.
     """
 
     name: str
     protected: bool
     checks_tokens: bool
     keeps: bool
+    takes_options: bool
+
+    def knows(self, token: str) -> bool:
+        """Whether a caller's credential looks like one for this upstream."""
 
     def ask(self, question: Question) -> tuple[Stream, Decoder]:
         """Send the question. Its status may come with the stream's first read. Raises only RelayError."""
-
-
-class Leases:
-    """Keeps the leases of running turns alive: one write every few seconds for all of them, and none when idle."""
-
-    def __init__(self, renew: Callable[[Collection[str], float], None], every: float = RENEW_SECONDS) -> None:
-        self._renew = renew
-        self._every = every
-        self._held: set[str] = set()
-        self._running = False
-        self._lock = Lock()
-
-    def hold(self, holder: str) -> None:
-        with self._lock:
-            self._held.add(holder)
-            if not self._running:
-                self._running = True
-                Thread(target=self._keep, name="leases", daemon=True).start()
-
-    def drop(self, holder: str) -> None:
-        with self._lock:
-            self._held.discard(holder)
-
-    def _keep(self) -> None:
-        while True:
-            sleep(self._every)
-            with self._lock:
-                held = tuple(self._held)
-                self._running = bool(held)
-            if not held:
-                return
-            try:
-                self._renew(held, LEASE_SECONDS)
-            except StoreFailed as error:
-                log.warning("Leases could not be renewed: %s", error)
-
-
-class Keeper(Protocol):
-    """Keeps how one turn ended: as a whole answer, a broken one, or not at all. Each method is one write at most."""
-
-    opening: Opening
-
-    def begun(self, started: Started) -> None: ...
-
-    def whole(self, reply: Reply) -> None: ...
-
-    def broken(self, text: str, model: str | None, error: RelayError) -> None: ...
-
-
-class OwnKeeper:
-    """Keeps a conversation that lives here: its question and its open answer are in the store already."""
-
-    def __init__(self, store: Store, leases: Leases, opening: Opening) -> None:
-        self._store = store
-        self._leases = leases
-        self.opening = opening
-
-    def begun(self, started: Started) -> None:
-        pass
-
-    def whole(self, reply: Reply) -> None:
-        self._store.finish(self.opening, reply.text, "whole", reply.model, reply.finish_reason)
-        self._leases.drop(self.opening.holder)
-
-    def broken(self, text: str, model: str | None, error: RelayError) -> None:
-        self._leases.drop(self.opening.holder)
-        if error.taken or text:
-            self._store.finish(self.opening, text, "broken", model, error.code)
-        else:
-            self._store.forget(self.opening)
-
-
-class IndexKeeper:
-    """Keeps the index row of a conversation that lives at its upstream; its text is kept there."""
-
-    def __init__(self, store: Store, leases: Leases, opening: Opening, upstream: str) -> None:
-        self._store = store
-        self._leases = leases
-        self.opening = opening
-        self._upstream = upstream
-        self._started: Started | None = None
-
-    def begun(self, started: Started) -> None:
-        self._started = started
-        self._note(None)
-
-    def whole(self, reply: Reply) -> None:
-        self._note(reply.message_id)
-        self._release()
-
-    def broken(self, text: str, model: str | None, error: RelayError) -> None:
-        self._release()
-
-    def _note(self, newest: str | None) -> None:
-        if self._started is not None and self._started.conversation_id:
-            opening, started = self.opening, self._started
-            where = self._upstream, started.account
-            row = Conversation(started.conversation_id or "", opening.owner, *where, opening.title, newest, 0, 0, True)
-            self._try(lambda: self._store.note(row))
-
-    def _release(self) -> None:
-        if not self.opening.new:
-            self._leases.drop(self.opening.holder)
-            self._try(lambda: self._store.release(self.opening))
-
-    def _try(self, write: Callable[[], None]) -> None:
-        """The answer itself is kept at the upstream: a row that cannot be written is no reason to withhold it."""
-        try:
-            write()
-        except StoreFailed as error:
-            log.warning("The index could not be brought up to date: %s", error)
 
 
 class Turn:
     """One question and its answer, pushed from outside."""
 
     def __init__(
-        self, stream: Stream, decoder: Decoder, keeper: Keeper, printer: Printer, remote: bool = False
+        self,
+        stream: Stream,
+        decoder: Decoder,
+        keeper: Keeper,
+        printer: Printer,
+        conversation_id: str = "",
+        remarks: Remarks | None = None,
     ) -> None:
         self.stream = stream
-        self.conversation_id = "" if remote else keeper.opening.conversation_id
+        self.conversation_id = conversation_id
+        self.remarks = remarks or Remarks()
         self.ended = False
         self.reply: Reply | None = None
         self._decoder = decoder
@@ -210,6 +139,8 @@ class Turn:
         self._noted = False
         self._model: str | None = None
         self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._refusal: list[str] = []
         self._finished: Finished | None = None
 
     @property
@@ -236,11 +167,16 @@ class Turn:
             match event:
                 case Started(model, conversation_id):
                     self._started, self._model = event, model
-                    self.conversation_id = conversation_id or self.conversation_id
+                    if conversation_id and self._keeper.shows_ids:
+                        self.conversation_id = conversation_id
                 case Restarted():
                     self._text.clear()
                 case Delta(text):
                     self._text.append(text)
+                case Reasoning(text):
+                    self._reasoning.append(text)
+                case Refusal(text):
+                    self._refusal.append(text)
                 case Finished():
                     self._finished = event
                     break
@@ -254,16 +190,37 @@ class Turn:
             self._keeper.begun(self._started)
 
     def end(self) -> bytes:
-        """The stream is over: keep the answer, and tell its end. Raises UpstreamCut if it has none."""
+        """The stream is over: keep the answer, and tell its end. Raises UpstreamCut, Refused ... if it has none."""
         rest = b"" if self.over else self._take(self._decoder.end())
         if self._finished is None:
             raise UpstreamCut()
         self.begin()
+        text = "".join(self._text)
+        self._check(text, self._finished.reason)
         ids = self.conversation_id, self._finished.message_id or self._keeper.opening.answer_id
-        reply = Reply("".join(self._text), *ids, self._finished.model or self._model, self._finished.reason)
+        reply = Reply(
+            text,
+            *(ids if self._keeper.shows_ids else ("", "")),
+            model=self._finished.model or self._model,
+            finish_reason=self._finished.reason,
+            reasoning="".join(self._reasoning),
+            usage=self._finished.usage,
+            remarks=self.remarks,
+        )
         self._keeper.whole(reply)
         self.reply, self.ended = reply, True
         return rest + self._printer.end(reply)
+
+    def _check(self, text: str, reason: str) -> None:
+        """What ended in good order is not an answer yet."""
+        if self._refusal:
+            raise Refused(f"The model refused to answer: {''.join(self._refusal)}")
+        if reason == "content_filter":
+            raise Blocked("The upstream's content filter stopped the answer.")
+        if not text and reason in ("tool_calls", "function_call"):
+            raise UpstreamFailed("The model asked for a tool to be called, which this route does not do: send none.")
+        if not text and reason == "length":
+            raise UpstreamFailed("The model's limit of tokens was spent before its answer began: allow it more.")
 
     def fail(self, error: RelayError) -> bytes | None:
         """The turn failed: keep what came as a broken answer, and tell it; None: the body is to be broken off."""
@@ -290,37 +247,90 @@ class Choice:
     sole_owner: bool = True
 
 
-class Chat:
-    """Opens turns. Decides which upstream is asked, with whose credential."""
+class Kept:
+    """An answer that was given before, as a stream and its decoder: told again in the format now asked for."""
 
-    def __init__(self, upstreams: Mapping[str, Upstream], choice: Choice, store: Store, leases: Leases) -> None:
+    settled = True
+
+    def __init__(self, outcome: Mapping[str, Any]) -> None:
+        self._outcome = outcome
+        self._pieces = [b"kept"]
+
+    def read(self, seconds: float) -> bytes:
+        return self._pieces.pop() if self._pieces else b""
+
+    def feed(self, piece: bytes) -> list[Event]:
+        kept = self._outcome
+        events: list[Event] = [Started(kept["model"], kept["conversation_id"] or None)]
+        events += [Reasoning(kept["reasoning"])] if kept["reasoning"] else []
+        events += [Delta(kept["text"])] if kept["text"] else []
+        return [*events, Finished(kept["finish_reason"], kept["message_id"], kept["model"], kept["usage"])]
+
+    def end(self) -> list[Event]:
+        return []
+
+    def interrupt(self) -> None:
+        self._pieces.clear()
+
+    def close(self) -> None:
+        self._pieces.clear()
+
+
+class KeptAlready:
+    """Keeps nothing of an answer that is told again: it was kept when it was given."""
+
+    def __init__(self, opening: Opening, shows_ids: bool) -> None:
+        self.opening = opening
+        self.shows_ids = shows_ids
+
+    def begun(self, started: Started) -> None:
+        pass
+
+    def whole(self, reply: Reply) -> None:
+        pass
+
+    def broken(self, text: str, model: str | None, error: RelayError) -> None:
+        pass
+
+
+class Chat:
+    """Opens turns. Decides which upstream is asked, with whose credential, and how much of a conversation it is shown.
+
+    `budget`: tokens of a conversation that go upstream at most; 0: all of them.
+    """
+
+    def __init__(
+        self, upstreams: Mapping[str, Upstream], choice: Choice, store: Store, leases: Leases, budget: int = 0
+    ) -> None:
         self._upstreams = upstreams
         self._choice = choice
         self._store = store
         self._leases = leases
+        self._budget = budget
 
     def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | None:
-        """Keep the question and send it. None while the conversation is being asked something else."""
+        """Keep the question and send it. None while the conversation, or the same ask with a key, is being answered."""
         if ask.parent_id and not ask.conversation_id:
             raise BadRequest("A parent id goes with the conversation_id of the same reply: send both, or neither.")
         home = self._home(ask)
         if not ask.conversation_id:
             self._permit(ask, home)
         opening = _opening(ask, home.name, adopt=home.keeps and (bool(ask.caller.token) or self._choice.sole_owner))
-        if opening.new and home.keeps:
-            begun = Begun(home.name, _first(ask), remote=True)
-        elif (found := self._store.begin(opening, LEASE_SECONDS)) is not None:
-            begun = found
-            self._leases.hold(opening.holder)
-        else:
+        if opening.claim is not None:
+            found = self._store.claim(opening.claim, opening.holder, LEASE_SECONDS)
+            if found.state != "mine":
+                return _settled(found, opening, printer)
+        begun = self._begin(ask, opening, home)
+        if begun is None:
             return None
-        keeper: Keeper = OwnKeeper(self._store, self._leases, opening)
-        if begun.remote:
-            keeper = IndexKeeper(self._store, self._leases, opening, begun.upstream)
+        keeper: Keeper = NoKeeper(self._store, self._leases, opening)
+        if ask.keep:
+            keeper = OwnKeeper(self._store, self._leases, opening)
+            if begun.remote:
+                keeper = IndexKeeper(self._store, self._leases, opening, begun.upstream)
         turn = None
         try:
-            stream, decoder = self._send(ask, opening, begun, request_id)
-            turn = Turn(stream, decoder, keeper, printer, begun.remote)
+            turn = self._send(ask, begun, keeper, printer, request_id)
         except RelayError as error:
             keeper.broken("", None, error)
             raise
@@ -329,34 +339,60 @@ class Chat:
                 self._leases.drop(opening.holder)
         return turn
 
+    def _begin(self, ask: Ask, opening: Opening, home: Upstream) -> Begun | None:
+        """Hold the conversation and learn what was said in it; None while another turn holds it."""
+        begun: Begun | None = Begun(home.name, (*ask.before, ask.question), remote=home.keeps)
+        if ask.keep and not (opening.new and home.keeps):
+            begun = None
+            try:
+                begun = self._store.begin(opening, LEASE_SECONDS)
+            finally:
+                if begun is None and opening.claim is not None:
+                    self._store.release(opening)
+        if begun is not None and (opening.claim is not None or (ask.keep and not (opening.new and home.keeps))):
+            self._leases.hold(opening.holder)
+        return begun
+
     def _home(self, ask: Ask) -> Upstream:
-        """Where a new conversation of this caller goes: its own token leads to where tokens are checked."""
+        """Where a new conversation of this caller goes: its own token leads to where such tokens are checked."""
         if ask.caller.token and not self._choice.explicit:
-            for upstream in self._upstreams.values():
-                if upstream.checks_tokens:
-                    return upstream
+            checking = [upstream for upstream in self._upstreams.values() if upstream.checks_tokens]
+            known = [upstream for upstream in checking if upstream.knows(ask.caller.token)]
+            for upstream in known or checking:
+                return upstream
         return self._upstreams[self._choice.upstream]
 
-    def _send(self, ask: Ask, opening: Opening, begun: Begun, request_id: str) -> tuple[Stream, Decoder]:
-        upstream = self._upstreams.get(begun.upstream)
+    def _send(self, ask: Ask, begun: Begun, keeper: Keeper, printer: Printer, request_id: str) -> Turn:
+        opening, upstream = keeper.opening, self._upstreams.get(begun.upstream)
         if upstream is None:
             raise UpstreamGone(
                 f"This conversation lives at the upstream {begun.upstream}, which is not open any more. "
                 "Leave conversation_id out to begin a new one."
             )
+        messages, dropped = (*begun.messages[:-1], ask.question), 0
+        if self._budget and ask.keep and not begun.remote:
+            messages, dropped = within(messages, self._budget)
+        if not upstream.takes_options and any(message.given for message in messages):
+            raise BadRequest(f"The upstream {upstream.name} takes messages of text alone: no images, files or tools.")
         question = Question(
-            begun.messages,
+            messages,
             question_id=opening.question_id,
             conversation_id=ask.conversation_id if begun.remote else None,
             parent_id=begun.parent,
             account=begun.account,
             model=ask.model,
+            options=ask.options if upstream.takes_options else {},
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
             token=self._permit(ask, upstream),
+            keep=ask.keep,
             request_id=request_id,
         )
-        return upstream.ask(question)
+        if opening.claim is not None and not self._store.dispatch(opening.claim, opening.holder):
+            raise Busy()  # we slept for longer than the lease, and another process asks it
+        remarks = Remarks(dropped, () if upstream.takes_options else tuple(ask.options))
+        known = "" if begun.remote or not ask.keep else opening.conversation_id
+        return Turn(*upstream.ask(question), keeper, printer, known, remarks)
 
     def _permit(self, ask: Ask, upstream: Upstream) -> str | None:
         """The caller's own credential where it is to be spent. Raises where neither it nor ours may be."""
@@ -371,10 +407,25 @@ class Chat:
         return None
 
 
-def _first(ask: Ask) -> tuple[Message, ...]:
-    """The messages that begin a conversation."""
-    system = (Message("system", ask.system),) if ask.system else ()
-    return (*system, Message("user", ask.prompt))
+def _settled(found: Claimed, opening: Opening, printer: Printer) -> Turn | None:
+    """An ask with a key that is not to be asked now. Raises what became of it where that is no answer."""
+    told = found.outcome
+    match found.state:
+        case "done":
+            kept, shows_ids = Kept(told), bool(told["conversation_id"])
+            where = told["conversation_id"], Remarks(replayed=True)
+            return Turn(kept, kept, KeptAlready(opening, shows_ids), printer, *where)
+        case "refused":
+            raise (Refused if told["code"] == Refused.code else Blocked)(told["message"])
+        case "unknown":
+            raise OutcomeUnknown(
+                f"{OutcomeUnknown.message} {told.get('message', '')} Take a new key to ask anew.".replace("  ", " ")
+            )
+        case "other":
+            raise KeyReused()
+        case "gone":
+            raise NoConversation("The answer to this request was deleted with its conversation.")
+    return None
 
 
 def _opening(ask: Ask, upstream: str, adopt: bool) -> Opening:
@@ -390,9 +441,17 @@ def _opening(ask: Ask, upstream: str, adopt: bool) -> Opening:
         title=_title(ask.prompt),
         new=new,
         adopt=adopt,
-        system=ask.system if new else None,
-        system_id=str(uuid.uuid4()),
+        before=ask.before if new else (),
+        claim=Claim(ask.caller.owner, ask.key, _fingerprint(ask)) if ask.key else None,
     )
+
+
+def _fingerprint(ask: Ask) -> str:
+    """What makes two asks the same: all that is asked, and where; not how the answer is to be told."""
+    said = [[message.role, message.text, message.given] for message in (*ask.before, ask.question)]
+    where = [ask.route, ask.conversation_id, ask.parent_id, ask.model, ask.reverse_proxy, ask.keep]
+    told = orjson.dumps([said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(told).hexdigest()
 
 
 def _title(prompt: str) -> str:

@@ -103,6 +103,8 @@ class Conversations:
 
     def _locate(self, caller: Caller, conversation_id: str) -> tuple[Conversation | None, History | None]:
         """The index row, and the history that has the text; None for one that is kept here."""
+        if "\0" in conversation_id:  # no database is asked for such a thing
+            raise NoConversation()
         row = self._store.find(conversation_id)
         if row is not None and row.owner != caller.owner:
             raise NoConversation()

@@ -1,4 +1,5 @@
-"""Drives one turn by a loop in the caller's own thread: reads the upstream, pushes the turn, minds the clocks."""
+"""Drives one turn by a loop, in the caller's own thread or beside it: reads the upstream, pushes the turn, minds the
+clocks."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from queue import Empty, Queue
 from threading import Event as Flag
+from threading import Thread
+from typing import NoReturn
 
 from relay.chat import Printer, Turn
 from relay.domain import Event, Reply
@@ -51,56 +55,39 @@ class Silent:
         return b""
 
 
-class Drive:
-    """One turn being driven. `open_turn` gives it, or None while its conversation is busy.
+class Telling:
+    """A turn being told to its caller. `pulses` is where its pieces come from; the rest is the same for all ways.
 
-    `timeout` (s) can only shorten the total clock; `name` is the request's id, for the log.
+    `turn` is there once the question was sent; `outcome` is for the log.
     """
 
-    def __init__(
-        self,
-        open_turn: Callable[[], Turn | None],
-        printer: Printer,
-        clocks: Clocks,
-        timeout: float | None = None,
-        name: str = "",
-    ) -> None:
-        self._open = open_turn
+    def __init__(self, printer: Printer, clocks: Clocks, timeout: float | None) -> None:
         self._printer = printer
         self._clocks = clocks
-        self._name = name
-        self.seconds = min(clocks.total, timeout or clocks.total)
-        self._deadline = time.monotonic() + self.seconds
-        self._gone = Flag()
-        self._turn: Turn | None = None
         self._last_words: bytes | None = None
+        self.turn: Turn | None = None
+        self.seconds = min(clocks.total, timeout or clocks.total)
         self.outcome = "open"
 
-    @property
-    def conversation_id(self) -> str:
-        return self._turn.conversation_id if self._turn else ""
-
-    def leave(self) -> None:
-        """The caller left; called from another thread. What is being awaited is given up at once."""
-        self._gone.set()
-        if self._turn is not None:
-            self._turn.stream.interrupt()
+    def pulses(self) -> Iterator[bytes | None]:
+        """What the caller is told, piece by piece; None for a time of silence. Every failure leaves as a RelayError."""
+        raise NotImplementedError
 
     def reply(self) -> Reply:
         """The whole answer."""
-        for _ in self._pulses():
+        for _ in self.pulses():
             pass
-        assert self._turn is not None and self._turn.reply is not None
-        return self._turn.reply
+        assert self.turn is not None and self.turn.reply is not None
+        return self.turn.reply
 
     def stream(self) -> Iterator[bytes]:
         """The answer's pieces as the printer has them. Waits for the first event, but not beyond one keep-alive.
 
         Raises RelayError for what fails until then; later failures are told within the pieces.
         """
-        pulses = self._pulses()
+        pulses = self.pulses()
         for first in pulses:
-            if first is None or first or (self._turn and self._turn.started):
+            if first is None or first or (self.turn and self.turn.started):
                 break
         return self._body(first or self._printer.keep_alive, pulses)
 
@@ -119,8 +106,39 @@ class Drive:
                 raise BodyBrokenOff() from None
             yield self._last_words
 
-    def _pulses(self) -> Iterator[bytes | None]:
-        """What the caller is told, piece by piece; None for a time of silence. Every failure leaves as a RelayError."""
+
+class Drive(Telling):
+    """A turn driven by whoever tells it. `open_turn` gives it, or None while its conversation is busy.
+
+    `timeout` (s) can only shorten the total clock; `name` is the request's id, for the log.
+    """
+
+    def __init__(
+        self,
+        open_turn: Callable[[], Turn | None],
+        printer: Printer,
+        clocks: Clocks,
+        timeout: float | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__(printer, clocks, timeout)
+        self._open = open_turn
+        self._name = name
+        self._deadline = time.monotonic() + self.seconds
+        self._gone = Flag()
+        self._unwanted = Flag()
+
+    def leave(self) -> None:
+        """The caller left; called from another thread. What is being awaited is given up at once."""
+        self._gone.set()
+        if self.turn is not None:
+            self.turn.stream.interrupt()
+
+    def begin_no_more(self) -> None:
+        """If the question still waits for its conversation, it is not asked any more."""
+        self._unwanted.set()
+
+    def pulses(self) -> Iterator[bytes | None]:
         try:
             turn = yield from self._begin()
             yield from self._read(turn)
@@ -139,6 +157,8 @@ class Drive:
         while (turn := self._open()) is None:
             if self._gone.wait(min(pause, max(0.0, self._deadline - time.monotonic()))):
                 raise CallerLeft()
+            if self._unwanted.is_set():
+                raise CallerLeft()
             now = time.monotonic()
             if now >= self._deadline:
                 raise Busy()
@@ -146,7 +166,7 @@ class Drive:
                 told = now
                 yield None
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-        self._turn = turn
+        self.turn = turn
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
@@ -187,11 +207,86 @@ class Drive:
 
     def _fail(self, error: RelayError) -> None:
         self.outcome = error.code
-        self._last_words = self._turn.fail(error) if self._turn is not None else self._printer.fail(error)
+        self._last_words = self.turn.fail(error) if self.turn is not None else self._printer.fail(error)
 
     def close(self) -> None:
         """Whatever happened: nothing stays open behind the response."""
-        if self._turn is not None:
-            if not self._turn.ended:
+        if self.turn is not None:
+            if not self.turn.ended:
                 self._fail(CallerLeft())
-            self._turn.close()
+            self.turn.close()
+
+
+class Detached(Telling):
+    """A turn that goes on without its caller: driven in a thread of its own, and followed from here.
+
+    `timeout` only ends the following. Pieces that nobody follows any more are let go.
+    """
+
+    def __init__(self, drive: Drive, printer: Printer, clocks: Clocks, timeout: float | None = None) -> None:
+        super().__init__(printer, clocks, timeout)
+        self._drive = drive
+        self._deadline = time.monotonic() + self.seconds
+        self._told: Queue[bytes | None] = Queue()
+        self._over = Flag()
+        self._error: RelayError | None = None
+        self._gone = Flag()
+        self._thread = Thread(target=self._run, name="detached")  # no daemon: a stop waits for it
+
+    def leave(self) -> None:
+        """The caller left; called from another thread."""
+        self._gone.set()
+        self._drive.begin_no_more()
+        self._told.put(None)
+
+    def _run(self) -> None:
+        try:
+            for pulse in self._drive.pulses():
+                if not self._gone.is_set():
+                    self._told.put(pulse)
+        except RelayError as error:
+            self._error = error
+        finally:
+            self._drive.close()
+            self._over.set()
+            self._told.put(None)
+
+    def pulses(self) -> Iterator[bytes | None]:
+        self._thread.start()
+        heard = time.monotonic()
+        while not (self._over.is_set() and self._told.empty()):
+            if self._gone.is_set():
+                self._end(CallerLeft())
+            if (left := self._deadline - time.monotonic()) <= 0:
+                self._end(
+                    UpstreamTimeout(
+                        f"The answer was not whole within {self.seconds:g} s. It goes on: send the same key again."
+                    )
+                )
+            try:
+                pulse = self._told.get(timeout=min(left, self._clocks.keep_alive))
+            except Empty:
+                pulse = None
+            self.turn = self._drive.turn
+            if pulse is not None:
+                heard = time.monotonic()
+                yield pulse
+            elif time.monotonic() - heard >= self._clocks.keep_alive:
+                heard = time.monotonic()
+                yield None
+        self.turn = self._drive.turn
+        if self._error is not None:
+            self._end(self._error)
+        self.outcome = "whole"
+
+    def _end(self, error: RelayError) -> NoReturn:
+        self.outcome = error.code
+        self._last_words = self._printer.fail(error)
+        raise error
+
+    def close(self) -> None:
+        """The following is over; what is followed goes on, if it was begun."""
+        self._gone.set()
+        self._drive.begin_no_more()
+        if self.outcome == "open":
+            self.outcome = CallerLeft.code

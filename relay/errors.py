@@ -9,6 +9,7 @@ RelayError
 │   │   └── NoConversation      404  no such conversation, or not the caller's
 │   ├── MethodNotAllowed        405
 │   ├── Busy                    409  the conversation is being asked something else
+│   ├── KeyReused               409  the idempotency key was another ask's
 │   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
 │   ├── TooLarge                413
 │   ├── UnsupportedMediaType    415
@@ -21,16 +22,18 @@ RelayError
     │   ├── TokenRejected       401  the access token is expired, invalid or its account deactivated
     │   ├── Challenged          403  it wants a browser to solve something; never done here
     │   ├── Blocked             403  its moderation took the answer back
+    │   ├── Refused             403  the model refused to answer
     │   └── RateLimited         429  with retry_after where a time was stated
     │       └── OneAtATime      429  the account is busy with another answer
     ├── UpstreamFailed          502  it answered what nobody can read
     │   └── Unreachable         502  no connection, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
+    ├── OutcomeUnknown          502  an ask with a key was sent, and nobody knows what became of it
     └── UpstreamTimeout         504  one of the clocks ran out
 
 An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
-seconds, whether the upstream may have taken the question, and whether another account may help. Messages are written
-for the caller and hold no secret.
+seconds, whether the upstream may have taken the question, whether that `settles` it (asked again, it would get the same
+answer), and whether another account may help. Messages are written for the caller and hold no secret.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class RelayError(Exception):
     code: ClassVar[str] = "error"
     source: ClassVar[Source] = "service"
     taken: bool = True
+    settles: ClassVar[bool] = False
     another_account_may_help: ClassVar[bool] = False
     message: str = "Something went wrong."
 
@@ -93,6 +97,11 @@ class Busy(CallerError):
     message = "This conversation is still answering another question. Wait for that answer, then ask again."
 
 
+class KeyReused(CallerError):
+    status, code = 409, "key_reused"
+    message = "Under this idempotency key something else was asked. Take a new key for a new question."
+
+
 class UpstreamGone(CallerError):
     status, code = 409, "upstream_gone"
 
@@ -122,7 +131,7 @@ class InternalError(ServiceError):
 
 class StoreFailed(ServiceError):
     status, code = 503, "store_failed"
-    message = "The database cannot be used just now. Try again; if it stays, look at DATA_DIR and its disk."
+    message = "The database cannot be used just now. Try again; if it stays, look at DATABASE_URL, or DATA_DIR's disk."
 
 
 class UpstreamError(RelayError):
@@ -158,9 +167,19 @@ class Challenged(UpstreamRefused):
 
 class Blocked(UpstreamRefused):
     status, code = 403, "blocked"
+    settles = True
 
-    def __init__(self) -> None:
-        super().__init__("The upstream's moderation took this answer back.", status=403)
+    def __init__(self, message: str = "The upstream's moderation took this answer back.") -> None:
+        super().__init__(message, status=403)
+        self.taken = True
+
+
+class Refused(UpstreamRefused):
+    status, code = 403, "refused"
+    settles = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=403)
         self.taken = True
 
 
@@ -189,6 +208,11 @@ class Unreachable(UpstreamFailed):
 class UpstreamCut(UpstreamError):
     code = "upstream_cut"
     message = "The upstream ended in the middle of the answer; what came until then is kept as broken."
+
+
+class OutcomeUnknown(UpstreamError):
+    code = "outcome_unknown"
+    message = "This was sent to the upstream before, and what became of it is not known: it is not asked again."
 
 
 class UpstreamTimeout(UpstreamError):

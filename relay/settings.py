@@ -84,8 +84,11 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def database(value: str) -> str:
-    if not value.startswith("sqlite:///"):
-        raise ValueError("it must begin with sqlite:/// (three slashes, then the path of the file)")
+    for scheme in ("postgres://", "postgresql://"):  # as other programs' settings have it
+        if value.startswith(scheme):
+            value = "postgresql+psycopg://" + value.removeprefix(scheme)
+    if not re.match(r"sqlite:///|postgresql\+psycopg://[^\s]+/[^\s/]", value):
+        raise ValueError("it must begin with sqlite:/// and a path, or be postgresql+psycopg://USER:PASSWORD@HOST/NAME")
     return value
 
 
@@ -144,7 +147,9 @@ class Settings:
     port: int = setting("PORT", 8080, port, "Port to listen on; 0 takes a free one.")
     api_prefix: str = setting("API_PREFIX", "", prefix, "Path prefix for every route.")
     data_dir: str = setting("DATA_DIR", "./data", text, "Folder for the database and the client key.")
-    database_url: str = setting("DATABASE_URL", "", database, "Database; unset: a SQLite file in DATA_DIR.")
+    database_url: str = setting(
+        "DATABASE_URL", "", database, "Database, SQLite or PostgreSQL; unset: a SQLite file in DATA_DIR.", secret=True
+    )
     authorization: tuple[str, ...] = setting(
         "AUTHORIZATION",
         (),

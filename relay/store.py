@@ -1,99 +1,50 @@
-"""What was said, kept in a database: conversations, their messages as trees, and leases.
+"""What was said, kept in a database: conversations, their messages as trees, asks that happen once, and leases.
 
-All SQL of the project is here. A lease is a row with a holder and an expiry; it frees itself when its holder dies.
-
-SQLite: reading and writing have one connection each, used by one native thread each, so that neither the event loop nor
-a reader ever waits for the disk or for another process's write lock. WAL lets them work side by side; with
-synchronous=NORMAL a kill loses nothing and a power cut at most the last commits (sqlite.org/wal.html).
+All SQL of the project is here and in `schema`. A lease is a row with a holder and an expiry; it frees itself when its
+holder dies. Whoever locks several rows does so in one order, so that no two wait for each other: conversation, its
+lease, messages, a key's lease, its row.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Lock
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
+import orjson
 from sqlalchemy import (
-    Boolean,
-    Column,
     Connection,
-    Engine,
-    Float,
-    Index,
-    Integer,
-    MetaData,
     Row,
     Select,
-    Table,
     Text,
     bindparam,
-    create_engine,
+    case,
     delete,
-    event,
+    exists,
+    func,
     insert,
     literal,
-    make_url,
+    or_,
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import StaticPool
 
-from relay.domain import ROOT, Conversation, Message, Node, Status
-from relay.errors import BadRequest, NoConversation, RelayError, StoreFailed
+from relay.database import open_database
+from relay.domain import ROOT, Conversation, Message, Node, Reply, Status
+from relay.errors import BadRequest, NoConversation, RelayError
+from relay.schema import bring_up_to_date, conversations, leases, messages, requests
+from relay.serving import Run
 
-T = TypeVar("T")
-Work: TypeAlias = Callable[[Connection], T]
-Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+REPLAY_SECONDS = 24 * 3600.0  # for so long an ask with a key is answered again
+BATCH = 100  # conversations deleted at once when their time is over
+LONGEST_SEARCH = 200
 
-BUSY_SECONDS = 20  # how long a write waits for another process's write lock
-LARGEST_COMMIT = 100
-
-metadata = MetaData()
-conversations = Table(
-    "conversations",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("owner", Text, nullable=False),
-    Column("upstream", Text, nullable=False),
-    Column("account", Text),
-    Column("remote", Boolean, nullable=False),
-    Column("title", Text, nullable=False),
-    Column("newest", Text),
-    Column("created", Float, nullable=False),
-    Column("updated", Float, nullable=False),
-    Index("conversations_of_owner", "owner", "updated"),
-)
-messages = Table(
-    "messages",
-    metadata,
-    Column("number", Integer, primary_key=True),  # the order in which they were said
-    Column("id", Text, nullable=False, unique=True),
-    Column("conversation_id", Text, nullable=False, index=True),
-    Column("parent", Text),
-    Column("role", Text, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("status", Text, nullable=False),
-    Column("model", Text),
-    Column("finish_reason", Text),
-    Column("created", Float, nullable=False),
-)
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("expires", Float, nullable=False),
-)
+State: TypeAlias = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
 
 # Statements are built once: building one costs several times as much as running it.
 FIND = select(conversations).where(conversations.c.id == bindparam("of"))
+OPEN = FIND.with_for_update()  # two turns that open at once see each other's end; SQLite has no need of it
 MINE = select(conversations).where(conversations.c.id == bindparam("of"), conversations.c.owner == bindparam("by"))
 LIST = (
     select(conversations)
@@ -102,17 +53,31 @@ LIST = (
     .offset(bindparam("skip"))
     .limit(bindparam("most"))
 )
+_SAID = exists().where(
+    messages.c.conversation_id == conversations.c.id,
+    func.lower(messages.c.text).like(bindparam("words"), escape="\\"),
+)
+SEARCH = LIST.where(or_(func.lower(conversations.c.title).like(bindparam("words"), escape="\\"), _SAID))
 ALL_OF = select(messages).where(messages.c.conversation_id == bindparam("of")).order_by(messages.c.number)
 ROLE = select(messages.c.role).where(messages.c.conversation_id == bindparam("of"), messages.c.id == bindparam("id"))
-SYSTEM = select(messages.c.id).where(messages.c.conversation_id == bindparam("of"), messages.c.role == "system")
-TAKE = upsert(leases).values(name=bindparam("name"), holder=bindparam("holder"), expires=bindparam("expires"))
-TAKE = TAKE.on_conflict_do_update(
-    ["name"], set_={c: TAKE.excluded[c] for c in ("holder", "expires")}, where=leases.c.expires <= bindparam("now")
+SYSTEM = (
+    select(messages.c.id)
+    .where(messages.c.conversation_id == bindparam("of"), messages.c.role == "system", messages.c.parent.is_(None))
+    .order_by(messages.c.number)
+    .limit(1)
 )
 FREE = delete(leases).where(leases.c.name == bindparam("of"), leases.c.holder == bindparam("by"))
 HELD = select(leases.c.name).where(leases.c.name == bindparam("of"), leases.c.expires > bindparam("now"))
 ANSWER = update(messages).where(messages.c.id == bindparam("of"))
 TOUCH = update(conversations).where(conversations.c.id == bindparam("of"))
+_HOLDS = exists().where(leases.c.name == bindparam("lease"), leases.c.holder == bindparam("by"))
+GO_ON = TOUCH.values(
+    updated=bindparam("now"), newest=case((_HOLDS, bindparam("answer", type_=Text)), else_=conversations.c.newest)
+)
+_THIS_KEY = requests.c.owner == bindparam("whose"), requests.c.key == bindparam("named")
+KEYED = select(requests).where(*_THIS_KEY)
+SETTLE = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
+UNCLAIM = delete(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
 
 
 def _way_up() -> Select[Any]:
@@ -127,10 +92,28 @@ WAY_UP = _way_up()
 
 
 @dataclass(frozen=True)
+class Claim:
+    """An ask that is to happen once, by its owner and key. The fingerprint tells another ask under the same key."""
+
+    owner: str
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """How an ask with a key stands: ours to ask, running elsewhere, another ask's key, or settled, with its outcome."""
+
+    state: State
+    outcome: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Opening:
     """One turn about to begin. `new`: of a new conversation; otherwise `parent` None means the newest answer.
 
-    With `adopt`, a conversation that has no index row may go on too, at `upstream`, which keeps it.
+    With `adopt`, a conversation that has no index row may go on too, at `upstream`, which keeps it. `before` is what a
+    new one begins with. With a `claim`, the turn's end settles that too.
     """
 
     conversation_id: str
@@ -143,8 +126,8 @@ class Opening:
     new: bool = True
     parent: str | None = None
     adopt: bool = False
-    system: str | None = field(default=None, repr=False)
-    system_id: str = ""
+    before: tuple[Message, ...] = field(default=(), repr=False)
+    claim: Claim | None = None
 
     @property
     def holder(self) -> str:
@@ -165,114 +148,75 @@ class Begun:
     account: str | None = None
 
 
-@contextmanager
-def told_as_ours() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StoreFailed() from error
-
-
-@dataclass(eq=False)
-class _Write(Generic[T]):
-    work: Work[T]
-    done: bool = False
-    result: T | None = None
-    error: BaseException | None = None
-
-
-class _Writer:
-    """Commits in groups: whoever comes to the turn commits all that is waiting, its own and the others'."""
-
-    def __init__(self, engine: Engine, run: Run) -> None:
-        self._engine = engine
-        self._run = run
-        self._waiting: deque[_Write[Any]] = deque()
-        self._turn = Lock()
-
-    def __call__(self, work: Work[T]) -> T:
-        write = _Write(work)
-        self._waiting.append(write)
-        with self._turn:
-            if not write.done:
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_COMMIT))]
-                self._run(lambda: self._commit(group))
-            if not write.done:  # more were waiting than one commit takes
-                self._waiting.remove(write)
-                self._run(lambda: self._commit([write]))
-        if write.error is not None:
-            raise write.error
-        return write.result  # type: ignore[return-value]
-
-    def checkpoint(self) -> None:
-        """Write the log back into the file and empty it, so that what was deleted is in neither."""
-        with self._turn:
-            self._run(self._empty_log)
-
-    def _empty_log(self) -> None:
-        with told_as_ours():
-            connection = self._engine.raw_connection()
-            try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-            finally:
-                connection.close()
-
-    def _commit(self, group: list[_Write[Any]]) -> None:
-        failure: BaseException = StoreFailed()
-        committed = False
-        try:
-            with told_as_ours(), self._engine.begin() as connection:
-                if len(group) == 1:  # no savepoint is needed: the whole transaction is its own
-                    group[0].result = group[0].work(connection)
-                else:
-                    for write in group:
-                        _attempt(connection, write)
-            committed = True
-        except RelayError as error:
-            failure = error
-        finally:
-            for write in group:
-                write.done = True
-                if not committed:
-                    write.error = write.error or failure
-
-
-def _attempt(connection: Connection, write: _Write[Any]) -> None:
-    """One write of a group, undone alone if it fails."""
-    try:
-        with told_as_ours(), connection.begin_nested():
-            write.result = write.work(connection)
-    except RelayError as error:
-        write.error = error
-
-
 class Store:
-    """Conversations and leases. `native` makes a runner of its own thread; each is used for one connection alone."""
+    """Conversations and leases. `native` makes a runner of its own thread; `clock` gives seconds since 1970."""
 
-    def __init__(self, url: str, native: Callable[[], Run], clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._run_read = native()
-        self._writing = _sqlite(url, "BEGIN IMMEDIATE")
-        self._reading = _sqlite(url, "BEGIN")
-        self._write = _Writer(self._writing, native())
-        self._write(metadata.create_all)
+    def __init__(self, url: str, native: Callable[[], Run], clock: Callable[[], float] | None = None) -> None:
+        self._database = open_database(url, native)
+        self._read, self._write = self._database.read, self._database.write
+        self._clock = clock or self._database.clock
+        taking = self._database.insert(leases).values({c: bindparam(c) for c in ("name", "holder", "expires")})
+        self._taking = taking.on_conflict_do_update(
+            index_elements=["name"],
+            set_={c: taking.excluded[c] for c in ("holder", "expires")},
+            where=leases.c.expires <= bindparam("now"),
+        ).returning(leases.c.name)
+        try:
+            self._database.prepare(bring_up_to_date)
+        except RelayError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._reading.dispose()
-        self._writing.dispose()
-
-    def _read(self, work: Work[T]) -> T:
-        def run() -> T:
-            with told_as_ours(), self._reading.begin() as connection:
-                return work(connection)
-
-        result: T = self._run_read(run)
-        return result
+        self._database.close()
 
     def check(self) -> None:
         """Raise StoreFailed unless the database can be read and written to."""
         self._read(lambda connection: connection.execute(select(literal(1))).all())
         self._write(lambda connection: connection.execute(delete(leases).where(leases.c.name == "")))
+
+    def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Hold what is named for `seconds`; False while another holder does."""
+        return self._write(lambda connection: self._take(connection, name, holder, self._clock(), seconds))
+
+    def claim(self, claim: Claim, holder: str, seconds: float) -> Claimed:
+        """Take an ask with a key upon us, or learn how it stands. What a killed process had sent off is unknown."""
+        name = _key_lease(claim)
+        of = {"whose": claim.owner, "named": claim.key}
+
+        def work(connection: Connection) -> Claimed:
+            now = self._clock()
+            taken = self._take(connection, name, holder, now, seconds)
+            row = connection.execute(KEYED, of).first()
+            settled = row is not None and row.state not in ("open", "dispatched")
+            if row is not None and settled and row.updated + REPLAY_SECONDS <= now:
+                connection.execute(delete(requests).where(*_THIS_KEY), of)
+                row = None
+            if row is not None and row.fingerprint != claim.fingerprint:
+                found = Claimed("other")
+            elif row is not None and settled:
+                found = Claimed(row.state, orjson.loads(row.outcome or "{}"))
+            elif not taken:
+                return Claimed("running")
+            elif row is not None and row.state == "dispatched":
+                lost = {"state": "unknown", "updated": now}
+                connection.execute(update(requests).where(*_THIS_KEY).values(lost), of)
+                found = Claimed("unknown")
+            else:
+                connection.execute(delete(requests).where(*_THIS_KEY), of)  # of a process that died before it sent
+                fresh = {"owner": claim.owner, "key": claim.key, "fingerprint": claim.fingerprint, "holder": holder}
+                connection.execute(insert(requests), fresh | {"state": "open", "updated": now})
+                return Claimed("mine")
+            connection.execute(FREE, {"of": name, "by": holder})
+            return found
+
+        return self._write(work)
+
+    def dispatch(self, claim: Claim, holder: str) -> bool:
+        """Keep that the ask is about to be sent: from now on nobody sends it again. False if it is no longer ours."""
+        row = {"whose": claim.owner, "named": claim.key, "by": holder}
+        sent = {"state": "dispatched", "updated": self._clock()}
+        return self._write(lambda connection: connection.execute(SETTLE, row | sent).rowcount == 1)
 
     def begin(self, opening: Opening, seconds: float) -> Begun | None:
         """Take the conversation's lease, keep the question and an open answer, and give the way from the root to it.
@@ -284,7 +228,7 @@ class Store:
         def work(connection: Connection) -> Begun | None:
             now = self._clock()
             known = None if opening.new else _known(connection, opening)
-            if not _take(connection, opening, now, seconds):
+            if not self._take(connection, _lease(opening.conversation_id), opening.holder, now, seconds):
                 return None
             upstream = known.upstream if known else opening.upstream
             if known.remote if known else not opening.new:
@@ -305,21 +249,36 @@ class Store:
 
         return self._write(work)
 
-    def finish(self, opening: Opening, text: str, status: Status, model: str | None, finish_reason: str) -> None:
-        """Keep the answer as it ended, and free the lease. Only a whole answer becomes the conversation's newest."""
+    def finish(self, opening: Opening, reply: Reply, status: Status, outcome: Claimed | None = None) -> None:
+        """Keep the answer as it ended, and free the leases. Only a whole answer becomes the conversation's newest.
+
+        It does not where the lease was lost: the conversation went on without it.
+        """
 
         def work(connection: Connection) -> None:
             now = self._clock()
-            kept = {"text": text, "status": status, "model": model, "finish_reason": finish_reason}
-            connection.execute(ANSWER, {"of": opening.answer_id} | kept)
-            newest = {"newest": opening.answer_id} if status == "whole" else {}
-            connection.execute(TOUCH, {"of": opening.conversation_id, "updated": now} | newest)
+            kept = {
+                "text": _storable(reply.text),
+                "status": status,
+                "model": reply.model,
+                "finish_reason": reply.finish_reason,
+                "reasoning": _storable(reply.reasoning) or None,
+                "usage": orjson.dumps(reply.usage).decode() if reply.usage else None,
+            }
+            of = {"of": opening.conversation_id}
+            if status == "whole":
+                held = {"lease": _lease(opening.conversation_id), "by": opening.holder, "answer": opening.answer_id}
+                connection.execute(GO_ON, of | held | {"now": now})
+            else:
+                connection.execute(TOUCH, of | {"updated": now})
             _free(connection, opening)
+            there = connection.execute(ANSWER, {"of": opening.answer_id} | kept).rowcount == 1
+            _settle(connection, opening, outcome if there else Claimed("gone"), now)
 
         self._write(work)
 
     def forget(self, opening: Opening) -> None:
-        """Undo a turn that no upstream took, and free the lease: the question was never asked."""
+        """Undo a turn that no upstream took, and free the leases: the question was never asked."""
 
         def work(connection: Connection) -> None:
             if opening.new:
@@ -328,6 +287,16 @@ class Store:
                 ids = (opening.question_id, opening.answer_id)
                 connection.execute(delete(messages).where(messages.c.id.in_(ids)))
             _free(connection, opening)
+            _settle(connection, opening, None, self._clock())
+
+        self._write(work)
+
+    def release(self, opening: Opening, outcome: Claimed | None = None) -> None:
+        """Free the leases of a turn of which nothing else is kept here."""
+
+        def work(connection: Connection) -> None:
+            _free(connection, opening)
+            _settle(connection, opening, outcome, self._clock())
 
         self._write(work)
 
@@ -335,7 +304,7 @@ class Store:
         """Put a conversation that lives elsewhere into the index, or bring its row up to date."""
 
         def work(connection: Connection) -> None:
-            known = connection.execute(FIND, {"of": row.id}).first()
+            known = connection.execute(OPEN, {"of": row.id}).first()
             if known is None:
                 kept = {name: getattr(row, name) for name in ("id", "owner", "upstream", "account", "title", "newest")}
                 times = {"remote": True, "created": self._clock(), "updated": self._clock()}
@@ -345,10 +314,6 @@ class Store:
                 connection.execute(TOUCH, {"of": row.id} | kept)
 
         self._write(work)
-
-    def release(self, opening: Opening) -> None:
-        """Free the lease of a turn of which nothing else is kept here."""
-        self._write(lambda connection: _free(connection, opening))
 
     def find(self, conversation_id: str) -> Conversation | None:
         """A conversation's index row, whoever owns it."""
@@ -360,10 +325,13 @@ class Store:
         held = update(leases).where(leases.c.holder.in_(holders)).values(expires=self._clock() + seconds)
         self._write(lambda connection: connection.execute(held))
 
-    def list(self, owner: str, offset: int, limit: int) -> list[Conversation]:
-        """The owner's conversations without their messages, newest first."""
-        page = {"by": owner, "skip": offset, "most": limit}
-        return [_conversation(row) for row in self._read(lambda connection: connection.execute(LIST, page).all())]
+    def list(self, owner: str, offset: int, limit: int, search: str = "") -> list[Conversation]:
+        """The owner's conversations without their messages, newest first; with `search`, those in which it was said."""
+        page: dict[str, Any] = {"by": owner, "skip": offset, "most": limit}
+        if search:
+            page["words"] = _pattern(search)
+        wanted = SEARCH if search else LIST
+        return [_conversation(row) for row in self._read(lambda connection: connection.execute(wanted, page).all())]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
         """One conversation with all its messages, in the order in which they were said."""
@@ -385,47 +353,85 @@ class Store:
         self._write(work)
 
     def delete(self, owner: str, conversation_id: str) -> None:
+        """A conversation, its words and what of them is kept for asks with a key are gone."""
+
         def work(connection: Connection) -> None:
             _owned(connection, owner, conversation_id)
             _delete_conversation(connection, conversation_id)
 
         self._write(work)
-        self._write.checkpoint()
+        self._database.erase()
 
+    def expire(self, seconds: float) -> int:
+        """Delete the conversations in which nothing was said for `seconds`; how many there were."""
+        gone, found = 0, True
+        while found:
+            found = bool(done := self._write(lambda connection: _expire(connection, self._clock(), seconds)))
+            gone += done
+        if gone:
+            self._database.erase()
+        return gone
 
-def _sqlite(url: str, begin: str) -> Engine:
-    path = make_url(url).database or ""
-    if path:
-        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
-    engine = create_engine(
-        url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}
-    )
+    def tidy(self) -> None:
+        """Delete settled asks whose time is over, and the leases of processes that died long ago."""
 
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # sqlite3 would begin transactions by itself, and too late
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+        def work(connection: Connection) -> None:
+            old = self._clock() - REPLAY_SECONDS
+            connection.execute(delete(requests).where(requests.c.updated <= old))
+            connection.execute(delete(leases).where(leases.c.expires <= old))
 
-    @event.listens_for(engine, "begin")
-    def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        self._write(work)
 
-    return engine
-
-
-def _take(connection: Connection, opening: Opening, now: float, seconds: float) -> bool:
-    row = {"name": _lease(opening.conversation_id), "holder": opening.holder, "expires": now + seconds, "now": now}
-    return connection.execute(TAKE, row).rowcount == 1
+    def _take(self, connection: Connection, name: str, holder: str, now: float, seconds: float) -> bool:
+        row = {"name": name, "holder": holder, "expires": now + seconds, "now": now}
+        return connection.execute(self._taking, row).first() is not None
 
 
 def _lease(conversation_id: str) -> str:
     return f"conversation/{conversation_id}"
 
 
+def _key_lease(claim: Claim) -> str:
+    return f"request/{claim.owner}/{claim.key}"
+
+
 def _free(connection: Connection, opening: Opening) -> None:
     connection.execute(FREE, {"of": _lease(opening.conversation_id), "by": opening.holder})
+
+
+def _settle(connection: Connection, opening: Opening, outcome: Claimed | None, now: float) -> None:
+    """Keep how an ask with a key ended; without an outcome its key is free again."""
+    if (claim := opening.claim) is None:
+        return
+    connection.execute(FREE, {"of": _key_lease(claim), "by": opening.holder})
+    of = {"whose": claim.owner, "named": claim.key, "by": opening.holder}
+    if outcome is None:
+        connection.execute(UNCLAIM, of)
+    else:
+        told = _storable(orjson.dumps(outcome.outcome).decode())
+        where = {"conversation_id": outcome.outcome.get("conversation_id")}
+        connection.execute(SETTLE, of | where | {"state": outcome.state, "outcome": told, "updated": now})
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd")  # PostgreSQL's text holds none
+
+
+def _pattern(search: str) -> str:
+    """What LIKE finds these words by, wherever they stand, in small letters."""
+    words = search.lower()
+    for special in ("\\", "%", "_"):
+        words = words.replace(special, f"\\{special}")
+    return f"%{words}%"
+
+
+def _expire(connection: Connection, now: float, seconds: float) -> int:
+    held = exists().where(leases.c.name == "conversation/" + conversations.c.id, leases.c.expires > now)
+    old = select(conversations.c.id).where(conversations.c.updated < now - seconds, ~held).limit(BATCH)
+    found = connection.execute(old).scalars().all()
+    for conversation_id in found:
+        _delete_conversation(connection, conversation_id)
+    return len(found)
 
 
 def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:
@@ -437,7 +443,7 @@ def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]
 
 def _known(connection: Connection, opening: Opening) -> Row[Any] | None:
     """The index row of a conversation that goes on; None for one that may be adopted."""
-    row = connection.execute(FIND, {"of": opening.conversation_id}).first()
+    row = connection.execute(OPEN, {"of": opening.conversation_id}).first()
     if row is None and opening.adopt:
         return None
     if row is None or row.owner != opening.owner:
@@ -463,14 +469,19 @@ def _known_parent(connection: Connection, opening: Opening, newest: str | None) 
 
 
 def _new_conversation(connection: Connection, opening: Opening, now: float) -> str | None:
+    """Keep a new conversation and what it begins with; the last of that is what its first question follows."""
+    parent: str | None = None
+    rows: list[tuple[str, str | None, str, str, str]] = []
+    for message in opening.before:
+        rows.append((str(uuid.uuid4()), parent, message.role, message.text, "whole"))
+        parent = rows[-1][0]
+    told = any(message.role != "system" for message in opening.before)
     row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream, "title": opening.title}
-    connection.execute(insert(conversations), row | {"remote": False, "created": now, "updated": now})
-    if opening.system is None:
-        return None
-    _insert_messages(
-        connection, opening.conversation_id, [(opening.system_id, None, "system", opening.system, "whole")], now
-    )
-    return opening.system_id
+    times = {"remote": False, "newest": parent if told else None, "created": now, "updated": now}
+    connection.execute(insert(conversations), row | times)
+    if rows:
+        _insert_messages(connection, opening.conversation_id, rows, now)
+    return parent
 
 
 def _insert_messages(
@@ -494,8 +505,11 @@ def _path(connection: Connection, parent: str | None) -> list[Message]:
 
 
 def _delete_conversation(connection: Connection, conversation_id: str) -> None:
-    connection.execute(delete(messages).where(messages.c.conversation_id == conversation_id))
     connection.execute(delete(conversations).where(conversations.c.id == conversation_id))
+    connection.execute(delete(leases).where(leases.c.name == _lease(conversation_id)))
+    connection.execute(delete(messages).where(messages.c.conversation_id == conversation_id))
+    gone = update(requests).where(requests.c.conversation_id == conversation_id).values(state="gone", outcome=None)
+    connection.execute(gone)
 
 
 def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
@@ -508,4 +522,6 @@ def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
 def _node(row: Row[Any], running: bool) -> Node:
     # An answer that is open though nobody works on it was left by a process that was killed.
     status: Status = "broken" if row.status == "open" and not running else row.status
-    return Node(row.id, row.parent, row.role, row.text, status, row.created, row.model, row.finish_reason)
+    return Node(
+        row.id, row.parent, row.role, row.text, status, row.created, row.model, row.finish_reason, row.reasoning
+    )

@@ -24,6 +24,7 @@ from relay.serving import in_place
 from relay.settings import Settings
 from relay.store import Store
 from tests.chatgpt_backend import Backend
+from tests.postgresql import PostgreSQL, programs
 
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
@@ -51,14 +52,39 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server; without the program its tests are skipped, but in CI they fail."""
+    if (found := programs()) is None:
+        need("initdb")
+    assert found is not None
+    server = PostgreSQL(found, free_port())
+    yield server
+    server.remove()
+
+
 @pytest.fixture
-def build(tmp_path: Path) -> Iterator[Callable[..., Flask]]:
+def database(request: pytest.FixtureRequest) -> str:
+    """The URL of the test's database; empty: a SQLite file of its own."""
+    kind = getattr(request, "param", "sqlite")
+    return request.getfixturevalue("postgresql").database() if kind == "postgresql" else ""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of a module that says ON_BOTH run on either database, as far as they use one."""
+    if "database" in metafunc.fixturenames and getattr(metafunc.module, "ON_BOTH", False):
+        metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def build(tmp_path: Path, database: str) -> Iterator[Callable[..., Flask]]:
     """Makes apps within the process, as `build(upstreams, **settings)`."""
     built: list[Flask] = []
 
     def make(*upstreams: Any, **settings: Any) -> Flask:
         known = {upstream.name: upstream for upstream in upstreams} or None
-        app = create_app(Settings(**{"data_dir": str(tmp_path / "data"), **settings}), known)
+        given = {"data_dir": str(tmp_path / "data"), "database_url": database, **settings}
+        app = create_app(Settings(**given), known)
         app.testing = False  # the error handler is what callers meet
         built.append(app)
         return app
@@ -75,8 +101,8 @@ def client(build: Callable[..., Flask]) -> FlaskClient:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/test.db", in_place)
+def store(tmp_path: Path, database: str) -> Iterator[Store]:
+    store = Store(database or f"sqlite:///{tmp_path}/test.db", in_place)
     yield store
     store.close()
 

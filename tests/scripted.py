@@ -89,14 +89,19 @@ class Scripted:
         name: str = "scripted",
         protected: bool = False,
         checks_tokens: bool = False,
+        takes_options: bool = False,
     ) -> None:
         self.script = list(script) or WHOLE
         self.name = name
         self.protected = protected
         self.checks_tokens = checks_tokens
         self.keeps = False
+        self.takes_options = takes_options
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []
+
+    def knows(self, token: str) -> bool:
+        return True
 
     def ask(self, question: Question) -> tuple[ScriptedStream, ScriptedDecoder]:
         self.asked.append(question)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Choice, Leases, Turn
+from relay.chat import Chat, Choice, Turn
 from relay.dialects import form
 from relay.domain import Ask, Caller, Message
 from relay.driver import Silent
@@ -23,8 +23,11 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamGone,
 )
+from relay.keeping import Leases
 from relay.store import Store
 from tests.scripted import Scripted
+
+ON_BOTH = True
 
 OWNER = Caller("owner", may_spend=True)
 STRANGER = Caller("token-x", may_spend=False, token="own-token")
@@ -109,8 +112,8 @@ def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(chat_with: Callabl
 def test_the_upstream_is_asked_with_the_way_from_the_root(chat_with: Callable[..., Chat]) -> None:
     upstream = Scripted()
     chat = chat_with(upstream)
-    first = whole(chat, ask("one", system="Be kind.", model="m"))
-    whole(chat, ask("two", conversation_id=first.conversation_id, system="never seen again"))
+    first = whole(chat, ask("one", before=(Message("system", "Be kind."),), model="m"))
+    whole(chat, ask("two", conversation_id=first.conversation_id, before=(Message("system", "never seen again"),)))
     assert upstream.asked[0].model == "m"
     assert upstream.asked[1].messages == (
         Message("system", "Be kind."),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Choice, Leases, Printer
+from relay.chat import Chat, Choice, Printer
 from relay.dialects import form
 from relay.domain import Ask, Caller
 from relay.driver import Clocks, Drive, Silent
@@ -24,8 +24,11 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from relay.keeping import Leases
 from relay.store import Store
 from tests.scripted import Scripted, Wait
+
+ON_BOTH = True
 
 OWNER = Caller("owner", may_spend=True)
 FAST = Clocks(first_byte=0.3, silence=0.2, total=1.0, keep_alive=0.05)

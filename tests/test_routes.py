@@ -30,6 +30,8 @@ from relay.errors import (
 )
 from tests.scripted import Scripted
 
+ON_BOTH = True
+
 Build = Callable[..., Flask]
 
 

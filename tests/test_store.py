@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
@@ -9,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from relay.domain import ROOT, Message
-from relay.errors import BadRequest, NoConversation, StoreFailed
+from relay.domain import ROOT, Message, Reply, Status
+from relay.errors import BadRequest, NoConversation
 from relay.serving import in_place
-from relay.store import Begun, Opening, Store
+from relay.store import Begun, Claimed, Opening, Store
+
+ON_BOTH = True
 
 
 class Clock:
@@ -29,14 +30,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/data/test.db", in_place, clock)
+def store(tmp_path: Path, database: str, clock: Clock) -> Iterator[Store]:
+    store = Store(database or f"sqlite:///{tmp_path}/data/test.db", in_place, clock)
     yield store
     store.close()
 
 
 def new(prompt: str = "Hi", owner: str = "owner", **more: Any) -> Opening:
-    ids = {name: str(uuid.uuid4()) for name in ("conversation_id", "question_id", "answer_id", "system_id")}
+    ids = {name: str(uuid.uuid4()) for name in ("conversation_id", "question_id", "answer_id")}
+    if "system" in more:
+        more["before"] = (Message("system", more.pop("system")),)
     return Opening(**{**ids, "owner": owner, "upstream": "offline", "prompt": prompt, "title": prompt, **more})
 
 
@@ -48,8 +51,15 @@ def following(first: Opening, prompt: str = "More", **more: Any) -> Opening:
 def said(store: Store, opening: Opening, answer: str | None = "Hello") -> Opening:
     """One whole turn; a broken one where the answer is None."""
     assert store.begin(opening, 15) is not None
-    store.finish(opening, answer or "Hal", "whole" if answer else "broken", "m", "stop" if answer else "upstream_cut")
+    end(store, opening, answer or "Hal", "whole" if answer else "broken")
     return opening
+
+
+def end(
+    store: Store, opening: Opening, text: str = "x", status: Status = "whole", outcome: Claimed | None = None
+) -> None:
+    reason = "stop" if status == "whole" else "upstream_cut"
+    store.finish(opening, Reply(text, opening.conversation_id, opening.answer_id, "m", reason), status, outcome)
 
 
 def texts(begun: Begun | None) -> list[str]:
@@ -71,7 +81,7 @@ def test_it_branches_at_an_earlier_answer_and_at_the_root(store: Store) -> None:
     said(store, following(first, "two"))
     branch = following(first, "other", parent=first.answer_id)
     assert texts(store.begin(branch, 15)) == ["Be kind.", "one", "Hello", "other"]
-    store.finish(branch, "x", "whole", None, "stop")
+    end(store, branch, "x")
     assert texts(store.begin(following(first, "anew", parent=ROOT), 15)) == ["Be kind.", "anew"]
 
 
@@ -80,7 +90,7 @@ def test_a_broken_answer_is_kept_but_nothing_follows_it(store: Store) -> None:
     broken = said(store, following(first, "two"), None)
     again = following(first, "three")
     assert texts(store.begin(again, 15)) == ["one", "Hello", "three"]
-    store.finish(again, "Hi", "whole", None, "stop")
+    end(store, again, "Hi")
     nodes = {node.id: node for node in store.get("owner", first.conversation_id).nodes}
     assert (nodes[broken.answer_id].status, nodes[broken.answer_id].text) == ("broken", "Hal")
     assert nodes[broken.answer_id].finish_reason == "upstream_cut"
@@ -122,7 +132,7 @@ def test_one_turn_at_a_time(store: Store, clock: Clock) -> None:
     assert store.begin(held, 15)
     assert store.begin(following(first, "three"), 15) is None
     assert [node.status for node in store.get("owner", first.conversation_id).nodes][-1] == "open"
-    store.finish(held, "x", "whole", None, "stop")
+    end(store, held, "x")
     assert store.begin(following(first, "three"), 15)
 
 
@@ -138,7 +148,7 @@ def test_a_lease_frees_itself_when_its_holder_dies_and_lives_while_it_is_renewed
     assert [node.status for node in store.get("owner", first.conversation_id).nodes][-1] == "broken"
     living = following(first, "three")
     assert texts(store.begin(living, 15)) == ["Hi", "Hello", "three"]
-    store.finish(dead, "late", "whole", None, "stop")
+    end(store, dead, "late")
     assert store.begin(following(first, "four"), 15) is None, "a late end frees no one else's lease"
 
 
@@ -173,16 +183,9 @@ def test_rename_and_delete(store: Store) -> None:
     held = following(first)
     assert store.begin(held, 15)
     store.delete("owner", first.conversation_id)
-    store.finish(held, "late", "whole", None, "stop")
+    end(store, held, "late")
     with pytest.raises(NoConversation):
         store.get("owner", first.conversation_id)
-
-
-def test_deleted_words_leave_the_file(store: Store, tmp_path: Path) -> None:
-    first = said(store, new("a-word-that-nobody-else-says"))
-    store.delete("owner", first.conversation_id)
-    files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
-    assert b"a-word-that-nobody-else-says" not in files
 
 
 def test_many_threads_write_at_once_and_nothing_is_lost(store: Store) -> None:
@@ -206,54 +209,3 @@ def test_many_threads_write_at_once_and_nothing_is_lost(store: Store) -> None:
         number = kept.title.split("-")[0]
         asked = [node.text for node in store.get("owner", kept.id).nodes if node.role == "user"]
         assert asked == [f"{number}-{turn}" for turn in range(5)]
-
-
-def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None:
-    """While one write is being made, others gather; they are then committed together."""
-    first = said(store, new())
-    inside, go_on = threading.Event(), threading.Event()
-
-    def slow(_connection: object) -> None:
-        inside.set()
-        go_on.wait(10)
-
-    outcome: dict[str, object] = {}
-
-    def attempt(name: str, opening: Opening) -> None:
-        try:
-            outcome[name] = store.begin(opening, 15)
-        except NoConversation as error:
-            outcome[name] = error
-
-    openings = {"good": following(first), "bad": following(first, conversation_id="none"), "other": new()}
-    blocker = threading.Thread(target=store._write, args=(slow,))
-    blocker.start()
-    inside.wait(10)
-    threads = [threading.Thread(target=attempt, args=pair) for pair in openings.items()]
-    for thread in threads:
-        thread.start()
-    while len(store._write._waiting) < 3:
-        pass
-    go_on.set()
-    for thread in [blocker, *threads]:
-        thread.join(10)
-    assert isinstance(outcome["good"], Begun) and isinstance(outcome["other"], Begun)
-    assert isinstance(outcome["bad"], NoConversation)
-
-
-def test_a_database_that_fails_is_told_as_ours(store: Store, tmp_path: Path) -> None:
-    store.check()
-    other = sqlite3.connect(tmp_path / "data" / "test.db")
-    other.execute("DROP TABLE leases")
-    other.commit()
-    other.close()
-    with pytest.raises(StoreFailed):
-        store.begin(new(), 15)
-    with pytest.raises(StoreFailed):
-        store.check()
-
-
-def test_a_file_that_is_no_database_is_told_as_ours(tmp_path: Path) -> None:
-    (tmp_path / "test.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
-    with pytest.raises(StoreFailed):
-        Store(f"sqlite:///{tmp_path}/test.db", in_place)

@@ -15,7 +15,7 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from relay import sse
-from relay.domain import Ask, Caller, Delta, Event, Reply, Restarted
+from relay.domain import Ask, Caller, Delta, Event, Message, Reply, Restarted
 from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
 
 Fields: TypeAlias = dict[str, Any]
@@ -240,7 +240,7 @@ class Shape:
             caller=caller,
             conversation_id=id_of(fields, "conversation_id"),
             parent_id=parents.pop() if parents else None,
-            system=text_of(fields, "system") or None,
+            before=(Message("system", system),) if (system := text_of(fields, "system")) else (),
             model=text_of(fields, "model") or None,
             reverse_proxy=text_of(fields, "reverse_proxy") or None,
             timeout=milliseconds_of(fields, "timeout"),

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flask import Response, after_this_request, g, request
 
 from relay.chat import Chat, Printer
-from relay.domain import Ask, Reply
-from relay.driver import Clocks, Drive, Silent
+from relay.domain import Ask, Remarks, Reply
+from relay.driver import Clocks, Detached, Drive, Silent
 from relay.serving import Serving
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would else hold a stream back until its end
 
 
+def remarked(remarks: Remarks) -> dict[str, str]:
+    """What is told beside an answer, as headers."""
+    headers = {}
+    if remarks.dropped:
+        headers["X-History-Dropped"] = str(remarks.dropped)
+    if remarks.ignored:
+        headers["X-Ignored-Parameters"] = ", ".join(sorted(remarks.ignored))
+    if remarks.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return headers
+
+
 @dataclass(frozen=True)
 class Answering:
-    """Drives turns for the request at hand, and lets them go when its response ends."""
+    """Drives turns for the request at hand, and lets them go when its response ends.
+
+    One with an idempotency key goes on in a thread of its own when its caller leaves.
+    """
 
     chat: Chat
     clocks: Clocks
@@ -52,14 +67,22 @@ class Answering:
             let_go()
             raise
         response = Response(pieces, content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS)
-        if drive.conversation_id:
-            response.headers["X-Conversation-Id"] = drive.conversation_id
+        if (turn := drive.turn) is not None:
+            response.headers.update(remarked(turn.remarks))
+            if turn.conversation_id:
+                response.headers["X-Conversation-Id"] = turn.conversation_id
         response.call_on_close(let_go)
         return response
 
-    def _drive(self, ask: Ask, printer: Printer) -> tuple[Drive, Callable[[], None]]:
+    def _drive(self, ask: Ask, printer: Printer) -> tuple[Drive | Detached, Callable[[], None]]:
         name: str = g.request_id
-        drive = Drive(lambda: self.chat.open(ask, printer, name), printer, self.clocks, ask.timeout, name)
+        drive: Drive | Detached
+        if ask.key is None:
+            drive = Drive(lambda: self.chat.open(ask, printer, name), printer, self.clocks, ask.timeout, name)
+        else:
+            patient = replace(ask, timeout=None)
+            lasting = Drive(lambda: self.chat.open(patient, printer, name), printer, self.clocks, None, name)
+            drive = Detached(lasting, printer, self.clocks, ask.timeout)
         environ: dict[str, Any] = request.environ
         end_watch = self.serving.watch(environ, drive.leave, drive.seconds)
         g.drive = drive

@@ -41,6 +41,10 @@ class Offline:
     checks_tokens = False
     protected = False
     keeps = False
+    takes_options = False
+
+    def knows(self, token: str) -> bool:
+        return False
 
     def ask(self, question: Question) -> tuple[OfflineStream, OfflineDecoder]:
         return OfflineStream(question.messages), OfflineDecoder()

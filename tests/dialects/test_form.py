@@ -13,7 +13,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.test import encode_multipart
 
 from relay.dialects import form
-from relay.domain import Caller, Delta, Finished, Reply, Started
+from relay.domain import Caller, Delta, Finished, Message, Reply, Started
 from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
 
 URLENCODED = "application/x-www-form-urlencoded"
@@ -143,7 +143,7 @@ def test_all_fields_of_both_routes_are_understood() -> None:
     }  # fmt: skip
     ask = form.SEND_MESSAGE.ask(fields, CALLER)
     assert ask.prompt == "Say it in Chinese.\nhello Now."
-    assert (ask.timeout, ask.model, ask.system) == (1.5, "m", "s")
+    assert (ask.timeout, ask.model, ask.before) == (1.5, "m", (Message("system", "s"),))
     assert (ask.conversation_id, ask.parent_id) == ("WEB:6ab9dd70-d4a8-83ea", "p.1")
     assert ask.reverse_proxy == "https://proxy.example/api"
 

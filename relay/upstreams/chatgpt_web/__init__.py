@@ -13,10 +13,14 @@ class ChatGPTWeb:
     name = "chatgpt-web"
     checks_tokens = True
     keeps = True
+    takes_options = False
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.protected = len(backend.pool) > 0
+
+    def knows(self, token: str) -> bool:
+        return not token.startswith("sk-")  # such keys are of OpenAI's API, and of those that copy it
 
     def ask(self, question: Question) -> tuple[Session, WebDecoder]:
         known = frozenset(filter(None, (question.parent_id, question.question_id)))

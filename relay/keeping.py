@@ -1,0 +1,180 @@
+"""What is kept of a turn while it runs and when it ends: here, at its upstream, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from threading import Lock, Thread
+from time import sleep
+from typing import Any, Protocol
+
+from relay.domain import Conversation, Reply, Started
+from relay.errors import RelayError, StoreFailed
+from relay.store import Claimed, Opening, Store
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 15.0  # a conversation whose process was killed is free again after this
+RENEW_SECONDS = 5.0
+
+
+class Leases:
+    """Keeps the leases of running turns alive: one write every few seconds for all of them, and none when idle."""
+
+    def __init__(self, renew: Callable[[Collection[str], float], None], every: float = RENEW_SECONDS) -> None:
+        self._renew = renew
+        self._every = every
+        self._held: set[str] = set()
+        self._running = False
+        self._lock = Lock()
+
+    def hold(self, holder: str) -> None:
+        with self._lock:
+            self._held.add(holder)
+            if not self._running:
+                self._running = True
+                Thread(target=self._keep, name="leases", daemon=True).start()
+
+    def drop(self, holder: str) -> None:
+        with self._lock:
+            self._held.discard(holder)
+
+    def _keep(self) -> None:
+        while True:
+            sleep(self._every)
+            with self._lock:
+                held = tuple(self._held)
+                self._running = bool(held)
+            if not held:
+                return
+            try:
+                self._renew(held, LEASE_SECONDS)
+            except StoreFailed as error:
+                log.warning("Leases could not be renewed: %s", error)
+
+
+class Keeper(Protocol):
+    """Keeps how one turn ended: as a whole answer, a broken one, or not at all. Each method is one write at most.
+
+    `shows_ids`: what was kept can be gone on with, so its ids are the caller's to know.
+    """
+
+    opening: Opening
+    shows_ids: bool
+
+    def begun(self, started: Started) -> None: ...
+
+    def whole(self, reply: Reply) -> None: ...
+
+    def broken(self, text: str, model: str | None, error: RelayError) -> None: ...
+
+
+def done(reply: Reply) -> Claimed:
+    """A whole answer as it is kept for an ask with a key."""
+    told: dict[str, Any] = {
+        "text": reply.text,
+        "conversation_id": reply.conversation_id,
+        "message_id": reply.message_id,
+        "model": reply.model,
+        "finish_reason": reply.finish_reason,
+        "reasoning": reply.reasoning,
+        "usage": dict(reply.usage) if reply.usage else None,
+    }
+    return Claimed("done", told)
+
+
+def lost(error: RelayError, text: str, conversation_id: str = "") -> Claimed | None:
+    """What is kept for an ask with a key that failed; None where it was not taken, so that it may be asked again."""
+    if not error.taken and not text:
+        return None
+    told = {"code": error.code, "message": error.message, "conversation_id": conversation_id or None}
+    return Claimed("refused" if error.settles else "unknown", told)
+
+
+class OwnKeeper:
+    """Keeps a conversation that lives here: its question and its open answer are in the store already."""
+
+    shows_ids = True
+
+    def __init__(self, store: Store, leases: Leases, opening: Opening) -> None:
+        self._store = store
+        self._leases = leases
+        self.opening = opening
+
+    def begun(self, started: Started) -> None:
+        pass
+
+    def whole(self, reply: Reply) -> None:
+        self._store.finish(self.opening, reply, "whole", done(reply))
+        self._leases.drop(self.opening.holder)
+
+    def broken(self, text: str, model: str | None, error: RelayError) -> None:
+        self._leases.drop(self.opening.holder)
+        ended = lost(error, text, self.opening.conversation_id)
+        if ended is not None:
+            reply = Reply(text, self.opening.conversation_id, self.opening.answer_id, model, error.code)
+            self._store.finish(self.opening, reply, "broken", ended)
+        else:
+            self._store.forget(self.opening)
+
+
+class _Elsewhere:
+    """Keeps nothing of what was said; at most how an ask with a key ended."""
+
+    shows_ids = False
+
+    def __init__(self, store: Store, leases: Leases, opening: Opening) -> None:
+        self._store = store
+        self._leases = leases
+        self.opening = opening
+
+    def begun(self, started: Started) -> None:
+        pass
+
+    def whole(self, reply: Reply) -> None:
+        self._release(done(reply))
+
+    def broken(self, text: str, model: str | None, error: RelayError) -> None:
+        self._release(lost(error, text))
+
+    def _release(self, outcome: Claimed | None) -> None:
+        if self.opening.claim is not None or not self.opening.new:
+            self._leases.drop(self.opening.holder)
+            self._try(lambda: self._store.release(self.opening, outcome))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """The answer is not ours to keep: a row that cannot be written is no reason to withhold it."""
+        try:
+            write()
+        except StoreFailed as error:
+            log.warning("What goes with an answer could not be kept: %s", error)
+
+
+class NoKeeper(_Elsewhere):
+    """For asks of which nothing is to be kept."""
+
+
+class IndexKeeper(_Elsewhere):
+    """Keeps the index row of a conversation that lives at its upstream; its text is kept there."""
+
+    shows_ids = True
+
+    def __init__(self, store: Store, leases: Leases, opening: Opening, upstream: str) -> None:
+        super().__init__(store, leases, opening)
+        self._upstream = upstream
+        self._started: Started | None = None
+
+    def begun(self, started: Started) -> None:
+        self._started = started
+        self._note(None)
+
+    def whole(self, reply: Reply) -> None:
+        self._note(reply.message_id)
+        super().whole(reply)
+
+    def _note(self, newest: str | None) -> None:
+        if self._started is not None and self._started.conversation_id:
+            opening, started = self.opening, self._started
+            where = self._upstream, started.account
+            row = Conversation(started.conversation_id or "", opening.owner, *where, opening.title, newest, 0, 0, True)
+            self._try(lambda: self._store.note(row))
