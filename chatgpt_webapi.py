@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from relay.access import OPEN, Access, Key, first_key, keys_from
 from relay.accounts import Account, AccountPool
 from relay.chat import Chat, Choice, Upstream
 from relay.conversations import Conversations, History
-from relay.dialects import form, tree
-from relay.dialects.responses import Answering
+from relay.dialects import form, ndjson, tree
+from relay.dialects.responses import Answering, remarked
 from relay.driver import Clocks
 from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RelayError, TooLarge
-from relay.keeping import Leases
+from relay.keeping import Leases, Upkeep
 from relay.serving import Serving
-from relay.settings import Settings
+from relay.settings import Settings, SettingsError
 from relay.store import Store
 from relay.transports.plain import Plain
 from relay.upstreams.chatgpt_web import ChatGPTWeb
@@ -44,6 +44,9 @@ from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.session import Backend
 from relay.upstreams.offline import Offline
+from relay.upstreams.openai import OpenAI
+from relay.upstreams.openai import body as openai_body
+from relay.upstreams.openai.session import API, KEYLESS
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -51,7 +54,14 @@ PUBLIC = ("healthz",)
 TOO_LARGE = "The body is larger than MAX_BODY allows."
 CUT_SHORT = "The request's body was cut short or is broken: nothing was asked. Send it again."
 #: The first segment of a path -> how its failures are printed; the last entry is for all others.
-ERROR_SHAPES = {"send_message": form.message_error, "get_access_token": form.message_error, "": form.coded_error}
+ERROR_SHAPES: dict[str, Callable[[RelayError], tuple[int, dict[str, Any] | bytes]]] = {
+    "send_message": form.message_error,
+    "get_access_token": form.message_error,
+    "chat": ndjson.error,
+    "": form.coded_error,
+}
+#: What an answer can be: the field `format` -> the media type that asks for the same in an Accept header.
+FORMATS = {"json": "application/json", "text": "text/plain", "markdown": "text/markdown", "jsonl": ndjson.TYPE}
 
 
 def create_app(
@@ -66,27 +76,31 @@ def create_app(
         backend = chatgpt_backend(settings, transport)
         upstreams = {"offline": Offline(), "chatgpt-web": ChatGPTWeb(backend)}
         histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
-    home = settings.upstream
-    if home == "auto":
-        home = "chatgpt-web" if settings.access_token or settings.reverse_proxy else next(iter(upstreams))
+        if settings.openai_api_key or settings.openai_base_url:
+            upstreams |= {"openai": OpenAI(openai_api(settings, transport))}
+    home = home_of(settings, upstreams)
     keys = keys_for(settings, any(upstream.protected for upstream in upstreams.values()))
     sole_owner = len({key.owner for key in keys}) <= 1
     store = Store(settings.database(), serving.native)
-    chat = Chat(upstreams, Choice(home, settings.upstream != "auto", sole_owner), store, Leases(store.renew))
+    choice = Choice(home, settings.upstream != "auto", sole_owner)
+    chat = Chat(upstreams, choice, store, Leases(store.renew), settings.history_budget)
     history = Conversations(store, histories, sole_owner)
     clocks = Clocks(settings.first_byte_timeout, settings.read_timeout, settings.total_timeout)
     answering = Answering(chat, clocks, serving)
     access = Access(keys, allow_tokens=settings.allow_caller_tokens, origins=settings.cors_origins)
     app = Flask("chatgpt_webapi", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
-    app.extensions["to_close"] = [store.close, transport.close]
+    upkeep = Upkeep(store, settings.retention_days * 86400)
+    upkeep.start()
+    app.url_map.merge_slashes = False
+    app.extensions["to_close"] = [upkeep.stop, store.close, transport.close]
     if settings.api_prefix:
         app.wsgi_app = mounted(app.wsgi_app, settings.api_prefix)  # type: ignore[method-assign]
 
     @app.before_request
     def admit() -> Response | None:
         """Nobody gets past here without a right to, on any path but the public ones."""
-        g.began, g.as_text = time.monotonic(), wants_text({})
+        g.began, g.format = time.monotonic(), "json"
         g.request_id = request_id()
         if request.endpoint in PUBLIC:
             return None
@@ -94,10 +108,11 @@ def create_app(
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return Response(status=204, headers=access.preflight(dict(request.headers)))
         g.fields = form.read_query(dict(request.args.lists()))
+        g.format = wanted_format(g.fields)
+        access.check(shown := request.headers.get("Authorization", ""))
         if request.method == "POST" and not request.routing_exception:
             g.fields |= form.read(request.content_type or "", body(serving.broken_input))
-        g.as_text = wants_text(g.fields)
-        shown = request.headers.get("Authorization", "")
+            g.format = wanted_format(g.fields)
         g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
         if request.method == "HEAD" and request.endpoint in ("conversations", "conversation"):
             return json(None)  # a HEAD never asks upstream
@@ -113,23 +128,31 @@ def create_app(
 
     def answer(shape: form.Shape) -> Response:
         """One ask: JSON, the text alone, or a stream of either."""
-        wanted = shape.ask(g.fields, g.caller)
+        as_text = g.format == "text"
+        wanted = shape.ask(g.fields, g.caller, request.headers.get("Idempotency-Key", ""))
         streamed = form.flag_of(g.fields, "stream")
-        if streamed and not g.as_text:
+        if streamed and not as_text:
             return answering.stream(wanted, form.Events(shape), "text/event-stream")
         if streamed and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":  # there, a cut body would look whole
             return answering.stream(wanted, form.Raw(), "text/plain")
         reply = answering.whole(wanted)
-        response = text(reply.text) if g.as_text else json(shape.answer(reply))
+        response = text(reply.text) if as_text else json(shape.answer(reply))
         response.headers["X-Conversation-Id"] = reply.conversation_id
         response.headers["X-Parent-Message-Id"] = reply.message_id
+        response.headers["X-Finish-Reason"] = reply.finish_reason
+        response.headers.update(remarked(reply.remarks))
         return response
+
+    @app.post("/chat")
+    def chat_lines() -> Response:
+        wanted = ndjson.ask(g.fields, g.caller, request.headers.get("Idempotency-Key", ""))
+        return answering.stream(wanted, ndjson.Lines(), ndjson.TYPE)
 
     @app.get("/conversations")
     def conversations() -> Response:
         offset = form.count_of(request.args.get("offset", "0"), "offset")
         limit = form.count_of(request.args.get("limit", "100"), "limit")
-        listed = history.list(g.caller, offset, limit)
+        listed = history.list(g.caller, offset, limit, form.search_of(request.args.get("q", "")))
         response = json([tree.item(found) for found in listed.found])
         if listed.missing:
             response.headers["X-Incomplete"] = listed.missing.code
@@ -137,7 +160,12 @@ def create_app(
 
     @app.get("/conversation/<conversation_id>")
     def conversation(conversation_id: str) -> Response:
-        return json(tree.tree(history.read(g.caller, conversation_id)))
+        found = history.read(g.caller, conversation_id)
+        if g.format == "jsonl":
+            return Response(tree.lines(found), content_type=f"{ndjson.TYPE}; charset=utf-8")
+        if g.format == "json":
+            return json(tree.tree(found))
+        return text(tree.markdown(found), FORMATS[g.format])
 
     @app.post("/conversation/<conversation_id>/delete")
     def delete(conversation_id: str) -> Response:
@@ -168,7 +196,10 @@ def create_app(
         error = raised if isinstance(raised, RelayError) else ours(raised)
         segment = request.path.split("/")[1]
         status, body = ERROR_SHAPES.get(segment, ERROR_SHAPES[""])(error)
-        response = text(error.message) if g.get("as_text") else json(body)
+        if isinstance(body, bytes):
+            response = Response(body, content_type=f"{ndjson.TYPE}; charset=utf-8")
+        else:
+            response = text(error.message) if g.get("format") in ("text", "markdown") else json(body)
         response.status_code = status
         response.headers["X-Error-Source"] = error.source
         response.headers["X-Error-Code"] = g.error_code = error.code
@@ -217,6 +248,31 @@ def chatgpt_backend(settings: Settings, transport: Plain) -> Backend:
         concurrency=settings.account_concurrency,
         patience=min(settings.first_byte_timeout, settings.total_timeout),
     )
+
+
+def openai_api(settings: Settings, transport: Plain) -> API:
+    """The OpenAI-compatible API as the settings describe it. A local one may have no keys."""
+    keys = tuple(Account.of(key) for key in settings.openai_api_key)
+    return API(
+        transport=transport,
+        base=openai_body.base(settings.openai_base_url or openai_body.DEFAULT_BASE),
+        pool=AccountPool(keys or (KEYLESS,)),
+        model=settings.openai_model,
+        extras=openai_body.Extras(settings.openai_headers, settings.openai_body),
+        retries=settings.retry_times,
+        has_keys=bool(keys),
+    )
+
+
+def home_of(settings: Settings, upstreams: Mapping[str, Upstream]) -> str:
+    """The upstream of new conversations: the one that the settings name, or else the one that they describe."""
+    if settings.upstream == "openai" and "openai" not in upstreams:
+        raise SettingsError("UPSTREAM=openai needs OPENAI_API_KEY, or the OPENAI_BASE_URL of a server without keys.")
+    if settings.upstream != "auto":
+        return settings.upstream
+    if settings.access_token or settings.reverse_proxy:
+        return "chatgpt-web"
+    return "openai" if "openai" in upstreams else next(iter(upstreams))
 
 
 def keys_for(settings: Settings, protects: bool) -> tuple[Key, ...]:
@@ -272,15 +328,16 @@ def body(broken_input: tuple[type[Exception], ...]) -> bytes:
     return read
 
 
-def wants_text(fields: form.Fields) -> bool:
-    """Whether the caller asked for the text alone, by `format` or else by its Accept header."""
-    match fields.get("format"):
-        case None | "":
-            best: str | None = request.accept_mimetypes.best_match(["application/json", "text/plain"])
-            return best == "text/plain"
-        case "text" | "json" as wanted:
-            return bool(wanted == "text")
-    raise BadRequest("The field format must be text or json.")
+def wanted_format(fields: form.Fields) -> str:
+    """What the answer is to be, by the field `format` or else by the Accept header."""
+    offered = FORMATS if request.endpoint == "conversation" else {name: FORMATS[name] for name in ("json", "text")}
+    named = fields.get("format")
+    if named is None or named == "":
+        best = request.accept_mimetypes.best_match(list(offered.values()))
+        return next((name for name, media_type in offered.items() if media_type == best), "json")
+    if not isinstance(named, str) or named not in offered:
+        raise BadRequest(f"The field format must be one of: {', '.join(offered)}.")
+    return named
 
 
 def request_id() -> str:
@@ -293,5 +350,5 @@ def json(value: object) -> Response:
     return Response(orjson.dumps(value), mimetype="application/json")
 
 
-def text(value: str) -> Response:
-    return Response(value, content_type="text/plain; charset=utf-8")
+def text(value: str, mimetype: str = "text/plain") -> Response:
+    return Response(value, content_type=f"{mimetype}; charset=utf-8")

@@ -96,10 +96,9 @@ class Access:
         key: Key | None = None
         tokens: list[str] = []
         for shown, may_be_token in (*_shown(authorization), *([(access_token, True)] if access_token else [])):
-            if (found := self._key(shown)) is not None:
+            found = self._checked(shown, may_be_token)
+            if found is not None:
                 key = key or found
-            elif shown.startswith(MADE_HERE) or (self._keys and not may_be_token):
-                raise Unauthorized("That is not a client key of this service.")
             elif may_be_token and shown not in tokens:
                 tokens.append(shown)
         if len(tokens) > 1:
@@ -111,6 +110,19 @@ class Access:
         token = tokens[0] if tokens else None
         owner = key.owner if key else Account.of(token).name if token else "anonymous"
         return Caller(owner, may_spend=key is not None or not self._keys, token=token)
+
+    def check(self, authorization: str) -> None:
+        """Refuse a header that shows what can be no credential at all, before anything costly is done for it."""
+        for shown, may_be_token in _shown(authorization):
+            self._checked(shown, may_be_token)
+
+    def _checked(self, shown: str, may_be_token: bool) -> Key | None:
+        """The key that is shown; None for what may be a credential of the caller's own. Raises for anything else."""
+        if (found := self._key(shown)) is not None:
+            return found
+        if shown.startswith(MADE_HERE) or (self._keys and not may_be_token):
+            raise Unauthorized("That is not a client key of this service.")
+        return None
 
     def _key(self, shown: str) -> Key | None:
         found = None
@@ -142,7 +154,8 @@ class Access:
         else:
             return headers
         exposed = "X-Conversation-Id, X-Parent-Message-Id, X-Request-Id, X-Error-Source, X-Error-Code, "
-        exposed += "X-Incomplete, Retry-After"
+        exposed += "X-Incomplete, X-Finish-Reason, X-History-Dropped, X-Ignored-Parameters, "
+        exposed += "Idempotent-Replayed, Retry-After"
         return headers | {"Access-Control-Expose-Headers": exposed}
 
     def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:

@@ -47,7 +47,7 @@ class AccountPool:
         self._accounts = accounts
         self._clock = clock
         self._next = 0
-        self._resting: dict[str, tuple[float, RelayError]] = {}
+        self._resting: dict[tuple[str, str], tuple[float, RelayError]] = {}
         self._asks: Counter[str] = Counter()
         self._lock = Lock()
 
@@ -73,15 +73,14 @@ class AccountPool:
             first, self._next = self._next, (self._next + 1) % max(1, len(self._accounts))
         return self._accounts[first:] + self._accounts[:first]
 
-    def rests(self, account: Account) -> RelayError | None:
+    def rests(self, account: Account, scope: str = "") -> RelayError | None:
         """The error by which the account rests, with the time that is left; None for one that does not."""
         with self._lock:
-            until, error = self._resting.get(account.name, (0.0, None))
-            if error is None:
-                return None
+            until, error = max(
+                (self._resting.get((account.name, of), (0.0, None)) for of in ("", scope)), key=lambda rest: rest[0]
+            )
             left = until - self._clock()
-            if left <= 0:
-                del self._resting[account.name]
+            if error is None or left <= 0:
                 return None
         if isinstance(error, RateLimited):
             return RateLimited(error.message, retry_after=max(1, round(left)))
@@ -104,23 +103,26 @@ class AccountPool:
     def in_flight(self, account: Account) -> int:
         return self._asks[account.name]
 
-    def heard(self, account: Account, error: RelayError) -> None:
-        """What an account's refusal means for its next turns."""
+    def heard(self, account: Account, error: RelayError, scope: str = "") -> None:
+        """What an account's refusal means for its next turns; a limit is one of `scope`, a model say."""
         rest = 0.0
         if isinstance(error, TokenRejected):
-            rest = REJECTED_SECONDS
+            rest, scope = REJECTED_SECONDS, ""
         elif isinstance(error, RateLimited) and error.retry_after:
             rest = error.retry_after
         if rest:
             with self._lock:
-                self._resting[account.name] = (self._clock() + rest, error)
+                now = self._clock()
+                self._resting = {key: kept for key, kept in self._resting.items() if kept[0] > now}
+                self._resting[account.name, scope] = (now + rest, error)
 
 
 class Attempts:
     """One ask's way through the accounts: the next one only after a refusal that another account may mend."""
 
-    def __init__(self, pool: AccountPool, candidates: tuple[Account, ...], most: int) -> None:
+    def __init__(self, pool: AccountPool, candidates: tuple[Account, ...], most: int, scope: str = "") -> None:
         self._pool = pool
+        self._scope = scope
         self._left = list(candidates)
         self._most = most
         self._last: RelayError | None = None
@@ -130,7 +132,7 @@ class Attempts:
         """The account to try now. Raises the last refusal when none is left."""
         while self._left and self._most >= 0:
             account = self._left.pop(0)
-            if (resting := self._pool.rests(account)) is not None:
+            if (resting := self._pool.rests(account, self._scope)) is not None:
                 self._last = resting
                 continue
             self._most -= 1
@@ -141,7 +143,7 @@ class Attempts:
     def refused(self, error: RelayError) -> None:
         """Take note of a refusal; raises it again where no other account may mend it."""
         if self.account is not None:
-            self._pool.heard(self.account, error)
+            self._pool.heard(self.account, error, self._scope)
         if not error.another_account_may_help:
             raise error
         self._last = error

@@ -46,9 +46,14 @@ class Conversations:
         self._histories = histories
         self._sole_owner = sole_owner
 
-    def list(self, caller: Caller, offset: int, limit: int) -> Listed:
-        """Newest first. What an upstream does not show is still found through the index."""
+    def list(self, caller: Caller, offset: int, limit: int, search: str = "") -> Listed:
+        """Newest first. What an upstream does not show is still found through the index.
+
+        With `search`, those where it stands in the title, or in what was said, as far as that is kept here.
+        """
         most = offset + limit
+        if search:
+            return Listed([*self._store.list(caller.owner, offset, limit, search)])
         rows = self._store.list(caller.owner, 0, most)
         found: dict[str, Conversation | dict[str, Any]] = {row.id: row for row in rows}
         missing = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Collection
+from threading import Event as Flag
 from threading import Lock, Thread
 from time import sleep
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 15.0  # a conversation whose process was killed is free again after this
 RENEW_SECONDS = 5.0
+UPKEEP_SECONDS = 3600.0
 
 
 class Leases:
@@ -51,6 +54,40 @@ class Leases:
                 self._renew(held, LEASE_SECONDS)
             except StoreFailed as error:
                 log.warning("Leases could not be renewed: %s", error)
+
+
+class Upkeep:
+    """Deletes what is past its time: at once, then every hour, by one process of all that share the database.
+
+    `seconds`: how long a conversation is kept after what was last said in it; 0: for ever.
+    """
+
+    def __init__(self, store: Store, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._holder = str(uuid.uuid4())
+        self._stopped = Flag()
+
+    def start(self) -> None:
+        Thread(target=self._run, name="upkeep", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self.once()
+            except StoreFailed as error:
+                log.warning("What is past its time could not be deleted: %s", error)
+            self._stopped.wait(UPKEEP_SECONDS)
+
+    def once(self) -> None:
+        if not self._store.lease("upkeep", self._holder, UPKEEP_SECONDS / 2):
+            return
+        self._store.tidy()
+        if self._seconds and (gone := self._store.expire(self._seconds)):
+            log.info("Conversations past their time: %d deleted.", gone)
 
 
 class Keeper(Protocol):

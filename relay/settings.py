@@ -107,9 +107,15 @@ def prefix_free(value: str) -> str:
 
 
 def count(value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,6}", value):
+    if not re.fullmatch(r"[0-9]{1,9}", value):
         raise ValueError("it must be a whole number, 0 or more")
     return int(value)
+
+
+def days(value: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]+)?", value):
+        raise ValueError("it must be a number of days, 0 to keep everything")
+    return float(value)
 
 
 def json_object(value: str) -> dict[str, Any]:
@@ -165,7 +171,7 @@ class Settings:
         "CORS_ORIGINS", (), origins, "Origins that browsers may call from, with credentials; *: any, without."
     )
     upstream: str = setting(
-        "UPSTREAM", "auto", one_of("auto", "offline", "chatgpt-web"), "Upstream of new conversations."
+        "UPSTREAM", "auto", one_of("auto", "offline", "chatgpt-web", "openai"), "Upstream of new conversations."
     )
     access_token: tuple[str, ...] = setting(
         "ACCESS_TOKEN", (), words, "The owner's ChatGPT access tokens.", also=("access_token",), secret=True
@@ -183,6 +189,23 @@ class Settings:
     )
     chatgpt_body: Mapping[str, Any] = setting(
         "CHATGPT_BODY", {}, json_object, "Extra fields of a turn's body, as JSON."
+    )
+    openai_api_key: tuple[str, ...] = setting(
+        "OPENAI_API_KEY", (), words, "The owner's keys of an OpenAI-compatible API.", secret=True
+    )
+    openai_base_url: str = setting("OPENAI_BASE_URL", "", address, "Where an OpenAI-compatible API is; unset: OpenAI.")
+    openai_model: str = setting("OPENAI_MODEL", "", text, "Model for asks that name none; unset: the first listed.")
+    openai_headers: Mapping[str, str] = setting(
+        "OPENAI_HEADERS", {}, headers, "Extra headers for the OpenAI-compatible API, as JSON.", secret=True
+    )
+    openai_body: Mapping[str, Any] = setting(
+        "OPENAI_BODY", {}, json_object, "Extra body fields for the OpenAI-compatible API, as JSON; null leaves one out."
+    )
+    history_budget: int = setting(
+        "HISTORY_BUDGET", 32000, count, "Tokens of a conversation that go to an upstream with no memory; 0: all."
+    )
+    retention_days: float = setting(
+        "RETENTION_DAYS", 0.0, days, "Days after which a conversation that rested is deleted; 0: never."
     )
     account_concurrency: int = setting("ACCOUNT_CONCURRENCY", 0, count, "Asks at once per account; 0: no bound.")
     retry_times: int = setting("RETRY_TIMES", 3, count, "Other accounts tried after a refusal.")

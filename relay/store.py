@@ -38,7 +38,6 @@ from relay.serving import Run
 
 REPLAY_SECONDS = 24 * 3600.0  # for so long an ask with a key is answered again
 BATCH = 100  # conversations deleted at once when their time is over
-LONGEST_SEARCH = 200
 
 State: TypeAlias = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from relay.errors import RelayError, Unreachable, UpstreamCut, UpstreamFailed
-from relay.transports.plain import Call, Exchange, Plain
+from relay.transports import Call
+from relay.transports.plain import Exchange, Plain
 from tests.conftest import free_port, need
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

@@ -15,16 +15,24 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from relay import sse
-from relay.domain import Ask, Caller, Delta, Event, Message, Reply, Restarted
+from relay.domain import Ask, Caller, Delta, Event, Message, Reasoning, Reply, Restarted
 from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
 
 Fields: TypeAlias = dict[str, Any]
 
 MOST_PARTS = 1000
 LONGEST_TITLE = 200
+LONGEST_SEARCH = 200
 PLAIN_BODY = ""  # the name under which a body that is only a prompt stands among the fields
 SECRETS = ("access_token", "password", "email", "key", "api_key", "token", "authorization")
 IN_QUERY = ("conversation_id", "parent_message_id", "parent_id", "model", "timeout", "stream", "format")
+#: parameters for the model that a form may carry; `text` stays text, anything else is read as JSON where it is some
+PARAMETERS = {
+    **dict.fromkeys(("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "n"), "json"),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "logit_bias", "response_format", "metadata"), "json"),
+    **dict.fromkeys(("reasoning_effort", "verbosity", "service_tier", "user", "prompt_cache_key"), "text"),
+}
+_KEY = re.compile(r"[!-~]{1,255}")
 _CHARSETS = {
     **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
     **dict.fromkeys(("gbk", "gb2312", "gb18030"), "gb18030"),
@@ -84,7 +92,9 @@ def _asks(body: bytes) -> bool:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(fields, dict) and any(isinstance(fields.get(name), str) for name in ("msg", "prompt"))
+    return isinstance(fields, dict) and (
+        any(isinstance(fields.get(name), str) for name in ("msg", "prompt")) or isinstance(fields.get("messages"), list)
+    )
 
 
 def _urlencoded(body: bytes, charset: str) -> Fields:
@@ -198,12 +208,55 @@ def count_of(value: str, name: str) -> int:
     return int(value)
 
 
+def search_of(value: str) -> str:
+    """What is searched for; empty where nothing is."""
+    words = value.strip()
+    if len(words) > LONGEST_SEARCH or "\0" in words:
+        raise BadRequest(f"q must hold at most {LONGEST_SEARCH} characters.")
+    return words
+
+
 def title_of(fields: Fields) -> str | None:
     """The title that was sent; None where there is none: the upstream may find one."""
     title = " ".join((text_of(fields, "title") or text_of(fields, PLAIN_BODY)).split())
     if len(title) > LONGEST_TITLE:
         raise BadRequest(f"The field title must hold at most {LONGEST_TITLE} characters.")
     return title or None
+
+
+def parent_of(fields: Fields) -> str | None:
+    """The parent's id, by either route's name for it."""
+    parents = {id_of(fields, name) for name in ("parent_message_id", "parent_id")} - {None}
+    if len(parents) > 1:
+        raise BadRequest("Two fields of the same meaning differ: send one prompt and one parent id.")
+    return parents.pop() if parents else None
+
+
+def key_of(fields: Fields, header: str) -> str | None:
+    """The idempotency key: of the header, quoted or not, or of the field request_id."""
+    keys = {header.strip().strip('"'), text_of(fields, "request_id").strip()} - {""}
+    if len(keys) > 1:
+        raise BadRequest("The header Idempotency-Key and the field request_id differ: send one of them.")
+    key = keys.pop() if keys else None
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadRequest("An idempotency key is 1 to 255 ASCII characters without spaces: uuidgen makes one.")
+    return key
+
+
+def options_of(fields: Fields, *, known: bool = True) -> dict[str, Any]:
+    """Parameters for the model among the fields: the known ones alone, or all of them."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None or value == "" or (known and name not in PARAMETERS):
+            continue
+        if isinstance(value, str) and PARAMETERS.get(name) == "json":
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError:
+                if name not in ("stop", "response_format"):
+                    raise BadRequest(f"The field {name} must be a number, or JSON.") from None
+        found[name] = value
+    return found
 
 
 def joined(*parts: str) -> str:
@@ -222,12 +275,15 @@ class Shape:
     parent: str
     answer: Callable[[Reply], dict[str, Any]]
     error: Callable[[RelayError], tuple[int, dict[str, Any]]]
+    route: str
 
-    def ask(self, fields: Fields, caller: Caller) -> Ask:
-        """The ask that the fields make; the other route's names are understood too. Unknown fields are left alone."""
+    def ask(self, fields: Fields, caller: Caller, key: str = "") -> Ask:
+        """The ask that the fields make; the other route's names are understood too. Unknown fields are left alone.
+
+        `key` is the header Idempotency-Key.
+        """
         prompts = {text_of(fields, name) for name in (PLAIN_BODY, "prompt", "msg")} - {""}
-        parents = {id_of(fields, name) for name in ("parent_message_id", "parent_id")} - {None}
-        if len(prompts) > 1 or len(parents) > 1:
+        if len(prompts) > 1:
             raise BadRequest("Two fields of the same meaning differ: send one prompt and one parent id.")
         prompt = "".join(prompts)
         if not prompt.strip():
@@ -239,11 +295,14 @@ class Shape:
             prompt=joined(text_of(fields, "prompt_prefix"), prompt, text_of(fields, "prompt_suffix")),
             caller=caller,
             conversation_id=id_of(fields, "conversation_id"),
-            parent_id=parents.pop() if parents else None,
+            parent_id=parent_of(fields),
             before=(Message("system", system),) if (system := text_of(fields, "system")) else (),
             model=text_of(fields, "model") or None,
             reverse_proxy=text_of(fields, "reverse_proxy") or None,
             timeout=milliseconds_of(fields, "timeout"),
+            options=options_of(fields),
+            key=key_of(fields, key),
+            route=self.route,
         )
 
 
@@ -262,6 +321,8 @@ def _coded(reply: Reply) -> dict[str, Any]:
         "end_turn": True,
         "recipient": "all",
         "citations": [],
+        "reasoning": reply.reasoning or None,
+        "usage": reply.usage,
     }
     return {"code": 0, "data": data}
 
@@ -276,12 +337,15 @@ def coded_error(error: RelayError) -> tuple[int, dict[str, Any]]:
     return error.status, {"code": 1, "msg": error.message, "error": error.code, "source": error.source}
 
 
-SEND_MESSAGE = Shape("prompt", "parent_message_id", _three_keys, message_error)
-ASK = Shape("msg", "parent_id", _coded, coded_error)
+SEND_MESSAGE = Shape("prompt", "parent_message_id", _three_keys, message_error, "send_message")
+ASK = Shape("msg", "parent_id", _coded, coded_error, "ask")
 
 
 class Events:
-    """A stream as server-sent events: pieces as {"text"}, then `done` with the route's whole answer, or `error`."""
+    """A stream as server-sent events: pieces as {"text"}, then `done` with the route's whole answer, or `error`.
+
+    What the model thinks comes apart from its answer, as events `reasoning`.
+    """
 
     keep_alive = sse.KEEP_ALIVE
 
@@ -289,12 +353,15 @@ class Events:
         self._shape = shape
 
     def print(self, batch: list[Event]) -> bytes:
-        wire, text = b"", ""
+        wire, text, thought = b"", "", ""
         for event in batch:
             if isinstance(event, Delta):
                 text += event.text
+            elif isinstance(event, Reasoning):
+                thought += event.text
             elif isinstance(event, Restarted):
                 wire, text = sse.event(b"{}", "restart"), ""
+        wire += sse.event(orjson.dumps({"text": thought}), "reasoning") if thought else b""
         return wire + (sse.event(orjson.dumps({"text": text})) if text else b"")
 
     def end(self, reply: Reply) -> bytes:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+import orjson
+
 from relay.domain import ROOT, Conversation, Node
 
+_HEADINGS = {"user": "You", "assistant": "Answer", "system": "System"}
 _STATUS = {"whole": "finished_successfully", "open": "in_progress", "broken": "finished_partial_completion"}
 
 
@@ -43,6 +46,73 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
         "current_node": conversation.newest or (roots[0] if roots else ROOT),
         "conversation_id": conversation.id,
         "is_archived": False,
+    }
+
+
+def lines(conversation: Conversation | dict[str, Any]) -> bytes:
+    """One conversation as JSON lines: a message each, all branches, in the order in which they were said."""
+    return b"".join(orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE) for said in _said(conversation))
+
+
+def markdown(conversation: Conversation | dict[str, Any]) -> str:
+    """One conversation to be read: its title, and what was said from the beginning to the newest answer."""
+    by_id = {said["id"]: said for said in _said(conversation)}
+    title, newest = _headline(conversation)
+    way: list[dict[str, Any]] = []
+    while newest in by_id and len(way) <= len(by_id):
+        way.append(by_id[newest])
+        newest = by_id[newest]["parent"]
+    parts = [f"# {title}"]
+    for said in reversed([said for said in way if said["text"].strip()]):
+        broken = " (broken)" if said["status"] == "broken" else ""
+        parts.append(f"## {_HEADINGS.get(said['role'], said['role'].capitalize())}{broken}\n\n{said['text'].strip()}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | None]:
+    """Title and newest message. Where no answer is whole yet, the last thing said counts as newest."""
+    if isinstance(conversation, dict):
+        return str(conversation.get("title") or "New chat"), conversation.get("current_node")
+    last = conversation.nodes[-1].id if conversation.nodes else None
+    return conversation.title, conversation.newest or last
+
+
+def _said(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(conversation, Conversation):
+        return [
+            {
+                "id": node.id,
+                "parent": node.parent,
+                "role": node.role,
+                "text": node.text,
+                "status": node.status,
+                "created": node.created,
+                "model": node.model,
+            }
+            for node in conversation.nodes
+        ]
+    mapping = conversation.get("mapping")
+    nodes = [node for node in mapping.values() if isinstance(node, dict)] if isinstance(mapping, dict) else []
+    return [said for node in nodes if (said := _of_chatgpt(node)) is not None]
+
+
+def _of_chatgpt(node: dict[str, Any]) -> dict[str, Any] | None:
+    """A node of ChatGPT's own tree; those without words stay, for others stand on them."""
+    message = node.get("message")
+    if not isinstance(message, dict):
+        return None
+    content, author, metadata = (message.get(name) or {} for name in ("content", "author", "metadata"))
+    status = message.get("status")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    text = "".join(part for part in parts or [] if isinstance(part, str))
+    return {
+        "id": node.get("id"),
+        "parent": node.get("parent"),
+        "role": author.get("role", "") if isinstance(author, dict) else "",
+        "text": text,
+        "status": {"finished_successfully": "whole", None: "whole"}.get(status, status),
+        "created": message.get("create_time"),
+        "model": metadata.get("model_slug") if isinstance(metadata, dict) else None,
     }
 
 

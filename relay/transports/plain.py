@@ -13,7 +13,6 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Lock
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -21,29 +20,12 @@ from urllib.parse import urlsplit
 import httptools
 
 from relay.errors import Unreachable, UpstreamCut, UpstreamFailed
+from relay.transports import Call, Head
 
 Origin: TypeAlias = tuple[str, str, int]
 
 LONGEST_HEAD = 256 * 1024
 SEND_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request. Header names are sent as given; Host and Content-Length are added."""
-
-    method: str
-    url: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-
-
-@dataclass(frozen=True)
-class Head:
-    """An answer's status and headers; names in lower case."""
-
-    status: int
-    headers: dict[str, str] = field(repr=False)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.answer import Answer, part_of
 from relay.upstreams.chatgpt_web.delta import Documents
+from relay.upstreams.words import words_of
 
 MOST_CONTINUATIONS = 10
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
@@ -149,9 +150,9 @@ class WebDecoder:
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()
         if told.get("type") == "stream_quota_check":
-            raise RateLimited(f"The upstream's limit is reached: {failures.words_of(told)[0]}")
+            raise RateLimited(f"The upstream's limit is reached: {words_of(told)[0]}")
         if told.get("error") or told.get("error_code") or (told.get("detail") and "type" not in told):
-            raise failures.from_words(*failures.words_of(told), told)
+            raise failures.from_words(*words_of(told), told)
 
     def _begun(self) -> list[Event]:
         if self._started or not self.conversation_id:

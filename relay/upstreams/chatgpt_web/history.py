@@ -10,9 +10,10 @@ import orjson
 from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
-from relay.transports.plain import Call, Head
+from relay.transports import Call, Head
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.session import LONGEST_TREE, Backend, parsed_tree
+from relay.upstreams.words import json_of, words_of
 
 Items: TypeAlias = list[dict[str, Any]]
 
@@ -47,7 +48,7 @@ class WebHistory:
     def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
         """A page of an account's list, and how long the backend makes its pages: it may give less than is asked for."""
         head, told = self._fetch(caller, account, "GET", f"conversations?offset={offset}&limit={PAGE}&order=updated")
-        items, size = failures.json_of(told), PAGE
+        items, size = json_of(told), PAGE
         if isinstance(items, dict):
             limit = items.get("limit")
             items, size = items.get("items"), limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE
@@ -60,7 +61,7 @@ class WebHistory:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "GET", path)
-            if head.status != 404 or account or caller.token or not failures.words_of(failures.json_of(told))[0]:
+            if head.status != 404 or account or caller.token or not words_of(json_of(told))[0]:
                 return parsed_tree(head, told)
         raise NoConversation()
 
@@ -69,14 +70,14 @@ class WebHistory:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "PATCH", path, orjson.dumps(what))
-            done = failures.json_of(told)
+            done = json_of(told)
             if head.status == 200 and isinstance(done, dict) and done.get("success", True):
                 return
             if head.status == 200:
                 raise UpstreamFailed("The upstream did not say that it changed the conversation.")
             if head.status != 404:
                 raise failures.from_response(head.status, head.headers, told)
-            if not failures.words_of(done)[0]:
+            if not words_of(done)[0]:
                 message = "The upstream changes no conversations: a reverse proxy may pass on the asking alone."
                 raise UpstreamRefused(message, status=404)
         raise NoConversation()
@@ -88,7 +89,7 @@ class WebHistory:
         path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "POST", path, asked)
-            found = failures.json_of(told)
+            found = json_of(told)
             if head.status == 200 and isinstance(found, dict) and isinstance(found.get("title"), str):
                 return str(found["title"])
             if head.status == 200 and isinstance(found, dict):  # it has one already

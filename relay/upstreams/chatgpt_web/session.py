@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event as Flag
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -23,27 +23,17 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.transports.plain import Call, Head
+from relay.transports import Call, Exchange, Head, Transport
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.body import Extras, Place
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
+from relay.upstreams.words import json_of, words_of
 
 LONGEST_ERROR = 64 * 1024
 LONGEST_TREE = 64 * 1024 * 1024
 FETCH_SECONDS = 30.0
 MOST_MISSES = 5
-
-
-class Exchange(Protocol):
-    def head(self, seconds: float) -> Head | None: ...
-    def read(self, seconds: float) -> bytes | None: ...
-    def interrupt(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Transport(Protocol):
-    def send(self, call: Call) -> Exchange: ...
 
 
 @dataclass(frozen=True)
@@ -284,11 +274,11 @@ def _nothing_more() -> Call:
 
 def parsed_tree(head: Head, told: bytes) -> dict[str, Any]:
     """A conversation as the backend shows it. Raises what the answer says where it is none."""
-    shown = failures.json_of(told)
+    shown = json_of(told)
     if head.status == 200 and isinstance(shown, dict) and "mapping" in shown:
         return shown
     error = failures.from_response(head.status, head.headers, told)
-    if head.status in (404, 405) and not failures.words_of(shown)[0]:
+    if head.status in (404, 405) and not words_of(shown)[0]:
         raise UpstreamRefused(
             "The upstream does not show conversations: a reverse proxy may pass on the asking alone.",
             status=head.status,
