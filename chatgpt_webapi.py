@@ -74,10 +74,11 @@ def create_app(
     histories: dict[str, History] = {}
     if upstreams is None:
         backend = chatgpt_backend(settings, transport)
-        upstreams = {"offline": Offline(), "chatgpt-web": ChatGPTWeb(backend)}
+        upstreams = {"offline": Offline()}
         histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
         if settings.openai_api_key or settings.openai_base_url:
             upstreams |= {"openai": OpenAI(openai_api(settings, transport))}
+        upstreams |= {"chatgpt-web": ChatGPTWeb(backend)}
     home = home_of(settings, upstreams)
     keys = keys_for(settings, any(upstream.protected for upstream in upstreams.values()))
     sole_owner = len({key.owner for key in keys}) <= 1

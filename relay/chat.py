@@ -356,10 +356,9 @@ class Chat:
     def _home(self, ask: Ask) -> Upstream:
         """Where a new conversation of this caller goes: its own token leads to where such tokens are checked."""
         if ask.caller.token and not self._choice.explicit:
-            checking = [upstream for upstream in self._upstreams.values() if upstream.checks_tokens]
-            known = [upstream for upstream in checking if upstream.knows(ask.caller.token)]
-            for upstream in known or checking:
-                return upstream
+            for upstream in self._upstreams.values():
+                if upstream.checks_tokens and upstream.knows(ask.caller.token):
+                    return upstream
         return self._upstreams[self._choice.upstream]
 
     def _send(self, ask: Ask, begun: Begun, keeper: Keeper, printer: Printer, request_id: str) -> Turn:

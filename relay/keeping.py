@@ -67,12 +67,14 @@ class Upkeep:
         self._seconds = seconds
         self._holder = str(uuid.uuid4())
         self._stopped = Flag()
+        self._thread = Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
-        Thread(target=self._run, name="upkeep", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._stopped.is_set():

@@ -312,7 +312,7 @@ class Handler(BaseHTTPRequestHandler):
             content = message.get("content", {})
             if (
                 not message.get("id")
-                or role(message) not in ("user", "system")
+                or role(message) not in ("user", "system", "assistant")
                 or content.get("content_type") != "text"
             ):
                 return "message"

@@ -259,6 +259,7 @@ ROUTES = [
     ("POST", "/conversation/some-id/title"),
     ("POST", "/send_message"),
     ("POST", "/ask"),
+    ("POST", "/chat"),
     ("GET", "/readyz"),
 ]
 

@@ -20,7 +20,8 @@ class ChatGPTWeb:
         self.protected = len(backend.pool) > 0
 
     def knows(self, token: str) -> bool:
-        return not token.startswith("sk-")  # such keys are of OpenAI's API, and of those that copy it
+        # sk- is how keys of OpenAI's API begin, which are not ChatGPT's to see; a reverse proxy may give out such ones
+        return bool(self._backend.allowed) or not token.startswith("sk-")
 
     def ask(self, question: Question) -> tuple[Session, WebDecoder]:
         known = frozenset(filter(None, (question.parent_id, question.question_id)))

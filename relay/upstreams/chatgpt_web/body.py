@@ -20,6 +20,7 @@ from relay.errors import BadRequest
 
 USER_AGENT = "chatgpt-webapi"
 DEFAULT_MODEL = "auto"
+_ROLES = {"developer": "system"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: what of the operator's extra headers may go with a caller's own token: none that could name or open an account
 _HARMLESS = ("user-agent", "accept-language", "oai-language", "origin", "referer")
@@ -90,9 +91,8 @@ def headers(token: str, extras: Extras, request_id: str, *, own: bool, stream: b
 
 def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
     """The body that asks a question."""
-    system = [message for message in question.messages if message.role == "system"]
-    prompt = question.messages[-1]
-    sent = [_message(str(uuid.uuid4()), "system", message.text) for message in system]
+    *before, prompt = question.messages
+    sent = [_message(str(uuid.uuid4()), _ROLES.get(said.role, said.role), said.text) for said in before]
     sent.append(_message(question.question_id, "user", prompt.text))
     body: dict[str, Any] = {
         "action": "next",
@@ -100,7 +100,7 @@ def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
         "parent_message_id": parent_id or str(uuid.uuid4()),
         "model": question.model or DEFAULT_MODEL,
         "timezone_offset_min": 0,
-        "history_and_training_disabled": False,
+        "history_and_training_disabled": not question.keep,
         "supported_encodings": ["v1"],
     }
     if question.conversation_id:
@@ -116,7 +116,7 @@ def rest(question: Question, conversation_id: str, parent_id: str, extras: Extra
         "parent_message_id": parent_id,
         "model": question.model or DEFAULT_MODEL,
         "timezone_offset_min": 0,
-        "history_and_training_disabled": False,
+        "history_and_training_disabled": not question.keep,
         "supported_encodings": ["v1"],
     }
     return orjson.dumps(body | dict(extras.body))

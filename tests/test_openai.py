@@ -1,0 +1,266 @@
+"""The own routes before a strict OpenAI-compatible server: what is sent, what is remembered, how it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from relay.settings import SettingsError
+from tests.openai_backend import USAGE, Mode, OpenAIBackend, error
+from tests.test_routes import said
+
+Build = Callable[..., Flask]
+KEY = {"Authorization": "Bearer the-key"}
+
+
+@pytest.fixture
+def api() -> Iterator[OpenAIBackend]:
+    server = OpenAIBackend()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def service(build: Build, api: OpenAIBackend) -> Callable[..., FlaskClient]:
+    def make(**settings: Any) -> FlaskClient:
+        given = {"openai_base_url": api.url, "openai_api_key": ("sk-invented-1",), "authorization": ("the-key",)}
+        return build(**{**given, **settings}).test_client()
+
+    return make
+
+
+Service = Callable[..., FlaskClient]
+
+
+def ask(client: FlaskClient, headers: dict[str, str] = KEY, **fields: Any) -> TestResponse:
+    return client.post("/ask", data={"msg": "hello", **fields}, headers=headers, buffered=True)
+
+
+def sent(api: OpenAIBackend) -> Any:
+    return api.completions[-1].body
+
+
+def test_the_two_ids_carry_a_conversation(service: Service, api: OpenAIBackend) -> None:
+    client = service()
+    first = said(ask(client, msg="one", system="Be kind."))["data"]
+    assert first["message"] == "Turn 1. You said: one — 你好 🙂." and first["model"] == "tiny-1-2026"
+    assert first["finish_details"] == "stop" and first["usage"] == USAGE and first["reasoning"] is None
+    ids = {"conversation_id": first["conversation_id"], "parent_id": first["parent_id"]}
+    second = said(ask(client, msg="two", **ids))["data"]
+    assert second["message"].startswith("Turn 2.")
+    third = said(ask(service(), msg="three", conversation_id=ids["conversation_id"]))["data"]
+    assert third["message"].startswith("Turn 3."), "another process goes on by the id alone"
+    roles = [message["role"] for message in sent(api)["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    said(ask(client, msg="branch", **ids))
+    assert [message["content"] for message in sent(api)["messages"]] == ["Be kind.", "one", first["message"], "branch"]
+
+
+def test_what_is_sent(service: Service, api: OpenAIBackend) -> None:
+    client = service(openai_headers={"OpenAI-Project": "p"}, openai_body={"seed": 7, "stream_options": None})
+    fields = {"temperature": "0.2", "stop": '["END"]', "user": "42", "proxy": "", "model": "tiny-2", "unheard": "of"}
+    said(ask(client, headers={**KEY, "X-Request-Id": "mine"}, **fields))
+    asked = api.completions[0]
+    messages = [{"role": "user", "content": "hello"}]
+    more = {"temperature": 0.2, "stop": ["END"], "user": "42", "seed": 7}
+    assert asked.body == {"model": "tiny-2", "messages": messages, "stream": True, **more}
+    assert asked.headers["authorization"] == "Bearer sk-invented-1" and asked.headers["user-agent"] == "chatgpt-webapi"
+    assert asked.headers["x-request-id"] == "mine" and asked.headers["openai-project"] == "p"
+    assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize("field", [{"temperature": "warm"}, {"n": "2"}])
+def test_parameters_that_cannot_be_are_refused(service: Service, api: OpenAIBackend, field: dict[str, str]) -> None:
+    answer = ask(service(), **field)
+    assert answer.status_code == 400 and next(iter(field)) in answer.json["msg"] and not api.completions
+
+
+def test_a_parameter_that_the_server_refuses_is_told_in_its_words(service: Service, api: OpenAIBackend) -> None:
+    answer = ask(service(), reasoning_effort="high", tools_of_mine="x", logit_bias='{"1": 2}')
+    assert (
+        answer.status_code == 400 and "unknown_parameter" in answer.json["msg"] and answer.json["source"] == "upstream"
+    )
+
+
+def test_without_a_model_the_first_listed_is_asked_and_remembered(service: Service, api: OpenAIBackend) -> None:
+    client = service()
+    for _ in range(2):
+        said(ask(client))
+    assert [asked.path for asked in api.asked] == ["/v1/models", "/v1/chat/completions", "/v1/chat/completions"]
+    said(ask(service(openai_model="tiny-2")))
+    assert sent(api)["model"] == "tiny-2" and len(api.asked) == 4
+
+
+def test_a_server_that_lists_no_model(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(models=())
+    answer = ask(service())
+    assert answer.status_code == 502 and "OPENAI_MODEL" in answer.json["msg"]
+    assert said(service().get("/conversations", headers=KEY)) == [], "nothing was asked, so nothing is kept"
+
+
+def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(keys=())
+    client = service(openai_api_key=())
+    said(ask(client))
+    assert "authorization" not in api.completions[0].headers
+    assert ask(client, headers={}).status_code == 401, "it is protected all the same"
+    refused = ask(client, headers={"Authorization": "Bearer sk-somebodys"})
+    assert refused.status_code == 401 and len(api.completions) == 1, (
+        "such a server checks no key, so none is a pass to it"
+    )
+
+
+def test_a_callers_own_key_is_spent_alone(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(keys=("sk-invented-1", "sk-own"))
+    client = service(openai_headers={"OpenAI-Organization": "ours"})
+    said(ask(client, headers={"Authorization": "Bearer sk-own"}, model="tiny-1"))
+    headers = api.completions[0].headers
+    assert headers["authorization"] == "Bearer sk-own" and "openai-organization" not in headers
+    assert said(client.get("/conversations", headers=KEY)) == [], "it is that key's conversation"
+
+
+def test_the_next_key_is_tried_after_a_refusal_and_only_then(service: Service, api: OpenAIBackend) -> None:
+    limit = json.dumps(error("Rate limit reached", "requests", "rate_limit_exceeded")).encode()
+    api.mode = Mode(keys=("sk-2",), refuse_tokens={"sk-2": (429, {"Retry-After": "30"}, limit)})
+    client = service(openai_api_key=("sk-1", "sk-2"), openai_model="tiny-1")
+    answer = ask(client)
+    assert answer.status_code == 429 and answer.headers["Retry-After"] == "30" and len(api.completions) == 2
+    again = ask(client)
+    assert again.status_code in (401, 429) and len(api.completions) == 2, "both rest, so nobody is asked"
+    api.mode.refuse_tokens = {}
+    assert ask(client, model="tiny-2").status_code == 200, "a limit is one of its model"
+    api.mode.refusals = [(500, {}, json.dumps(error("boom", "server_error")).encode())]
+    count = len(api.completions)
+    assert ask(client, model="tiny-2").status_code == 500 and len(api.completions) == count + 1
+
+
+def test_no_message_shows_a_part_of_the_key(service: Service, api: OpenAIBackend) -> None:
+    answer = ask(service(openai_api_key=("sk-wrong-but-long-enough-9876",)))
+    assert answer.status_code == 401 and answer.json["error"] == "token_rejected" and "9876" not in answer.text
+
+
+def test_reasoning_is_told_apart(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(reasoning="Let me think about it.")
+    client = service()
+    told = said(ask(client))["data"]
+    assert told["reasoning"] == "Let me think about it." and told["message"].startswith("Turn 1.")
+    stream = ask(client, stream="true").text
+    assert 'event: reasoning\ndata: {"text":"Let me' in stream and stream.index("reasoning") < stream.index("Turn")
+    assert ask(client, stream="true", format="text").text.startswith("Turn 1.")
+    assert ask(client, format="text").text.startswith("Turn 1.")
+
+
+@pytest.mark.parametrize("route", ["/ask", "/send_message"])
+def test_a_refusal_is_no_answer(service: Service, api: OpenAIBackend, route: str) -> None:
+    api.mode = Mode(refusal="I can't help with that.")
+    client = service()
+    answer = client.post(route, data={"prompt": "hello"}, headers=KEY)
+    assert answer.status_code == (403 if route == "/ask" else 500) and answer.headers["X-Error-Code"] == "refused"
+    assert "I can't help with that." in answer.text
+    [kept] = said(client.get("/conversations", headers=KEY))
+    api.mode = Mode()
+    assert "Turn 1." in said(ask(client, conversation_id=kept["id"]))["data"]["message"], (
+        "what was refused is not sent again"
+    )
+
+
+NO_ANSWER = [
+    (Mode(finish="content_filter"), 403, "blocked"),
+    (Mode(finish="content_filter", say=""), 403, "blocked"),
+    (Mode(finish="tool_calls", say=""), 502, "upstream_failed"),
+    (Mode(finish="length", say=""), 502, "upstream_failed"),
+    (Mode(finish=None), 502, "upstream_cut"),
+    (Mode(finish=None, done=False), 502, "upstream_cut"),
+    (Mode(cut_after=4), 502, "upstream_cut"),
+    (Mode(cut_after=0), 502, "upstream_cut"),
+    (Mode(raw=b"data: {garbage\n\n"), 502, "upstream_failed"),
+    (Mode(raw=b"", content_type="application/json"), 502, "upstream_failed"),
+    (Mode(raw=b"<html>hello</html>", content_type="text/html"), 502, "upstream_failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "status", "code"), NO_ANSWER)
+@pytest.mark.parametrize("streamed", ["", "true"])
+def test_what_is_no_answer_is_told_and_never_sent_again(
+    service: Service, api: OpenAIBackend, mode: Mode, status: int, code: str, streamed: str
+) -> None:
+    api.mode = mode
+    client = service(openai_model="tiny-1")
+    answer = ask(client, stream=streamed)
+    if streamed and answer.status_code == 200:
+        assert f'"error":"{code}"' in answer.text and "event: done" not in answer.text
+    else:
+        assert (answer.status_code, answer.json["error"]) == (status, code)
+    assert len(api.completions) == 1
+    [kept] = said(client.get("/conversations", headers=KEY))
+    api.mode = Mode()
+    said(ask(client, conversation_id=kept["id"], msg="again"))
+    assert [message["content"] for message in sent(api)["messages"]] == ["again"]
+
+
+ODD = [
+    Mode(streams=False),
+    Mode(done=False),
+    Mode(usage=False),
+    Mode(usage_with_last=True),
+    Mode(crlf=True, pieces_of=1),
+    Mode(pieces_of=3),
+    Mode(content_type="application/octet-stream"),
+]
+
+
+@pytest.mark.parametrize("mode", ODD, ids=str)
+def test_servers_that_differ_are_understood(service: Service, api: OpenAIBackend, mode: Mode) -> None:
+    api.mode = mode
+    told = said(ask(service()))["data"]
+    assert told["message"] == "Turn 1. You said: hello — 你好 🙂." and told["usage"] == (USAGE if mode.usage else None)
+
+
+def test_a_stop_for_length_is_said(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(finish="length")
+    answer = ask(service(), max_tokens="3")
+    assert said(answer)["data"]["finish_details"] == "length" and answer.headers["X-Finish-Reason"] == "length"
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_says_so(service: Service, api: OpenAIBackend) -> None:
+    client = service(history_budget=100)
+    first = said(ask(client, msg="the first one", system="Be kind."))["data"]
+    for number in range(2, 7):
+        answer = ask(client, msg=f"question {number}", conversation_id=first["conversation_id"])
+        said(answer)
+    contents = [message["content"] for message in sent(api)["messages"]]
+    assert contents[0] == "Be kind." and contents[-1] == "question 6" and "the first one" not in contents
+    assert len(contents) % 2 == 0, "whole turns"
+    assert int(answer.headers["X-History-Dropped"]) == 12 - len(contents)
+    streamed = ask(client, msg="x", conversation_id=first["conversation_id"], stream="true")
+    assert int(streamed.headers["X-History-Dropped"]) > 0
+    assert "X-History-Dropped" not in ask(client).headers
+    whole = said(client.get(f"/conversation/{first['conversation_id']}", headers=KEY))
+    assert len(whole["mapping"]) == 16, "what is not sent is kept all the same"
+
+
+def test_upstreams_that_take_no_parameters_say_which_they_left_out(build: Build) -> None:
+    answer = build().test_client().post("/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5"})
+    assert said(answer) and answer.headers["X-Ignored-Parameters"] == "max_tokens, temperature"
+
+
+def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
+        build(upstream="openai")
+    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), access_token=("t",), authorization=("k",), upstream="openai").test_client()  # fmt: skip
+    said(client.post("/ask", data={"msg": "x"}, headers={"Authorization": "k"}))
+    assert len(api.completions) == 1
+    refused = client.post("/ask", data={"msg": "x", "reverse_proxy": api.url}, headers={"Authorization": "k"})
+    assert refused.status_code == 403
+
+
+def test_a_key_is_made_for_it(build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]) -> None:
+    build(openai_base_url=api.url)
+    assert "cw-" in capsys.readouterr().err

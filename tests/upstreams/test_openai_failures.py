@@ -1,0 +1,100 @@
+"""Failures of OpenAI-compatible APIs, each to one member of the error tree; and how their addresses are understood."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamFailed, UpstreamRefused
+from relay.upstreams.openai import failures
+from relay.upstreams.openai.body import base
+from tests.openai_backend import error
+
+HTML = {"content-type": "text/html"}
+KEY = error(
+    "Incorrect API key provided: sk-in****4321. You can find your key at https://platform.openai.com.",
+    code="invalid_api_key",
+)
+QUOTA = error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota")
+LIMIT = error("Rate limit reached for tiny.", "requests", "rate_limit_exceeded")
+RESETS = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m6.5s",
+          "x-ratelimit-remaining-tokens": "300", "x-ratelimit-reset-tokens": "6h"}  # fmt: skip
+
+#: status, headers, body -> error, its status, retry_after, a word of its message
+TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]] = [
+    (400, {}, error("Unsupported value", code="unsupported_parameter", param="temperature"), UpstreamRefused, 400, None, "unsupported_parameter"),
+    (400, {}, error("too many tokens", code="context_length_exceeded"), UpstreamRefused, 400, None, "HISTORY_BUDGET"),
+    (401, {}, KEY, TokenRejected, 401, None, "API key"),
+    (401, {}, b"", TokenRejected, 401, None, "rejects the API key"),
+    (402, {}, error("Insufficient credits", code="402"), UpstreamRefused, 402, None, "credits"),
+    (403, {}, error("Country, region, or territory not supported", "request_forbidden"), UpstreamRefused, 403, None, "Country"),
+    (404, {}, error("The model `x` does not exist", code="model_not_found"), UpstreamRefused, 404, None, "model_not_found"),
+    (404, {}, {"error": "model 'x' not found"}, UpstreamRefused, 404, None, "not found"),
+    (409, {}, error("Conflict"), UpstreamRefused, 409, None, "Conflict"),
+    (413, HTML, b"<html>413 Request Entity Too Large</html>", UpstreamRefused, 413, None, "web page"),
+    (422, {}, {"detail": [{"loc": ["body", "n"], "msg": "bad", "type": "value_error"}]}, UpstreamRefused, 422, None, "body.n"),
+    (429, {"retry-after": "7"}, LIMIT, RateLimited, 429, 7, "Rate limit"),
+    (429, {"retry-after": "7.2"}, LIMIT, RateLimited, 429, 8, "Rate limit"),
+    (429, {"retry-after-ms": "1500", "retry-after": "9"}, LIMIT, RateLimited, 429, 2, "Rate limit"),
+    (429, RESETS, LIMIT, RateLimited, 429, 67, "Rate limit"),
+    (429, {"x-ratelimit-reset-tokens": "20ms"}, LIMIT, RateLimited, 429, 1, "Rate limit"),
+    (429, {"x-ratelimit-reset": "30"}, LIMIT, RateLimited, 429, 30, "Rate limit"),
+    (429, {"x-ratelimit-reset-requests": "soon"}, LIMIT, RateLimited, 429, None, "Rate limit"),
+    (429, {}, LIMIT, RateLimited, 429, None, "Rate limit"),
+    (429, {"retry-after": "60"}, QUOTA, RateLimited, 429, None, "quota"),
+    (429, {}, b"Too Many Requests", RateLimited, 429, None, "Too Many"),
+    (500, {}, error("The server had an error", "server_error"), UpstreamRefused, 500, None, "had an error"),
+    (503, {"retry-after": "5"}, error("Overloaded", "server_error"), UpstreamRefused, 503, 5, "Overloaded"),
+    (502, HTML, b"<html>Bad Gateway</html>", UpstreamRefused, 502, None, "web page"),
+    (200, HTML, b"<!doctype html>Welcome", UpstreamFailed, 502, None, "web page"),
+    (200, {}, b"", UpstreamFailed, 502, None, "empty"),
+    (200, {}, {"choices": []}, UpstreamFailed, 502, None, "no answer"),
+    (200, {}, error("late trouble"), UpstreamFailed, 502, None, "late trouble"),
+    (302, {"location": "https://elsewhere.example"}, b"", UpstreamFailed, 502, None, "redirects"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "kind", "expected", "wait", "says"), TOLD)
+def test_a_response_is_told_as_it_is(
+    status: int, headers: dict[str, str], body: Any, kind: type[RelayError], expected: int, wait: int | None, says: str
+) -> None:
+    told = failures.from_response(status, headers, body if isinstance(body, bytes) else orjson.dumps(body))
+    assert type(told) is kind and (told.status, told.retry_after) == (expected, wait) and says in told.message
+    assert "4321" not in told.message and "https://" not in told.message
+
+
+def test_times_that_are_dates() -> None:
+    later = {"retry-after": formatdate(time.time() + 90, usegmt=True)}
+    wait = failures.from_response(429, later, orjson.dumps(LIMIT)).retry_after
+    assert wait is not None and 85 <= wait <= 91
+    for stamp in (str(int(time.time() + 60)), str(int((time.time() + 60) * 1000))):
+        wait = failures.from_response(429, {"x-ratelimit-reset": stamp}, orjson.dumps(LIMIT)).retry_after
+        assert wait is not None and 55 <= wait <= 61
+
+
+@given(st.integers(300, 599), st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset", "content-type"]), st.text(max_size=20)), st.binary(max_size=80))  # fmt: skip
+def test_no_response_raises_anything_else(status: int, headers: dict[str, str], body: bytes) -> None:
+    assert isinstance(failures.from_response(status, headers, body), RelayError)
+
+
+BASES = [
+    ("http://localhost:11434", "http://localhost:11434/v1"),
+    ("http://localhost:11434/", "http://localhost:11434/v1"),
+    ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+    ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
+    ("https://openrouter.example/api/v1", "https://openrouter.example/api/v1"),
+    ("https://google.example/v1beta/openai/", "https://google.example/v1beta/openai"),
+    ("https://api.example/v1/chat/completions", "https://api.example/v1"),
+    ("https://api.example/chat/completions/", "https://api.example"),
+]
+
+
+@pytest.mark.parametrize(("address", "expected"), BASES)
+def test_an_address_is_understood_with_and_without_v1_and_slash(address: str, expected: str) -> None:
+    assert base(address) == expected
