@@ -94,6 +94,7 @@ def create_app(
     upkeep = Upkeep(store, settings.retention_days * 86400)
     upkeep.start()
     app.url_map.merge_slashes = False
+    app.extensions["to_end"] = answering.background.wait
     app.extensions["to_close"] = [upkeep.stop, store.close, transport.close]
     if settings.api_prefix:
         app.wsgi_app = mounted(app.wsgi_app, settings.api_prefix)  # type: ignore[method-assign]

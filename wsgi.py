@@ -7,6 +7,7 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything else is imported
 
+import atexit
 import concurrent.futures
 import contextlib
 import ipaddress
@@ -188,6 +189,7 @@ try:
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(unquoted)
     app = create_app(settings, serving=Serving(native, watch, broken_input()))
+    atexit.register(app.extensions["to_end"], settings.total_timeout + 5)  # asks that outlive their callers
 except (SettingsError, StoreFailed, OSError) as error:
     sys.exit(f"chatgpt-webapi cannot start: {error}")
 

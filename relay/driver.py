@@ -217,21 +217,47 @@ class Drive(Telling):
             self.turn.close()
 
 
+class Background:
+    """Work that goes on beside the requests; a stop waits for it."""
+
+    def __init__(self) -> None:
+        self._running: set[Thread] = set()
+
+    def start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._running.discard(thread)
+
+        thread = Thread(target=run, name="background", daemon=True)
+        self._running.add(thread)
+        thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until all of it is done, for `seconds` at most."""
+        until = time.monotonic() + seconds
+        for thread in tuple(self._running):
+            thread.join(max(0.0, until - time.monotonic()))
+
+
 class Detached(Telling):
-    """A turn that goes on without its caller: driven in a thread of its own, and followed from here.
+    """A turn that goes on without its caller: driven in the background, and followed from here.
 
     `timeout` only ends the following. Pieces that nobody follows any more are let go.
     """
 
-    def __init__(self, drive: Drive, printer: Printer, clocks: Clocks, timeout: float | None = None) -> None:
+    def __init__(
+        self, drive: Drive, background: Background, printer: Printer, clocks: Clocks, timeout: float | None = None
+    ) -> None:
         super().__init__(printer, clocks, timeout)
         self._drive = drive
+        self._background = background
         self._deadline = time.monotonic() + self.seconds
         self._told: Queue[bytes | None] = Queue()
         self._over = Flag()
         self._error: RelayError | None = None
         self._gone = Flag()
-        self._thread = Thread(target=self._run, name="detached")  # no daemon: a stop waits for it
 
     def leave(self) -> None:
         """The caller left; called from another thread."""
@@ -252,7 +278,7 @@ class Detached(Telling):
             self._told.put(None)
 
     def pulses(self) -> Iterator[bytes | None]:
-        self._thread.start()
+        self._background.start(self._run)
         heard = time.monotonic()
         while not (self._over.is_set() and self._told.empty()):
             if self._gone.is_set():

@@ -71,7 +71,9 @@ def database(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of a module that says ON_BOTH run on either database, as far as they use one."""
+    """Tests of a module that says ON_BOTH run on either database, as far as they use one and do not say which."""
+    if any("database" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+        return
     if "database" in metafunc.fixturenames and getattr(metafunc.module, "ON_BOTH", False):
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 

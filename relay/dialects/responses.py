@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flask import Response, after_this_request, g, request
 
 from relay.chat import Chat, Printer
 from relay.domain import Ask, Remarks, Reply
-from relay.driver import Clocks, Detached, Drive, Silent
+from relay.driver import Background, Clocks, Detached, Drive, Silent
 from relay.serving import Serving
 
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would else hold a stream back until its end
@@ -32,12 +32,13 @@ def remarked(remarks: Remarks) -> dict[str, str]:
 class Answering:
     """Drives turns for the request at hand, and lets them go when its response ends.
 
-    One with an idempotency key goes on in a thread of its own when its caller leaves.
+    One with an idempotency key goes on in the background when its caller leaves.
     """
 
     chat: Chat
     clocks: Clocks
     serving: Serving
+    background: Background = field(default_factory=Background)
 
     def whole(self, ask: Ask) -> Reply:
         """The whole answer; raises RelayError."""
@@ -82,7 +83,7 @@ class Answering:
         else:
             patient = replace(ask, timeout=None)
             lasting = Drive(lambda: self.chat.open(patient, printer, name), printer, self.clocks, None, name)
-            drive = Detached(lasting, printer, self.clocks, ask.timeout)
+            drive = Detached(lasting, self.background, printer, self.clocks, ask.timeout)
         environ: dict[str, Any] = request.environ
         end_watch = self.serving.watch(environ, drive.leave, drive.seconds)
         g.drive = drive

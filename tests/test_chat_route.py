@@ -1,0 +1,336 @@
+"""POST /chat as openai-api-server's document shows it: before every upstream, with its failures, and in a real browser."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from relay.chat import Chat, Choice
+from relay.dialects import ndjson
+from relay.domain import Ask, Caller
+from relay.driver import Clocks, Drive
+from relay.errors import RateLimited
+from relay.keeping import Leases
+from relay.store import Store
+from tests.chatgpt_backend import Backend
+from tests.conftest import Service, free_port, need
+from tests.openai_backend import Mode, OpenAIBackend
+from tests.scripted import Scripted, Wait
+
+Build = Callable[..., Flask]
+Start = Callable[..., Service]
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+DONE = {"done": True, "error": False, "content": "[DONE]"}
+
+
+@pytest.fixture
+def api() -> Iterator[OpenAIBackend]:
+    server = OpenAIBackend()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def lines(body: bytes) -> list[dict[str, Any]]:
+    assert not body.endswith(b"\n"), "the last line has no end"
+    told = [json.loads(line) for line in body.decode().split("\n") if line.strip()]
+    assert told[-1] == DONE and all(list(line) == ["done", "error", "content"] for line in told)
+    return told
+
+
+def chat(client: FlaskClient, **given: Any) -> TestResponse:
+    return client.post("/chat", buffered=True, **given)
+
+
+def text_of(body: bytes) -> str:
+    return "".join(line["content"] for line in lines(body)[:-1] if not line["error"])
+
+
+def test_before_the_offline_upstream(client: FlaskClient) -> None:
+    answer = chat(client, json=HI)
+    assert answer.status_code == 200 and answer.content_type == "application/x-ndjson; charset=utf-8"
+    assert "You said: hi" in text_of(answer.data) and "X-Conversation-Id" not in answer.headers
+    assert client.get("/conversations").json == []
+
+
+def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> None:
+    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), authorization=("the-key",)).test_client()
+    dialogue = [*HI["messages"], {"role": "assistant", "content": "ho"}, {"role": "user", "content": "你好"}]
+    answer = chat(client, json={"messages": dialogue, "temperature": 0.5}, headers={"Authorization": "the-key"})
+    assert text_of(answer.data) == "Turn 2. You said: 你好 — 你好 🙂."
+    assert api.completions[0].body["messages"] == dialogue and api.completions[0].body["temperature"] == 0.5
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "text", "text": "what?"},
+    ]
+    chat(client, json={"messages": [{"role": "user", "content": parts}]}, headers={"Authorization": "the-key"})
+    assert api.completions[1].body["messages"][0]["content"] == parts
+
+
+def test_before_chatgpt(build: Build, backend: Backend) -> None:
+    """A temporary chat with the whole dialogue; what names a conversation goes on with it."""
+    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
+    key = {"Authorization": "the-key"}
+    dialogue = [
+        {"role": "system", "content": "s"},
+        *HI["messages"],
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "so?"},
+    ]
+    answer = chat(client, json={"messages": dialogue}, headers=key)
+    assert "You said: so?" in text_of(answer.data) and "X-Conversation-Id" not in answer.headers
+    sent = backend.turns[0].body
+    assert sent["history_and_training_disabled"] is True and "conversation_id" not in sent
+    roles = [message["author"]["role"] for message in sent["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+    kept = client.post("/ask", data={"msg": "one"}, headers=key).json["data"]["conversation_id"]
+    named = chat(client, json={**HI, "conversation_id": kept}, headers=key)
+    assert "Turn 2." in text_of(named.data) and backend.turns[-1].body["history_and_training_disabled"] is False
+    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
+    refused = chat(client, json=image, headers=key)
+    assert refused.status_code == 400 and "text alone" in lines(refused.data)[0]["content"]
+
+
+def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
+    dialogue = [
+        {"role": "system", "content": "s"},
+        *HI["messages"],
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "two"},
+    ]
+    first = chat(client, json={"messages": dialogue, "history_disabled": False})
+    conversation_id = first.headers["X-Conversation-Id"]
+    assert "Turn 2." in text_of(first.data)
+    second = chat(client, json={**HI, "conversation_id": conversation_id})
+    assert "Turn 3." in text_of(second.data) and "Before that you said: two" in text_of(second.data)
+    assert len(client.get(f"/conversation/{conversation_id}").json["mapping"]) == 8
+
+
+def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> None:
+    client = build(Scripted(RateLimited("Slow down.", retry_after=7))).test_client()
+    answer = chat(client, json=HI)
+    assert answer.status_code == 429 and answer.headers["Retry-After"] == "7"
+    assert (
+        answer.content_type == "application/x-ndjson; charset=utf-8"
+        and answer.headers["X-Error-Code"] == "rate_limited"
+    )
+    assert lines(answer.data) == [{"done": False, "error": True, "content": "Slow down."}, DONE]
+
+
+def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> None:
+    answer = chat(build(Scripted(b"S|", b"Hel|")).test_client(), json=HI)
+    told = lines(answer.data)
+    assert answer.status_code == 200 and told[0]["content"] == "Hel" and told[1]["error"] and len(told) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"json": {}}, 400),
+        ({"data": b"{", "content_type": "application/json"}, 400),
+        ({"json": HI, "headers": {"Authorization": "wrong"}}, 401),
+        ({"json": HI}, 401),
+        ({"json": HI, "headers": {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}}, 403),
+        ({"data": b"x" * 200, "content_type": "text/plain", "headers": {"Authorization": "the-key"}}, 413),
+    ],
+)
+def test_every_failure_has_the_lines(build: Build, given: dict[str, Any], status: int) -> None:
+    client = build(authorization=("the-key",), max_body=100).test_client()
+    key = {} if status in (401, 403) else {"Authorization": "the-key"}
+    answer = chat(client, **{**given, "headers": {**key, **given.get("headers", {})}})
+    told = lines(answer.data)
+    assert answer.status_code == status and len(told) == 2 and told[0]["error"] and told[0]["content"]
+    wrong = client.get("/chat", headers={"Authorization": "the-key"})
+    assert wrong.status_code == 405 and lines(wrong.data)
+
+
+def test_silence_has_an_empty_line(store: Store) -> None:
+    upstream = Scripted(b"S|", Wait(0.3), b"Hi|F|")
+    relay = Chat({"scripted": upstream}, Choice("scripted"), store, Leases(store.renew))
+    printer = ndjson.Lines()
+    wanted = Ask("Hi", Caller("owner", True), keep=False)
+    drive = Drive(lambda: relay.open(wanted, printer), printer, Clocks(keep_alive=0.1))
+    pieces = list(drive.stream())
+    drive.close()
+    assert pieces.count(b"\n") >= 2 and text_of(b"".join(pieces)) == "Hi"
+
+
+ORIGIN = "http://page.example"
+
+
+def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
+    client = build(authorization=("the-key",), cors_origins=(ORIGIN,)).test_client()
+    page = {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = client.options("/chat", headers={**page, **asks})
+    assert preflight.status_code == 204
+    allowed = preflight.headers["Access-Control-Allow-Headers"].lower()
+    assert (
+        "authorization" in allowed
+        and "content-type" in allowed
+        and "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    )
+    for headers, status in (({"Authorization": "the-key"}, 200), ({}, 401), ({"Authorization": "wrong"}, 401)):
+        answer = chat(client, json=HI, headers={**page, **headers})
+        assert answer.status_code == status and answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+    assert (
+        "Access-Control-Allow-Origin"
+        not in chat(client, json=HI, headers={**page, "Origin": "http://x.example"}).headers
+    )
+
+
+#: the document's own two functions, its address and the way to the key alone filled in
+PAGE = """<!doctype html><meta charset="utf-8"><title>chat</title><body><script>
+let messages = [];
+async function chat(content) {
+  const user_message = { role: "user", content: content };
+  const assistant_message = { role: "assistant", content: "" };
+  messages.push(user_message);
+  await streamChat(messages, ({ done, error, content }) => {
+    if (done) { document.title = "done"; }
+    else if (error) { console.error(content); assistant_message.content = content; }
+    else { assistant_message.content = assistant_message.content + content; }
+    document.querySelector("body").innerText = assistant_message.content;
+  });
+  messages.push(assistant_message);
+}
+async function streamChat(messages, callback) {
+  const res = await fetch("%(url)s/chat", {
+    headers: { "Content-Type": "application/json", %(key)s },
+    method: "POST", mode: "cors", credentials: "include",
+    body: JSON.stringify({ messages: messages }),
+  });
+  const decoder = new TextDecoder();
+  const reader = res.body?.getReader();
+  if (reader) {
+    let done = false;
+    while (!done) {
+      const chunk = await reader.read();
+      done = chunk.done;
+      if (!done) {
+        const data = decoder.decode(chunk.value);
+        for (const line of data.split("\\n").filter((line) => line.trim() !== "")) { callback(JSON.parse(line.trim())); }
+      }
+    }
+  }
+}
+(async () => {
+  try { await chat("你好 chatgpt"); await chat("又 %(word)s"); } catch (failure) { document.body.innerText = "failed: " + failure; }
+  document.body.setAttribute("data-said", JSON.stringify(messages));
+})();
+</script></body>"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Serves one page on a port of its own, which is another origin; gives its address."""
+    folder = tmp_path / "page"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def make(text: str) -> str:
+        (folder / "index.html").write_text(text, "utf-8")
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield make
+    server.shutdown()
+    server.server_close()
+
+
+def browsed(address: str, folder: Path) -> str:
+    """The page as a browser has it once its script is done."""
+    command = [need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+    ]
+    command += [
+        f"--user-data-dir={folder}/profile",
+        "--virtual-time-budget=20000",
+        "--timeout=30000",
+        "--dump-dom",
+        address,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
+
+
+@pytest.mark.parametrize("key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"])
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
+def test_the_documents_own_code_in_a_browser_from_another_origin(
+    serve: Start, page: Callable[[str], str], tmp_path: Path, key: str, listed: bool
+) -> None:
+    port = free_port()
+    address = page(PAGE % {"url": f"http://127.0.0.1:{port}", "key": key, "word": "🙂"})
+    settings = {"AUTHORIZATION_KEY": "the-key"} if key else {}
+    serve(PORT=str(port), CORS_ORIGINS=address if listed else "http://other.example", **settings)
+    seen = browsed(address, tmp_path)
+    if listed:
+        assert (
+            "Turn 2." in seen and "You said: 又 🙂" in seen and "<title>done</title>" in seen and "你好 chatgpt" in seen
+        )
+    else:
+        assert "failed: TypeError" in seen and "Turn" not in seen
+
+
+def test_the_documents_own_code_sees_failures(serve: Start, page: Callable[[str], str], tmp_path: Path) -> None:
+    port = free_port()
+    address = page(PAGE % {"url": f"http://127.0.0.1:{port}", "key": "", "word": "offline:limit=9"})
+    serve(PORT=str(port), CORS_ORIGINS=address)
+    seen = browsed(address, tmp_path)
+    assert "too many requests" in seen and "<title>done</title>" in seen
+
+
+def test_it_streams_through_nginx_as_debian_ships_it(serve: Start, nginx: Callable[[str], None]) -> None:
+    service, port = serve(), free_port()
+    nginx(f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}")
+    told = {"messages": [{"role": "user", "content": "hi offline:pace=0.3"}]}
+    began, arrived = time.monotonic(), list[float]()
+    with requests.post(f"http://127.0.0.1:{port}/chat", json=told, stream=True, timeout=20) as answer:
+        body = b""
+        for piece in answer.iter_content(None):
+            arrived.append(time.monotonic() - began)
+            body += piece
+    assert "You said: hi" in text_of(body) and len(arrived) > 3 and arrived[-1] - arrived[0] > 0.5
+    cut = requests.post(
+        f"http://127.0.0.1:{port}/chat", json={"messages": [{"role": "user", "content": "x offline:cut"}]}, timeout=20
+    )
+    assert lines(cut.content)[-2]["error"]
+
+
+def test_every_mode_of_the_upstream_ends_with_the_done_line(build: Build, api: OpenAIBackend) -> None:
+    client = build(
+        openai_base_url=api.url, openai_api_key=("sk-invented-1",), openai_model="tiny-1", authorization=("k",)
+    ).test_client()
+    for mode in (
+        Mode(cut_after=4),
+        Mode(finish=None),
+        Mode(raw=b"garbage"),
+        Mode(refusal="no"),
+        Mode(crlf=True, pieces_of=2),
+        Mode(),
+    ):
+        api.mode = mode
+        told = lines(chat(client, json=HI, headers={"Authorization": "k"}).data)
+        assert told[-2]["error"] == (not (mode.crlf or mode == Mode()))

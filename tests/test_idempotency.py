@@ -1,0 +1,353 @@
+"""Asks that happen once: by an idempotency key, across repeats, failures, processes, and callers that leave."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from relay.errors import RelayError
+from relay.store import Claim, Claimed, Store
+from tests.chatgpt_backend import Backend
+from tests.conftest import Service
+from tests.openai_backend import Mode, OpenAIBackend
+from tests.test_routes import said
+from tests.test_store import Clock, end, new
+
+ON_BOTH = True
+
+Build = Callable[..., Flask]
+Start = Callable[..., Service]
+KEY = {"Authorization": "Bearer the-key"}
+
+
+@pytest.fixture
+def api() -> Iterator[OpenAIBackend]:
+    server = OpenAIBackend()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def client(build: Build, api: OpenAIBackend) -> FlaskClient:
+    return service(build, api).test_client()
+
+
+def service(build: Build, api: OpenAIBackend, **settings: Any) -> Flask:
+    given = {"openai_base_url": api.url, "openai_api_key": ("sk-invented-1",), "openai_model": "tiny-1"}
+    return build(**{**given, "authorization": ("owner:the-key", "other:other-key"), **settings})
+
+
+def ask(client: FlaskClient, key: str = "k1", headers: dict[str, str] = KEY, **fields: Any) -> TestResponse:
+    given = {**headers, "Idempotency-Key": key}
+    return client.post(fields.pop("route", "/ask"), data={"msg": "hello", **fields}, headers=given, buffered=True)
+
+
+def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(client: FlaskClient, api: OpenAIBackend) -> None:
+    first = ask(client)
+    data = said(first)["data"]
+    again = ask(client)
+    assert said(again) == said(first) and again.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotent-Replayed" not in first.headers
+    assert ask(client, format="text").text == data["message"]
+    stream = ask(client, stream="true")
+    assert data["parent_id"] in stream.text and "event: done" in stream.text
+    assert stream.headers["X-Conversation-Id"] == data["conversation_id"]
+    field = client.post("/ask", data={"msg": "hello", "request_id": "k1"}, headers=KEY)
+    quoted = client.post("/ask", data={"msg": "hello"}, headers={**KEY, "Idempotency-Key": '"k1"'})
+    assert said(field) == said(quoted) == said(first)
+    assert len(api.completions) == 1 and len(said(client.get("/conversations", headers=KEY))) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"msg": "other"}, {"model": "tiny-2"}, {"route": "/send_message"}, {"temperature": "1"}, {"system": "s"}],
+    ids=str,
+)
+def test_another_ask_under_the_same_key_is_refused(
+    client: FlaskClient, api: OpenAIBackend, other: dict[str, str]
+) -> None:
+    said(ask(client))
+    answer = ask(client, **other)
+    assert answer.headers["X-Error-Code"] == "key_reused" and len(api.completions) == 1
+    assert answer.status_code == (500 if "route" in other else 409)
+    said(ask(client)), said(ask(client, key="k2", **other))
+
+
+def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
+    mine = said(ask(client))["data"]
+    theirs = said(ask(client, headers={"Authorization": "other-key"}, msg="something else"))["data"]
+    assert mine["conversation_id"] != theirs["conversation_id"] and len(api.completions) == 2
+
+
+@pytest.mark.parametrize("key", ["two words", "ü", "x" * 256])
+def test_a_key_that_is_none(client: FlaskClient, api: OpenAIBackend, key: str) -> None:
+    answer = client.post("/ask", data={"msg": "x", "request_id": key}, headers=KEY)
+    assert answer.status_code == 400 and "idempotency key" in answer.json["msg"]
+    both = client.post("/ask", data={"msg": "x", "request_id": "a"}, headers={**KEY, "Idempotency-Key": "b"})
+    assert both.status_code == 400 and not api.completions
+
+
+def test_a_failure_before_it_was_taken_frees_the_key(client: FlaskClient, api: OpenAIBackend, build: Build) -> None:
+    api.mode = Mode(refusals=[(429, {}, b"{}"), (400, {}, b"{}"), (401, {}, b"{}")])
+    assert [ask(client).status_code for _ in range(2)] == [429, 400]
+    assert ask(client).status_code == 401
+    gone = service(build, api, openai_base_url="http://127.0.0.1:9").test_client()
+    assert ask(gone).json["error"] == "upstream_unreachable"
+    assert ask(client, conversation_id="none").status_code == 404
+    api.mode = Mode()
+    assert said(ask(service(build, api).test_client()))["code"] == 0 and len(api.completions) == 4
+
+
+UNKNOWN = [
+    (Mode(cut_after=3), 502, "upstream_cut"),
+    (Mode(cut_after=0), 502, "upstream_cut"),
+    (Mode(finish=None), 502, "upstream_cut"),
+    (Mode(refusals=[(500, {}, b'{"error": {"message": "boom"}}')]), 500, "upstream_refused"),
+    (Mode(raw=b"garbage", content_type="text/plain"), 502, "upstream_failed"),
+]
+
+
+@pytest.mark.parametrize(("mode", "status", "code"), UNKNOWN)
+def test_an_unknown_outcome_is_never_asked_again(
+    client: FlaskClient, api: OpenAIBackend, mode: Mode, status: int, code: str
+) -> None:
+    api.mode = copy.deepcopy(mode)
+    first = ask(client)
+    assert (first.status_code, first.json["error"]) == (status, code)
+    api.mode = Mode()
+    for _ in range(2):
+        again = ask(client)
+        assert (again.status_code, again.json["error"]) == (502, "outcome_unknown")
+        assert first.json["msg"] in again.json["msg"], "what is known of it is told"
+    assert len(api.completions) == 1
+    assert "error" in ask(client, stream="true").json
+
+
+def test_a_refusal_is_an_outcome(client: FlaskClient, api: OpenAIBackend) -> None:
+    api.mode = Mode(refusal="I can't.")
+    first, again = ask(client), ask(client)
+    assert first.json == again.json and (again.status_code, again.json["error"]) == (403, "refused")
+    assert len(api.completions) == 1
+
+
+def test_a_repeat_waits_while_the_first_runs(client: FlaskClient, api: OpenAIBackend, build: Build) -> None:
+    api.mode = Mode(delay=0.5)
+    app = client.application
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: ask(app.test_client(), stream="" if number % 2 else "true"), range(8)))
+    assert len(api.completions) == 1
+    bodies = [answer.json for answer in answers if answer.is_json]
+    assert len(bodies) == 4 and all(body == bodies[0] for body in bodies)
+    for answer in answers:
+        assert bodies[0]["data"]["parent_id"] in answer.text
+
+
+def test_it_waits_for_a_busy_conversation_too(client: FlaskClient, api: OpenAIBackend) -> None:
+    first = said(ask(client, key="k0"))["data"]
+    api.mode = Mode(delay=0.4)
+    app = client.application
+    named = {"conversation_id": first["conversation_id"]}
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(lambda key: said(ask(app.test_client(), key=key, **named)), ["k1", "k2", "k1"]))
+    assert told[0] == told[2] != told[1] and len(api.completions) == 3
+
+
+def test_what_is_deleted_is_not_told_again(client: FlaskClient, api: OpenAIBackend) -> None:
+    first = said(ask(client))["data"]
+    said(client.post(f"/conversation/{first['conversation_id']}/delete", headers=KEY))
+    again = ask(client)
+    assert again.status_code == 404 and again.json["error"] == "no_conversation" and len(api.completions) == 1
+
+
+def test_chat_keeps_nothing_but_what_the_key_needs(client: FlaskClient, api: OpenAIBackend) -> None:
+    def chat() -> TestResponse:
+        told = {"messages": [{"role": "user", "content": "hi"}]}
+        return client.post("/chat", json=told, headers={**KEY, "Idempotency-Key": "k"}, buffered=True)
+
+    first, again = chat(), chat()
+    content = [line for line in first.text.split("\n") if line]
+    assert "".join(json.loads(line)["content"] for line in content[:-1]) == "Turn 1. You said: hi — 你好 🙂."
+    assert "Turn 1. You said: hi — 你好 🙂." in again.text and again.headers["Idempotent-Replayed"] == "true"
+    assert len(api.completions) == 1 and said(client.get("/conversations", headers=KEY)) == []
+
+
+def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
+    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
+    first, again = ask(client), ask(client)
+    assert said(first) == said(again) and len(backend.turns) == 1
+    later = said(ask(client, key="k2", conversation_id=said(first)["data"]["conversation_id"]))
+    assert "Turn 2." in later["data"]["message"]
+
+
+def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None:
+    from relay.serving import in_place
+
+    clock = Clock()
+    store = Store(database or f"sqlite:///{tmp_path}/x.db", in_place, clock)
+    claim, other = Claim("owner", "k", "print"), Claim("owner", "k", "another")
+    try:
+        assert store.claim(claim, "one", 15).state == "mine"
+        assert store.claim(claim, "two", 15).state == "running" and store.claim(other, "two", 15).state == "other"
+        clock.now += 16
+        assert store.claim(claim, "two", 15).state == "mine", "its process died before it sent anything"
+        assert not store.dispatch(claim, "one") and store.dispatch(claim, "two")
+        clock.now += 16
+        assert store.claim(claim, "three", 15).state == "unknown", "its process died after it sent"
+        assert store.claim(claim, "four", 15).state == "unknown"
+        clock.now += 24 * 3600
+        opening = new("x", claim=claim)
+        assert store.claim(claim, opening.holder, 15).state == "mine" and store.begin(opening, 15)
+        assert store.dispatch(claim, opening.holder)
+        end(
+            store,
+            opening,
+            "Hello",
+            outcome=Claimed("done", {"text": "Hello", "conversation_id": opening.conversation_id}),
+        )
+        assert store.claim(claim, "five", 15).outcome["text"] == "Hello"
+        clock.now += 24 * 3600 - 1
+        assert store.claim(claim, "five", 15).state == "done"
+        store.tidy()
+        clock.now += 2
+        store.tidy()
+        assert store.claim(other, "six", 15).state == "mine"
+    finally:
+        store.close()
+
+
+def test_one_of_many_takes_it(store: Store) -> None:
+    claim = Claim("owner", "k", "print")
+    states: list[str] = []
+    errors: list[RelayError] = []
+
+    def take() -> None:
+        try:
+            states.append(store.claim(claim, str(uuid.uuid4()), 15).state)
+        except RelayError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not errors and sorted(states) == ["mine"] + ["running"] * 19
+
+
+def settings(api: OpenAIBackend, database: str) -> dict[str, str]:
+    given = {"OPENAI_BASE_URL": api.url, "OPENAI_API_KEY": "sk-invented-1", "OPENAI_MODEL": "tiny-1"}
+    return {**given, "AUTHORIZATION": "the-key", "DATABASE_URL": database}
+
+
+def hang_up(service: Service, key: str, after: float) -> None:
+    """Ask, and leave."""
+    body = b"msg=hello"
+    with socket.create_connection(("127.0.0.1", service.port)) as caller:
+        head = f"POST /ask HTTP/1.1\r\nHost: x\r\nAuthorization: the-key\r\nIdempotency-Key: {key}\r\n"
+        head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+        caller.sendall(head.encode() + body)
+        time.sleep(after)
+
+
+def keyed(service: Service, key: str, **fields: str) -> requests.Response:
+    headers = {"Authorization": "the-key", "Idempotency-Key": key}
+    return requests.post(f"{service.url}/ask", data={"msg": "hello", **fields}, headers=headers, timeout=30)
+
+
+SERVERS = pytest.mark.parametrize(
+    ("database", "server"),
+    [("sqlite", "pywsgi"), ("sqlite", "gunicorn"), ("postgresql", "pywsgi")],
+    indirect=["database"],
+)
+
+
+@SERVERS
+def test_it_outlives_its_caller(serve: Start, api: OpenAIBackend, database: str, server: str) -> None:
+    api.mode = Mode(quiet=1.0)
+    service = serve(server, **settings(api, database))
+    hang_up(service, "k", 0.3)
+    answer = keyed(service, "k")
+    assert answer.json()["data"]["message"].startswith("Turn 1.") and answer.headers["Idempotent-Replayed"] == "true"
+    impatient = keyed(service, "k2", timeout="300")
+    assert impatient.status_code == 504 and "same key" in impatient.json()["msg"]
+    assert keyed(service, "k2").status_code == 200 and len(api.completions) == 2
+    assert all(asked.left is None for asked in api.completions)
+    assert '"outcome":"caller_left"' in service.logged()
+
+
+@SERVERS
+def test_a_stop_lets_it_end(serve: Start, api: OpenAIBackend, database: str, server: str) -> None:
+    api.mode = Mode(quiet=2.0)
+    service = serve(server, **settings(api, database))
+    hang_up(service, "k", 0.3)
+    time.sleep(0.2)
+    service.terminate()
+    service.process.wait(20)
+    service.start()
+    answer = keyed(service, "k")
+    assert answer.status_code == 200 and answer.headers["Idempotent-Replayed"] == "true" and len(api.completions) == 1
+    assert "Traceback" not in service.logged()
+
+
+@SERVERS
+def test_a_kill_in_the_middle_leaves_an_unknown_outcome(
+    serve: Start, api: OpenAIBackend, database: str, server: str
+) -> None:
+    api.mode = Mode(quiet=30.0)
+    service = serve(server, **settings(api, database))
+    hang_up(service, "k", 0.5)
+    service.kill()
+    api.mode = Mode()
+    service.start()
+    began = time.monotonic()
+    answer = keyed(service, "k")
+    assert (answer.status_code, answer.json()["error"]) == (502, "outcome_unknown") and len(api.completions) == 1
+    assert time.monotonic() - began < 25, "the dead process's lease runs out by itself"
+
+
+def test_two_processes_ask_once(serve: Start, api: OpenAIBackend, database: str) -> None:
+    api.mode = Mode(quiet=0.3)
+    services = [serve(**settings(api, database)) for _ in range(2)]
+    for number in range(5):
+        with ThreadPoolExecutor(16) as pool:
+            answers = [pool.submit(keyed, services[caller % 2], f"k{number}") for caller in range(16)]
+            told = [answer.result().json() for answer in answers]
+        assert all(answer == told[0] and answer["code"] == 0 for answer in told)
+    assert len(api.completions) == 5
+
+
+def test_a_killed_process_leaves_its_ask_to_another(serve: Start, api: OpenAIBackend, database: str) -> None:
+    """Killed before anything was sent, while it waited for a busy conversation: the key is free."""
+    one, two = (serve(**settings(api, database)) for _ in range(2))
+    first = keyed(one, "k0").json()["data"]["conversation_id"]
+    api.mode = Mode(quiet=4.0)
+    busy = threading.Thread(target=keyed, args=(two, "k1"), kwargs={"conversation_id": first})
+    busy.start()
+    time.sleep(0.5)
+    waiting = threading.Thread(
+        target=lambda: pytest.raises(requests.RequestException, keyed, one, "k2", conversation_id=first)
+    )
+    waiting.start()
+    time.sleep(0.5)
+    os.kill(one.process.pid, signal.SIGKILL)
+    one.process.wait(10)
+    waiting.join(10)
+    assert keyed(two, "k2", conversation_id=first).json()["code"] == 0
+    busy.join(20)
+    assert len(api.completions) == 3
