@@ -85,11 +85,12 @@ class Upkeep:
             self._stopped.wait(UPKEEP_SECONDS)
 
     def once(self) -> None:
-        if not self._store.lease("upkeep", self._holder, UPKEEP_SECONDS / 2):
+        if not self._store.lease("upkeep", self._holder, LEASE_SECONDS):
             return
         self._store.tidy()
         if self._seconds and (gone := self._store.expire(self._seconds)):
             log.info("Conversations past their time: %d deleted.", gone)
+        self._store.free("upkeep", self._holder)
 
 
 class Keeper(Protocol):

@@ -178,6 +178,10 @@ class Store:
         """Hold what is named for `seconds`; False while another holder does."""
         return self._write(lambda connection: self._take(connection, name, holder, self._clock(), seconds))
 
+    def free(self, name: str, holder: str) -> None:
+        """Hold it no more."""
+        self._write(lambda connection: connection.execute(FREE, {"of": name, "by": holder}))
+
     def claim(self, claim: Claim, holder: str, seconds: float) -> Claimed:
         """Take an ask with a key upon us, or learn how it stands. What a killed process had sent off is unknown."""
         name = _key_lease(claim)

@@ -1,0 +1,58 @@
+"""How much of a conversation goes upstream."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.domain import Message
+from relay.window import tokens, within
+
+
+def dialogue(*texts: str, system: str = "") -> tuple[Message, ...]:
+    said = [Message("user" if at % 2 == 0 else "assistant", text) for at, text in enumerate(texts)]
+    return (*((Message("system", system),) if system else ()), *said)
+
+
+@pytest.mark.parametrize(("text", "cost"), [("", 4), ("abcd", 5), ("abcde", 6), ("你好", 6), ("a你", 6)])
+def test_tokens_are_estimated(text: str, cost: int) -> None:
+    assert tokens(Message("user", text)) == cost
+
+
+def test_all_of_it_goes_where_it_fits() -> None:
+    said = dialogue("one", "uno", "two", system="Be kind.")
+    assert within(said, sum(map(tokens, said))) == (said, 0)
+
+
+def test_the_oldest_turns_are_dropped_first_and_whole() -> None:
+    said = dialogue("one", "uno", "two", "due", "three", system="Be kind.")
+    assert within(said, sum(map(tokens, said)) - 1) == ((said[0], *said[3:]), 2)
+    assert within(said, sum(map(tokens, said)) - 11) == ((said[0], said[5]), 4)
+
+
+def test_the_prompt_goes_even_if_it_is_too_much() -> None:
+    assert within(dialogue("one", "uno", "x" * 1000, system="s"), 10) == (dialogue("x" * 1000, system="s"), 2)
+
+
+def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
+    said = (Message("assistant", "hello"), Message("user", "hi"))
+    assert within(said, 100) == (said, 0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=30)), min_size=1),
+    st.integers(1, 200),
+)
+def test_what_goes_fits_and_is_an_end_of_what_was_said(said: list[tuple[str, str]], budget: int) -> None:
+    messages = tuple(Message(role, text) for role, text in said)
+    kept, dropped = within(messages, budget)
+    assert kept[-1] == messages[-1] and dropped == len(messages) - len(kept)
+    assert [message for message in kept if message.role == "system"] == [
+        message for message in messages if message.role == "system"
+    ]
+    talk = [message for message in messages if message.role != "system"]
+    kept_talk = [message for message in kept if message.role != "system"]
+    assert talk[len(talk) - len(kept_talk) :] == kept_talk
+    free = [message for message in kept[:-1] if message.role != "system"]
+    assert not free or sum(map(tokens, kept)) <= budget
