@@ -22,6 +22,13 @@ READ = [
     ("ACCESS_TOKEN", "a,b", "access_token", ("a", "b")),
     ("access_token", "a", "access_token", ("a",)),
     ("REVERSE_PROXY", "https://proxy.example/api/", "reverse_proxy", "https://proxy.example/api/"),
+    ("DATABASE_URL", "postgres://u:p@h/db", "database_url", "postgresql+psycopg://u:p@h/db"),
+    ("DATABASE_URL", "postgresql+psycopg://u:p@h:5/db?x=1", "database_url", "postgresql+psycopg://u:p@h:5/db?x=1"),
+    ("OPENAI_API_KEY", "sk-a, sk-b", "openai_api_key", ("sk-a", "sk-b")),
+    ("OPENAI_BASE_URL", "http://localhost:11434", "openai_base_url", "http://localhost:11434"),
+    ("OPENAI_BODY", '{"stream_options": null}', "openai_body", {"stream_options": None}),
+    ("RETENTION_DAYS", "0.5", "retention_days", 0.5),
+    ("HISTORY_BUDGET", "1000000", "history_budget", 1000000),
     ("CONVERSATION_PATH", "/f/conversation", "conversation_path", "f/conversation"),
     ("CHATGPT_HEADERS", '{"Oai-Language": "en"}', "chatgpt_headers", {"Oai-Language": "en"}),
     ("CHATGPT_BODY", '{"a": [1]}', "chatgpt_body", {"a": [1]}),
@@ -55,6 +62,10 @@ REFUSED = [
     ("ACCOUNT_CONCURRENCY", "-1", "whole number"),
     ("LOG_FORMAT", "xml", "json"),
     ("DATABASE_URL", "mysql://localhost", "sqlite:///"),
+    ("DATABASE_URL", "postgresql+psycopg://host", "postgresql"),
+    ("RETENTION_DAYS", "-1", "days"),
+    ("RETENTION_DAYS", "week", "days"),
+    ("OPENAI_BASE_URL", "localhost:8000", "https://"),
 ]
 
 
