@@ -109,7 +109,7 @@ class Access:
             raise Forbidden("This service takes no credentials of its callers' own: leave access_token out.")
         token = tokens[0] if tokens else None
         owner = key.owner if key else Account.of(token).name if token else "anonymous"
-        return Caller(owner, may_spend=key is not None or not self._keys, token=token)
+        return Caller(owner, key is not None or not self._keys, token, claimed=key is None and token is not None)
 
     def check(self, authorization: str) -> None:
         """Refuse a header that shows what can be no credential at all, before anything costly is done for it."""

@@ -217,7 +217,7 @@ class Turn:
             raise Refused(f"The model refused to answer: {''.join(self._refusal)}")
         if reason == "content_filter":
             raise Blocked("The upstream's content filter stopped the answer.")
-        if not text and reason in ("tool_calls", "function_call"):
+        if reason in ("tool_calls", "function_call"):
             raise UpstreamFailed("The model asked for a tool to be called, which this route does not do: send none.")
         if not text and reason == "length":
             raise UpstreamFailed("The model's limit of tokens was spent before its answer began: allow it more.")
@@ -313,6 +313,8 @@ class Chat:
         if ask.parent_id and not ask.conversation_id:
             raise BadRequest("A parent id goes with the conversation_id of the same reply: send both, or neither.")
         home = self._home(ask)
+        if ask.keep and any(message.given for message in (*ask.before, ask.question)):
+            raise BadRequest("What is kept is text alone: images, files and tools go where nothing is to be kept.")
         if not ask.conversation_id:
             self._permit(ask, home)
         opening = _opening(ask, home.name, adopt=home.keeps and (bool(ask.caller.token) or self._choice.sole_owner))
@@ -387,11 +389,19 @@ class Chat:
             keep=ask.keep,
             request_id=request_id,
         )
-        if opening.claim is not None and not self._store.dispatch(opening.claim, opening.holder):
-            raise Busy()  # we slept for longer than the lease, and another process asks it
+        self._dispatch(opening)
         remarks = Remarks(dropped, () if upstream.takes_options else tuple(ask.options))
         known = "" if begun.remote or not ask.keep else opening.conversation_id
         return Turn(*upstream.ask(question), keeper, printer, known, remarks)
+
+    def _dispatch(self, opening: Opening) -> None:
+        """Keep that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
+        try:
+            if opening.claim is not None and not self._store.dispatch(opening.claim, opening.holder):
+                raise Busy()  # we slept for longer than the lease, and another process asks it
+        except StoreFailed as error:
+            error.taken = False
+            raise
 
     def _permit(self, ask: Ask, upstream: Upstream) -> str | None:
         """The caller's own credential where it is to be spent. Raises where neither it nor ours may be."""
@@ -441,7 +451,7 @@ def _opening(ask: Ask, upstream: str, adopt: bool) -> Opening:
         new=new,
         adopt=adopt,
         before=ask.before if new else (),
-        claim=Claim(ask.caller.owner, ask.key, _fingerprint(ask)) if ask.key else None,
+        claim=Claim(ask.caller.proven, ask.key, _fingerprint(ask)) if ask.key else None,
     )
 
 
@@ -449,7 +459,10 @@ def _fingerprint(ask: Ask) -> str:
     """What makes two asks the same: all that is asked, and where; not how the answer is to be told."""
     said = [[message.role, message.text, message.given] for message in (*ask.before, ask.question)]
     where = [ask.route, ask.conversation_id, ask.parent_id, ask.model, ask.reverse_proxy, ask.keep]
-    told = orjson.dumps([said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS)
+    try:
+        told = orjson.dumps([said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        raise BadRequest("The question is nested too deeply to be asked.") from None
     return hashlib.sha256(told).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -14,11 +15,22 @@ ROOT = "client-created-root"  # the parent of a conversation's first message, by
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `owner` is whose conversations these are; `token` is a credential of the caller's own, to be spent."""
+    """Who asks. `owner` is whose conversations these are; `token` is a credential of the caller's own, to be spent.
+
+    `claimed`: the owner is only what the token says of itself, which is not certain until an upstream takes it.
+    """
 
     owner: str
     may_spend: bool
     token: str | None = field(default=None, repr=False)
+    claimed: bool = False
+
+    @property
+    def proven(self) -> str:
+        """An owner that is certain: the token itself where its account is not."""
+        if not self.claimed or self.token is None:
+            return self.owner
+        return f"token-{hashlib.sha256(self.token.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 @dataclass(frozen=True)

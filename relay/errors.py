@@ -146,7 +146,7 @@ class UpstreamRefused(UpstreamError):
     def __init__(self, message: str, *, status: int, retry_after: int | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status if 400 <= status <= 599 else 502
-        self.taken = status >= 500  # what failed may have been taken first
+        self.taken = status >= 500 or status == 408  # what failed, or took too long, may have been taken first
 
 
 class TokenRejected(UpstreamRefused):

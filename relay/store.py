@@ -67,7 +67,7 @@ SYSTEM = (
 )
 FREE = delete(leases).where(leases.c.name == bindparam("of"), leases.c.holder == bindparam("by"))
 HELD = select(leases.c.name).where(leases.c.name == bindparam("of"), leases.c.expires > bindparam("now"))
-ANSWER = update(messages).where(messages.c.id == bindparam("of"))
+ANSWER = update(messages).where(messages.c.id == bindparam("of"), messages.c.status == "open")
 TOUCH = update(conversations).where(conversations.c.id == bindparam("of"))
 _HOLDS = exists().where(leases.c.name == bindparam("lease"), leases.c.holder == bindparam("by"))
 GO_ON = TOUCH.values(
@@ -75,7 +75,8 @@ GO_ON = TOUCH.values(
 )
 _THIS_KEY = requests.c.owner == bindparam("whose"), requests.c.key == bindparam("named")
 KEYED = select(requests).where(*_THIS_KEY)
-SETTLE = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
+_UNSETTLED = requests.c.state.in_(("open", "dispatched"))
+SETTLE = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"), _UNSETTLED)
 UNCLAIM = delete(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
 
 
@@ -195,6 +196,8 @@ class Store:
             if row is not None and settled and row.updated + REPLAY_SECONDS <= now:
                 connection.execute(delete(requests).where(*_THIS_KEY), of)
                 row = None
+            if row is not None and taken and row.state == "open":
+                row = None  # of a process that died before it sent anything
             if row is not None and row.fingerprint != claim.fingerprint:
                 found = Claimed("other")
             elif row is not None and settled:
@@ -206,7 +209,7 @@ class Store:
                 connection.execute(update(requests).where(*_THIS_KEY).values(lost), of)
                 found = Claimed("unknown")
             else:
-                connection.execute(delete(requests).where(*_THIS_KEY), of)  # of a process that died before it sent
+                connection.execute(delete(requests).where(*_THIS_KEY), of)
                 fresh = {"owner": claim.owner, "key": claim.key, "fingerprint": claim.fingerprint, "holder": holder}
                 connection.execute(insert(requests), fresh | {"state": "open", "updated": now})
                 return Claimed("mine")
@@ -287,6 +290,7 @@ class Store:
             if opening.new:
                 _delete_conversation(connection, opening.conversation_id)
             else:
+                connection.execute(OPEN, {"of": opening.conversation_id})
                 ids = (opening.question_id, opening.answer_id)
                 connection.execute(delete(messages).where(messages.c.id.in_(ids)))
             _free(connection, opening)
@@ -325,8 +329,15 @@ class Store:
 
     def renew(self, holders: Collection[str], seconds: float) -> None:
         """Hold on to the leases of `holders` for `seconds` from now."""
-        held = update(leases).where(leases.c.holder.in_(holders)).values(expires=self._clock() + seconds)
-        self._write(lambda connection: connection.execute(held))
+        ours = select(leases.c.name).where(leases.c.holder.in_(holders)).order_by(leases.c.name)
+
+        def work(connection: Connection) -> None:
+            # a row that is locked is being freed, or looked at: the next time is soon enough
+            names = connection.execute(ours.with_for_update(skip_locked=True)).scalars().all()
+            until = {"expires": self._clock() + seconds}
+            connection.execute(update(leases).where(leases.c.name.in_(names)).values(until))
+
+        self._write(work)
 
     def list(self, owner: str, offset: int, limit: int, search: str = "") -> list[Conversation]:
         """The owner's conversations without their messages, newest first; with `search`, those in which it was said."""
@@ -378,12 +389,13 @@ class Store:
     def tidy(self) -> None:
         """Delete settled asks whose time is over, and the leases of processes that died long ago."""
 
-        def work(connection: Connection) -> None:
-            old = self._clock() - REPLAY_SECONDS
-            connection.execute(delete(requests).where(requests.c.updated <= old))
+        def work(connection: Connection) -> int:
             connection.execute(delete(leases).where(leases.c.expires <= old))
+            return connection.execute(delete(requests).where(requests.c.updated <= old)).rowcount
 
-        self._write(work)
+        old = self._clock() - REPLAY_SECONDS
+        if self._write(work):
+            self._database.erase()
 
     def _take(self, connection: Connection, name: str, holder: str, now: float, seconds: float) -> bool:
         row = {"name": name, "holder": holder, "expires": now + seconds, "now": now}
@@ -431,10 +443,13 @@ def _pattern(search: str) -> str:
 def _expire(connection: Connection, now: float, seconds: float) -> int:
     held = exists().where(leases.c.name == "conversation/" + conversations.c.id, leases.c.expires > now)
     old = select(conversations.c.id).where(conversations.c.updated < now - seconds, ~held).limit(BATCH)
-    found = connection.execute(old).scalars().all()
-    for conversation_id in found:
-        _delete_conversation(connection, conversation_id)
-    return len(found)
+    found = connection.execute(old.with_for_update(skip_locked=True)).scalars().all()
+    gone = 0
+    for conversation_id in found:  # locked now, so what was begun meanwhile shows
+        if connection.execute(HELD, {"of": _lease(conversation_id), "now": now}).first() is None:
+            _delete_conversation(connection, conversation_id)
+            gone += 1
+    return gone
 
 
 def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:

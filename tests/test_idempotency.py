@@ -25,6 +25,7 @@ from relay.store import Claim, Claimed, Store
 from tests.chatgpt_backend import Backend
 from tests.conftest import Service
 from tests.openai_backend import Mode, OpenAIBackend
+from tests.test_accounts import jwt
 from tests.test_routes import said
 from tests.test_store import Clock, end, new
 
@@ -139,6 +140,71 @@ def test_an_unknown_outcome_is_never_asked_again(
     assert "error" in ask(client, stream="true").json
 
 
+def test_an_error_within_the_stream_does_not_free_the_key(client: FlaskClient, api: OpenAIBackend) -> None:
+    started = b'data: {"choices": [{"index": 0, "delta": {"reasoning": "hm"}}]}\n\n'
+    api.mode = Mode(raw=started + b'data: {"error": {"message": "slow down", "code": 429}}\n\n')
+    assert ask(client).status_code == 429 and ask(client).json["error"] == "outcome_unknown"
+    api.mode = Mode(refusals=[(408, {}, b"{}")])
+    assert ask(client, key="k2").status_code == 408 and ask(client, key="k2").json["error"] == "outcome_unknown"
+    assert len(api.completions) == 2
+
+
+def test_what_nests_too_deeply_is_refused(client: FlaskClient, api: OpenAIBackend) -> None:
+    nested = "[" * 300 + "]" * 300
+    body = '{"request_id": "k", "messages": [{"role": "user", "content": "x", "name": NESTED}]}'.replace(
+        "NESTED", nested
+    )
+    answer = client.post("/chat", data=body, content_type="application/json", headers=KEY, buffered=True)
+    assert answer.status_code == 400 and not api.completions
+
+
+def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
+    """Renewing locks many rows and ending frees two of them: neither waits for the other."""
+    stop, errors = threading.Event(), list[BaseException]()
+    openings = [new(f"{number}", claim=Claim("owner", f"k{number}", "print")) for number in range(120)]
+    holders = [opening.holder for opening in openings]
+
+    def renew() -> None:
+        while not stop.is_set():
+            try:
+                store.renew(holders, 15)
+            except RelayError as error:
+                errors.append(error)
+
+    def answer(part: int) -> None:
+        for opening in openings[part::4]:
+            try:
+                assert opening.claim and store.claim(opening.claim, opening.holder, 15).state == "mine"
+                assert store.begin(opening, 15) and store.dispatch(opening.claim, opening.holder)
+                end(store, opening, "x", outcome=Claimed("done", {"text": "x"}))
+            except BaseException as error:
+                errors.append(error)
+
+    renewing = threading.Thread(target=renew)
+    answering = [threading.Thread(target=answer, args=(part,)) for part in range(4)]
+    for thread in (renewing, *answering):
+        thread.start()
+    for thread in answering:
+        thread.join(60)
+    stop.set()
+    renewing.join(10)
+    assert errors == []
+
+
+def test_a_forged_token_is_no_key_to_anothers_answers(build: Build, backend: Backend) -> None:
+    """What a token says of itself is unverified: nothing is told by it before the upstream took it."""
+    client = build(reverse_proxy=backend.url).test_client()
+    real, forged = jwt(sub="alice", jti="real"), jwt(sub="alice", jti="forged")
+    first = said(ask(client, headers={"Authorization": f"Bearer {real}"}, msg="alices secret"))["data"]
+    backend.mode.refuse_tokens = {forged: (401, {}, b'{"detail": "Unauthorized"}')}
+    mallory = {"Authorization": f"Bearer {forged}"}
+    assert ask(client, headers=mallory, msg="alices secret").status_code == 401
+    assert client.get("/conversations?q=secret", headers=mallory).status_code == 401
+    assert client.get(f"/conversation/{first['conversation_id']}?format=markdown", headers=mallory).status_code == 401
+    [found] = said(client.get("/conversations?q=secret", headers={"Authorization": f"Bearer {real}"}))
+    assert found["title"] == "alices secret"
+
+
 def test_a_refusal_is_an_outcome(client: FlaskClient, api: OpenAIBackend) -> None:
     api.mode = Mode(refusal="I can't.")
     first, again = ask(client), ask(client)
@@ -205,7 +271,9 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
         assert store.claim(claim, "one", 15).state == "mine"
         assert store.claim(claim, "two", 15).state == "running" and store.claim(other, "two", 15).state == "other"
         clock.now += 16
-        assert store.claim(claim, "two", 15).state == "mine", "its process died before it sent anything"
+        assert store.claim(other, "zero", 0).state == "mine" and store.claim(claim, "two", 15).state == "mine", (
+            "not sent"
+        )
         assert not store.dispatch(claim, "one") and store.dispatch(claim, "two")
         clock.now += 16
         assert store.claim(claim, "three", 15).state == "unknown", "its process died after it sent"

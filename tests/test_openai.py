@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 
 from relay.settings import SettingsError
 from tests.openai_backend import USAGE, Mode, OpenAIBackend, error
+from tests.test_accounts import jwt
 from tests.test_routes import said
 
 Build = Callable[..., Flask]
@@ -260,6 +261,31 @@ def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
     assert len(api.completions) == 1
     refused = client.post("/ask", data={"msg": "x", "reverse_proxy": api.url}, headers={"Authorization": "k"})
     assert refused.status_code == 403
+
+
+def test_no_parameter_tells_a_gateway_where_to_go(service: Service, api: OpenAIBackend) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "api_base": "http://evil.example", "temperature": 1}
+    answer = service().post("/chat", json=body, headers=KEY, buffered=True)
+    assert answer.status_code == 200 and set(sent(api)) == {
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "temperature",
+    }
+
+
+def test_what_is_kept_is_text_alone(service: Service, api: OpenAIBackend) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}], "history_disabled": False}
+    answer = service().post("/chat", json=body, headers=KEY, buffered=True)
+    assert answer.status_code == 400 and "text alone" in answer.text and not api.asked
+
+
+def test_each_conversation_gets_its_own_kind_of_credential(service: Service, api: OpenAIBackend) -> None:
+    client = service()
+    first = said(ask(client))["data"]["conversation_id"]
+    answer = ask(client, conversation_id=first, access_token=jwt(sub="alice"))
+    assert answer.status_code == 400 and "API keys" in answer.json["msg"] and len(api.completions) == 1
 
 
 def test_a_key_is_made_for_it(build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from relay.domain import Question
+from relay.errors import BadRequest
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.session import Backend, Session
 
@@ -24,6 +25,8 @@ class ChatGPTWeb:
         return bool(self._backend.allowed) or not token.startswith("sk-")
 
     def ask(self, question: Question) -> tuple[Session, WebDecoder]:
+        if question.token and not self.knows(question.token):
+            raise BadRequest("That is a key of OpenAI's API, and this conversation lives at ChatGPT: leave it out.")
         known = frozenset(filter(None, (question.parent_id, question.question_id)))
         decoder = WebDecoder(question.conversation_id, known)
         return Session(self._backend, question, decoder), decoder

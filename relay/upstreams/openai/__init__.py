@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from relay.accounts import Account
 from relay.domain import Question
+from relay.errors import BadRequest
 from relay.upstreams.openai.decoder import OpenAIDecoder
 from relay.upstreams.openai.session import API, Session
 
@@ -26,5 +28,6 @@ class OpenAI:
         return token.startswith("sk-")
 
     def ask(self, question: Question) -> tuple[Session, OpenAIDecoder]:
-        decoder = OpenAIDecoder()
-        return Session(self._api, question), decoder
+        if question.token and Account.of(question.token).name.startswith("account-"):
+            raise BadRequest("That is a token of an account, and this upstream takes API keys: leave it out.")
+        return Session(self._api, question), OpenAIDecoder()

@@ -16,7 +16,11 @@ from relay.errors import BadRequest
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 USER_AGENT = "chatgpt-webapi"
-OURS = ("model", "messages", "stream")  # no parameter of a caller's replaces these
+#: no parameter of a caller's replaces these, or tells a gateway where to go and with whose key
+OURS = (
+    *("model", "messages", "stream", "api_base", "base_url", "api_key", "api_version", "custom_llm_provider"),
+    *("extra_headers", "extra_body", "headers", "user_config"),
+)
 
 
 @dataclass(frozen=True)

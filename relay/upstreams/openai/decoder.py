@@ -50,6 +50,7 @@ class OpenAIDecoder:
     def _chunk(self, event: sse.ServerEvent) -> list[Event]:
         told = json_of(event.data.encode())
         if (failure := within(told, event.name)) is not None:
+            failure.taken = failure.taken or self._started
             raise failure
         if event.name == sse.STRAY:
             return []
@@ -61,7 +62,7 @@ class OpenAIDecoder:
             self._model = _text(told.get("model")) or None
             events.append(Started(self._model))
         if isinstance(told.get("usage"), dict):
-            self._usage = told["usage"]
+            self._usage = {name: value for name, value in told["usage"].items() if _counts(value)}
         choices = told.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict) and choice.get("index", 0) == 0:
@@ -95,6 +96,12 @@ def _content(content: Any) -> list[Event]:
             inner = (_text(step.get("text")) for step in part["thinking"] if isinstance(step, dict))
             events += [Reasoning(text) for text in inner if text]
     return events
+
+
+def _counts(value: Any) -> bool:
+    """A number, or an object of them: what is told of usage, and no more than that."""
+    inner = value.values() if isinstance(value, dict) else (value,)
+    return all(isinstance(number, (int, float, type(None))) for number in inner)
 
 
 def _text(value: Any) -> str:
