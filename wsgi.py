@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import ipaddress
 import logging
+import select
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ from relay.serving import Run, Serving
 from relay.settings import Settings, SettingsError
 
 log = logging.getLogger("chatgpt_webapi")
+native_poll = monkey.get_original("select", "poll")
 
 
 def native() -> Run:
@@ -69,7 +71,12 @@ def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) 
         wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
         if not connection.recv(1, socket.MSG_PEEK):
             return left()
-        gevent.sleep(max(0.0, until - time.monotonic()))  # the next request is here already: so is its caller
+        ended = native_poll()  # the next request is here already, and hides its caller's end from a peek
+        ended.register(connection, select.POLLRDHUP)
+        while time.monotonic() < until:
+            if ended.poll(0):
+                return left()
+            gevent.sleep(0.5)
     except TimeoutError:
         pass
     except OSError:

@@ -471,3 +471,19 @@ def test_a_port_that_is_taken_is_told(serve: Serve) -> None:
     service = serve()
     other = subprocess.run(service._command, env=service._environ, cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert other.returncode == 1 and "in use" in other.stderr and "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize("server", ["pywsgi", "gunicorn"])
+def test_a_caller_that_sent_more_and_left_is_noticed(serve: Callable[..., Service], server: str) -> None:
+    service = serve(server)
+    body = b"prompt=hello offline:silence"
+    head = b"POST /send_message HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    with socket.create_connection(("127.0.0.1", service.port)) as caller:
+        caller.sendall(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.5)
+    until = time.monotonic() + 5
+    while '"outcome":"caller_left"' not in service.logged() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert '"outcome":"caller_left"' in service.logged()
