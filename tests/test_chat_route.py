@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
 import json
 import subprocess
@@ -230,76 +229,86 @@ async function streamChat(messages, callback) {
 }
 (async () => {
   try { await chat("你好 chatgpt"); await chat("又 %(word)s"); } catch (failure) { document.body.innerText = "failed: " + failure; }
-  document.body.setAttribute("data-said", JSON.stringify(messages));
+  const seen = { text: document.body.innerText, title: document.title, messages: messages };
+  await fetch("/seen", { method: "POST", body: JSON.stringify(seen) });
 })();
 </script></body>"""
 
 
+class Page(http.server.ThreadingHTTPServer):
+    """One page on a port of its own, which is another origin; it reports what it came to show."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), PageHandler)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.text = ""
+        self.seen: dict[str, Any] = {}
+        self.reported = threading.Event()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def browsed(self, text: str, folder: Path) -> dict[str, Any]:
+        """What a browser has of the page once its script is done."""
+        self.text = text
+        command = [need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        command += ["--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={folder}/profile"]
+        with subprocess.Popen([*command, self.address], stderr=subprocess.DEVNULL) as browser:
+            try:
+                assert self.reported.wait(60), "the page did not come to its end"
+            finally:
+                browser.terminate()
+        return self.seen
+
+
+class PageHandler(http.server.BaseHTTPRequestHandler):
+    server: Page
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        told = self.server.text.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def do_POST(self) -> None:
+        self.server.seen = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+        self.server.reported.set()
+
+
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Serves one page on a port of its own, which is another origin; gives its address."""
-    folder = tmp_path / "page"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def make(text: str) -> str:
-        (folder / "index.html").write_text(text, "utf-8")
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield make
-    server.shutdown()
-    server.server_close()
-
-
-def browsed(address: str, folder: Path) -> str:
-    """The page as a browser has it once its script is done."""
-    command = [need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ]
-    command += [
-        f"--user-data-dir={folder}/profile",
-        "--virtual-time-budget=20000",
-        "--timeout=30000",
-        "--dump-dom",
-        address,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
+def page() -> Iterator[Page]:
+    page = Page()
+    yield page
+    page.shutdown()
+    page.server_close()
 
 
 @pytest.mark.parametrize("key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"])
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
 def test_the_documents_own_code_in_a_browser_from_another_origin(
-    serve: Start, page: Callable[[str], str], tmp_path: Path, key: str, listed: bool
+    serve: Start, page: Page, tmp_path: Path, key: str, listed: bool
 ) -> None:
-    port = free_port()
-    address = page(PAGE % {"url": f"http://127.0.0.1:{port}", "key": key, "word": "🙂"})
     settings = {"AUTHORIZATION_KEY": "the-key"} if key else {}
-    serve(PORT=str(port), CORS_ORIGINS=address if listed else "http://other.example", **settings)
-    seen = browsed(address, tmp_path)
+    service = serve(CORS_ORIGINS=page.address if listed else "http://other.example", **settings)
+    seen = page.browsed(PAGE % {"url": service.url, "key": key, "word": "🙂"}, tmp_path)
     if listed:
-        assert (
-            "Turn 2." in seen and "You said: 又 🙂" in seen and "<title>done</title>" in seen and "你好 chatgpt" in seen
-        )
+        assert "Turn 2." in seen["text"] and "You said: 又 🙂" in seen["text"] and seen["title"] == "done"
+        assert [message["role"] for message in seen["messages"]] == ["user", "assistant"] * 2
+        assert "You said: 你好 chatgpt" in seen["messages"][1]["content"]
     else:
-        assert "failed: TypeError" in seen and "Turn" not in seen
+        assert seen["text"].startswith("failed: TypeError")
 
 
-def test_the_documents_own_code_sees_failures(serve: Start, page: Callable[[str], str], tmp_path: Path) -> None:
-    port = free_port()
-    address = page(PAGE % {"url": f"http://127.0.0.1:{port}", "key": "", "word": "offline:limit=9"})
-    serve(PORT=str(port), CORS_ORIGINS=address)
-    seen = browsed(address, tmp_path)
-    assert "too many requests" in seen and "<title>done</title>" in seen
+def test_the_documents_own_code_sees_failures(serve: Start, page: Page, tmp_path: Path) -> None:
+    service = serve(CORS_ORIGINS=page.address)
+    seen = page.browsed(PAGE % {"url": service.url, "key": "", "word": "offline:limit=9"}, tmp_path)
+    assert "too many requests" in seen["text"] and seen["title"] == "done"
 
 
 def test_it_streams_through_nginx_as_debian_ships_it(serve: Start, nginx: Callable[[str], None]) -> None:
