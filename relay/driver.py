@@ -273,9 +273,11 @@ class Detached(Telling):
         except RelayError as error:
             self._error = error
         finally:
-            self._drive.close()
-            self._over.set()
-            self._told.put(None)
+            try:
+                self._drive.close()
+            finally:
+                self._over.set()
+                self._told.put(None)
 
     def pulses(self) -> Iterator[bytes | None]:
         self._background.start(self._run)

@@ -36,7 +36,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Upstr
     else:
         message = message or redacted(body.decode("utf-8", "replace").strip())
     said = f": {message}" if message else "."
-    named = f" ({code})" if code and code not in message else ""
+    named = f" ({code})" if code and code not in message and not code.isdigit() else ""
     if status == 401:
         return TokenRejected(f"The upstream rejects the API key{said}{named}")
     if status == 429:
