@@ -24,6 +24,7 @@ from relay.serving import in_place
 from relay.settings import Settings
 from relay.store import Store
 from tests.chatgpt_backend import Backend
+from tests.openai_backend import OpenAIBackend
 from tests.postgresql import PostgreSQL, programs
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +116,14 @@ def backend() -> Iterator[Backend]:
     yield backend
     backend.shutdown()
     backend.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[OpenAIBackend]:
+    server = OpenAIBackend()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 def free_port() -> int:

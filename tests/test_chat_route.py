@@ -35,14 +35,6 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 DONE = {"done": True, "error": False, "content": "[DONE]"}
 
 
-@pytest.fixture
-def api() -> Iterator[OpenAIBackend]:
-    server = OpenAIBackend()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def lines(body: bytes) -> list[dict[str, Any]]:
     assert not body.endswith(b"\n"), "the last line has no end"
     told = [json.loads(line) for line in body.decode().split("\n") if line.strip()]

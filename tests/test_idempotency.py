@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,14 +34,6 @@ ON_BOTH = True
 Build = Callable[..., Flask]
 Start = Callable[..., Service]
 KEY = {"Authorization": "Bearer the-key"}
-
-
-@pytest.fixture
-def api() -> Iterator[OpenAIBackend]:
-    server = OpenAIBackend()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
 import requests
 
 from tests.conftest import Service
@@ -17,14 +16,6 @@ from tests.postgresql import PostgreSQL
 
 CALLERS = 40
 ASKS = 50
-
-
-@pytest.fixture
-def api() -> Iterator[OpenAIBackend]:
-    server = OpenAIBackend()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 class Caller(threading.Thread):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,14 +19,6 @@ from tests.test_routes import said
 
 Build = Callable[..., Flask]
 KEY = {"Authorization": "Bearer the-key"}
-
-
-@pytest.fixture
-def api() -> Iterator[OpenAIBackend]:
-    server = OpenAIBackend()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
