@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +30,7 @@ from relay.errors import (
 from tests.scripted import Scripted
 
 ON_BOTH = True
+NOBODYS = "6d91e084-0000-4000-8000-000000000000"
 
 Build = Callable[..., Flask]
 
@@ -190,15 +190,15 @@ WRONG = [
     ("GET", "/conversation/", 404, "no such route"),
     ("GET", "/conversation/a/b/c", 404, "no such route"),
     ("GET", "/conversation/..%2f..%2fetc", 404, ""),
-    ("GET", f"/conversation/{uuid.uuid4()}", 404, "no such conversation"),
+    ("GET", f"/conversation/{NOBODYS}", 404, "no such conversation"),
     ("GET", "/conversation/%00", 404, ""),
     ("GET", "/conversation/%ff", 404, ""),
     ("GET", "/conversations?limit=-1", 400, "limit"),
     ("GET", "/conversations?offset=x", 400, "offset"),
     ("GET", "/conversations?access_token=x", 400, "Never put"),
     ("POST", "/ask?key=x", 400, "Never put"),
-    ("POST", f"/conversation/{uuid.uuid4()}/title", 404, "no such conversation"),
-    ("POST", f"/conversation/{uuid.uuid4()}/delete", 404, "no such conversation"),
+    ("POST", f"/conversation/{NOBODYS}/title", 404, "no such conversation"),
+    ("POST", f"/conversation/{NOBODYS}/delete", 404, "no such conversation"),
     ("GET", "/../../etc/passwd", 404, ""),
     ("GET", "/%E4%BD%A0", 404, ""),
 ]
@@ -219,7 +219,7 @@ def test_failures_of_the_first_two_seeds_routes(client: FlaskClient) -> None:
         client.get("/send_message"),
         client.post("/send_message"),
         client.post("/send_message", data={"prompt": "x", "parent_message_id": "p"}),
-        client.post("/send_message", data={"prompt": "x", "conversation_id": str(uuid.uuid4())}),
+        client.post("/send_message", data={"prompt": "x", "conversation_id": str(NOBODYS)}),
         client.post("/send_message", data="prompt=fish&chips", content_type="application/x-www-form-urlencoded"),
         client.post("/send_message", data=b"{", content_type="application/json"),
         client.post("/send_message", data={"prompt": "x", "reverse_proxy": "https://evil.example/"}),
