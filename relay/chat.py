@@ -54,7 +54,13 @@ TITLE_LENGTH = 60
 
 
 class Stream(Protocol):
-    """Bytes on their way from an upstream. Raises only RelayError."""
+    """Bytes on their way from an upstream. Raises only RelayError.
+
+    `asked`: the question itself was sent; until then a model may be looked for, or an account waited for.
+    """
+
+    @property
+    def asked(self) -> bool: ...
 
     def read(self, seconds: float) -> bytes | None:
         """What has arrived, at the latest after `seconds`: b"" at the end, None if nothing came."""
@@ -225,6 +231,7 @@ class Turn:
     def fail(self, error: RelayError) -> bytes | None:
         """The turn failed: keep what came as a broken answer, and tell it; None: the body is to be broken off."""
         self.ended = True
+        error.taken = error.taken and self.stream.asked
         try:
             self._keeper.broken("".join(self._text), self._model, error)
         except StoreFailed as failure:
@@ -250,7 +257,7 @@ class Choice:
 class Kept:
     """An answer that was given before, as a stream and its decoder: told again in the format now asked for."""
 
-    settled = True
+    asked = settled = True
 
     def __init__(self, outcome: Mapping[str, Any]) -> None:
         self._outcome = outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from threading import Event as Flag
 from threading import Lock, Thread
 from time import sleep
@@ -177,17 +178,19 @@ class _Elsewhere:
     def broken(self, text: str, model: str | None, error: RelayError) -> None:
         self._release(lost(error, text))
 
-    def _release(self, outcome: Claimed | None) -> None:
-        if self.opening.claim is not None or not self.opening.new:
+    def _release(self, outcome: Claimed | None, row: Conversation | None = None) -> None:
+        if row is not None or self.opening.claim is not None or not self.opening.new:
             self._leases.drop(self.opening.holder)
-            self._try(lambda: self._store.release(self.opening, outcome))
+            self._try(lambda: self._store.release(self.opening, outcome, row))
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], None]) -> bool:
         """The answer is not ours to keep: a row that cannot be written is no reason to withhold it."""
         try:
             write()
+            return True
         except StoreFailed as error:
             log.warning("What goes with an answer could not be kept: %s", error)
+            return False
 
 
 class NoKeeper(_Elsewhere):
@@ -203,18 +206,18 @@ class IndexKeeper(_Elsewhere):
         super().__init__(store, leases, opening)
         self._upstream = upstream
         self._started: Started | None = None
+        self._row: Conversation | None = None
 
     def begun(self, started: Started) -> None:
         self._started = started
-        self._note(None)
+        if started.conversation_id:
+            opening, where = self.opening, (self._upstream, started.account)
+            row = Conversation(started.conversation_id, opening.owner, *where, opening.title, None, 0, 0, True)
+            if self._try(lambda: self._store.note(row)):
+                self._row = row
 
     def whole(self, reply: Reply) -> None:
-        self._note(reply.message_id)
-        super().whole(reply)
-
-    def _note(self, newest: str | None) -> None:
-        if self._started is not None and self._started.conversation_id:
-            opening, started = self.opening, self._started
-            where = self._upstream, started.account
-            row = Conversation(started.conversation_id or "", opening.owner, *where, opening.title, newest, 0, 0, True)
-            self._try(lambda: self._store.note(row))
+        if self._row is None and self._started is not None:
+            self.begun(self._started)
+        row = self._row and replace(self._row, newest=reply.message_id)
+        self._release(done(reply), row)

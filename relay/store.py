@@ -298,12 +298,16 @@ class Store:
 
         self._write(work)
 
-    def release(self, opening: Opening, outcome: Claimed | None = None) -> None:
-        """Free the leases of a turn of which nothing else is kept here."""
+    def release(self, opening: Opening, outcome: Claimed | None = None, row: Conversation | None = None) -> None:
+        """Free the leases of a turn of which nothing else is kept here than its conversation's index row.
+
+        A row that was deleted meanwhile stays so, and nothing of the answer is kept for its key either.
+        """
 
         def work(connection: Connection) -> None:
+            there = row is None or _renoted(connection, row, self._clock())
             _free(connection, opening)
-            _settle(connection, opening, outcome, self._clock())
+            _settle(connection, opening, outcome if there else Claimed("gone"), self._clock())
 
         self._write(work)
 
@@ -311,14 +315,10 @@ class Store:
         """Put a conversation that lives elsewhere into the index, or bring its row up to date."""
 
         def work(connection: Connection) -> None:
-            known = connection.execute(OPEN, {"of": row.id}).first()
-            if known is None:
+            if not _renoted(connection, row, self._clock()):
                 kept = {name: getattr(row, name) for name in ("id", "owner", "upstream", "account", "title", "newest")}
                 times = {"remote": True, "created": self._clock(), "updated": self._clock()}
                 connection.execute(insert(conversations), kept | times)
-            elif known.owner == row.owner:
-                kept = {"updated": self._clock(), "newest": row.newest or known.newest, "account": row.account}
-                connection.execute(TOUCH, {"of": row.id} | kept)
 
         self._write(work)
 
@@ -426,6 +426,15 @@ def _settle(connection: Connection, opening: Opening, outcome: Claimed | None, n
         told = _storable(orjson.dumps(outcome.outcome).decode())
         where = {"conversation_id": outcome.outcome.get("conversation_id")}
         connection.execute(SETTLE, of | where | {"state": outcome.state, "outcome": told, "updated": now})
+
+
+def _renoted(connection: Connection, row: Conversation, now: float) -> bool:
+    """Bring an index row up to date, unless it is another owner's; False where there is none."""
+    known = connection.execute(OPEN, {"of": row.id}).first()
+    if known is not None and known.owner == row.owner:
+        kept = {"updated": now, "newest": row.newest or known.newest, "account": row.account}
+        connection.execute(TOUCH, {"of": row.id} | kept)
+    return known is not None
 
 
 def _storable(text: str) -> str:

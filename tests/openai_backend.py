@@ -36,7 +36,7 @@ class Mode(chatgpt_backend.Mode):
     streams: bool = True  # else the whole answer is JSON, whatever is asked for
     failing: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # a word of the prompt -> how it is refused
     cutting: str = ""  # answers to prompts with this word are cut in the middle
-    pace: float = 0.0
+    listing: float = 0.0  # seconds before the models are listed
 
 
 def error(message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None) -> Any:
@@ -75,6 +75,7 @@ class Handler(chatgpt_backend.Handler):
             return self.tell(status, body, headers)
         path = path.removeprefix(self.server.prefix)
         if asked.method == "GET" and path == "/models":
+            self.wait(asked, mode.listing)
             listed = [{"id": name, "object": "model", "created": 1, "owned_by": "tests"} for name in mode.models]
             return self.tell(200, {"object": "list", "data": listed})
         if asked.method == "POST" and path == "/chat/completions":

@@ -44,6 +44,8 @@ class ScriptedDecoder:
 
 
 class ScriptedStream:
+    asked = True
+
     def __init__(self, script: list[bytes | Wait | Exception]) -> None:
         self._script = list(script)
         self._interrupted = Flag()

@@ -281,6 +281,25 @@ def test_the_asks_of_an_account_can_be_bounded(service: Callable[..., FlaskClien
     assert all(answer.status_code == 200 for answer in answers) and len(backend.turns) == 4, "never one too many"
 
 
+def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(backend: Backend) -> None:
+    pool = AccountPool((account := Account.of("token-1"),))
+    known = Known(Plain(5), (place(backend.url, "conversation"),), pool, concurrency=1)
+    pool.take(account, 1)
+    stream, _ = ChatGPTWeb(known).ask(
+        Question((Message("user", "hello"),), question_id="11111111-1111-4111-8111-111111111111")
+    )
+    assert stream.read(0.2) is None and not stream.asked, "the account has enough to do"
+    pool.leave(account)
+    backend.running.add("token-1")
+    backend.mode = Mode(one_at_a_time=True)
+    assert stream.read(0.5) is None and not stream.asked and len(backend.turns) == 1, "it was refused"
+    backend.running.clear()
+    while not (piece := stream.read(5)):
+        assert piece is None
+    assert stream.asked and len(backend.turns) > 1
+    stream.close()
+
+
 def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:

@@ -107,6 +107,17 @@ def test_a_failure_before_it_was_taken_frees_the_key(client: FlaskClient, api: O
     assert said(ask(service(build, api).test_client()))["code"] == 0 and len(api.completions) == 4
 
 
+def test_what_fails_before_the_question_itself_is_sent_frees_the_key(build: Build, api: OpenAIBackend) -> None:
+    api.mode = Mode(listing=5.0)
+    client = service(build, api, openai_model="", total_timeout=0.5).test_client()
+    late = [ask(client), ask(client, key="")]
+    assert [answer.headers["X-Error-Code"] for answer in late] == ["upstream_timeout"] * 2
+    time.sleep(0.3)  # the first one's caller may be told before its end is kept
+    assert said(client.get("/conversations", headers=KEY)) == [], "what was never asked is not kept"
+    api.mode = Mode()
+    assert said(ask(client))["code"] == 0 and len(api.completions) == 1
+
+
 UNKNOWN = [
     (Mode(cut_after=3), 502, "upstream_cut"),
     (Mode(cut_after=0), 502, "upstream_cut"),
@@ -251,6 +262,22 @@ def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
     assert said(first) == said(again) and len(backend.turns) == 1
     later = said(ask(client, key="k2", conversation_id=said(first)["data"]["conversation_id"]))
     assert "Turn 2." in later["data"]["message"]
+
+
+def test_what_is_deleted_while_it_is_answered_stays_so(build: Build, backend: Backend) -> None:
+    """The index row of a conversation at ChatGPT does not come back, nor is the answer kept for its key."""
+    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("a:the-key", "b:other")).test_client()
+    backend.mode.pace = 0.15
+    with ThreadPoolExecutor(1) as beside:
+        answering = beside.submit(ask, client)
+        found: list[Any] = []
+        while not found and not answering.done():
+            found = said(client.get("/conversations", headers=KEY))
+        assert said(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))["code"] == 0
+        assert not answering.done() and said(answering.result())["code"] == 0
+    assert said(client.get("/conversations", headers=KEY)) == []
+    again = ask(client)
+    assert again.status_code == 404 and again.json["error"] == "no_conversation" and len(backend.turns) == 1
 
 
 def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None:

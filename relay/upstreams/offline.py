@@ -88,6 +88,8 @@ def _quote(text: str) -> str:
 class OfflineStream:
     """The server's side: what it sends, and when."""
 
+    asked = True
+
     def __init__(self, messages: tuple[Message, ...]) -> None:
         self._plan = rehearsed(messages[-1].text)
         self._pieces = self._served(answer_to(messages))

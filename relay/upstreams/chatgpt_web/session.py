@@ -92,6 +92,7 @@ class Session:
         self._due = 0.0
         self._pause = 1.0
         self._patient_until = time.monotonic() + min(backend.patience, question.timeout or backend.patience)
+        self.asked = False
         self._accepted = False
         self._first = b""
         self._next: Callable[[], Call] = self._turn
@@ -130,7 +131,9 @@ class Session:
             if not self._admit():
                 return False
             self._decoder.account = self._account.name
-            self._exchange = self._backend.transport.send(self._next())
+            call = self._next()
+            self.asked = True
+            self._exchange = self._backend.transport.send(call)
         try:
             head = self._exchange.head(max(0.0, until - time.monotonic()))
         except Unreachable as error:
@@ -169,10 +172,12 @@ class Session:
             self._due = time.monotonic() + pause
             if self._due >= self._patient_until:
                 raise error
+            self.asked = self._next != self._turn
             return
         self._attempts.refused(error)
         if self._next != self._turn:
             raise error  # the rest of an answer is at this account or nowhere
+        self.asked = False
         self._account = self._attempts.next()
 
     def _drop(self) -> None:

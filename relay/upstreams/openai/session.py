@@ -62,6 +62,7 @@ class Session:
         self._attempts = api.attempts(question)
         self._account = self._attempts.next()
         self._exchange: Exchange | None = None
+        self.asked = False
         self._lists = False
         self._streams = False
         self._gathered = b""
@@ -86,7 +87,9 @@ class Session:
     def _step(self, seconds: float) -> bytes | None:
         """One wait for what comes next; None if it led to nothing that can be told yet."""
         if self._exchange is None:
-            self._exchange = self._api.transport.send(self._call())
+            call = self._call()
+            self.asked = not self._lists
+            self._exchange = self._api.transport.send(call)
         try:
             head = self._exchange.head(seconds)
         except Unreachable as error:
@@ -161,6 +164,7 @@ class Session:
         if self._lists and not error.another_account_may_help:
             raise _no_model(error.message) from error
         self._attempts.refused(error)
+        self.asked = False
         self._account = self._attempts.next()
 
     def _drop(self) -> None:
@@ -180,6 +184,4 @@ class Session:
 
 def _no_model(reason: str) -> UpstreamFailed:
     said = f"No model was named, and the upstream gives none ({reason.rstrip('.')})."
-    error = UpstreamFailed(f"{said} Send the field model, or set OPENAI_MODEL.")
-    error.taken = False
-    return error
+    return UpstreamFailed(f"{said} Send the field model, or set OPENAI_MODEL.")
