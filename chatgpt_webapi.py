@@ -88,7 +88,13 @@ def create_app(
     history = Conversations(store, histories, sole_owner)
     clocks = Clocks(settings.first_byte_timeout, settings.read_timeout, settings.total_timeout)
     answering = Answering(chat, clocks, serving)
-    access = Access(keys, allow_tokens=settings.allow_caller_tokens, origins=settings.cors_origins)
+    takers = [upstream for upstream in upstreams.values() if upstream.checks_tokens]
+    access = Access(
+        keys,
+        allow_tokens=settings.allow_caller_tokens,
+        origins=settings.cors_origins,
+        knows=lambda token: any(taker.name == settings.upstream or taker.knows(token) for taker in takers),
+    )
     app = Flask("chatgpt_webapi", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     upkeep = Upkeep(store, settings.retention_days * 86400)

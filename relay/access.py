@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Key:
 
 def keys_from(entries: tuple[str, ...]) -> tuple[Key, ...]:
     """Keys as AUTHORIZATION lists them: KEY or NAME:KEY. A single unnamed key belongs to `owner`."""
-    keys = []
+    keys: list[Key] = []
     for entry in entries:
         name, colon, key = entry.partition(":")
         if not colon:
@@ -52,6 +52,8 @@ def keys_from(entries: tuple[str, ...]) -> tuple[Key, ...]:
             )
         if key == OPEN:
             raise SettingsError("AUTHORIZATION cannot be read: 'none' opens the service and must stand alone.")
+        if any(known.opens(key) for known in keys):
+            raise SettingsError("AUTHORIZATION cannot be read: the same key stands in it twice.")
         keys.append(Key(name, _digest(key)))
     return tuple(keys)
 
@@ -84,11 +86,23 @@ def first_key(folder: Path) -> tuple[str, bool]:
 
 
 class Access:
-    """Tells callers apart. Without keys there is nothing to protect, or the operator opened the service."""
+    """Tells callers apart. Without keys there is nothing to protect, or the operator opened the service.
 
-    def __init__(self, keys: tuple[Key, ...], *, allow_tokens: bool = True, origins: tuple[str, ...] = ()) -> None:
+    `knows` says whether a text may be a credential of a caller's own: a mistyped key is not sent anywhere. Without
+    keys, a header that holds something else is left alone: many clients cannot but send one.
+    """
+
+    def __init__(
+        self,
+        keys: tuple[Key, ...],
+        *,
+        allow_tokens: bool = True,
+        origins: tuple[str, ...] = (),
+        knows: Callable[[str], bool] = bool,
+    ) -> None:
         self._keys = keys
         self._allow_tokens = allow_tokens
+        self._knows = knows
         self._origins = origins
 
     def caller(self, authorization: str, access_token: str | None) -> Caller:
@@ -99,12 +113,14 @@ class Access:
             found = self._checked(shown, may_be_token)
             if found is not None:
                 key = key or found
-            elif may_be_token and shown not in tokens:
+            elif may_be_token and shown not in tokens and (self._keys or shown == access_token or self._knows(shown)):
                 tokens.append(shown)
         if len(tokens) > 1:
             raise BadRequest("The Authorization header and the field access_token hold two different credentials.")
         if self._keys and key is None and not (tokens and self._allow_tokens):
             raise Unauthorized(_NEEDS_KEY)
+        if tokens and self._allow_tokens and not self._knows(tokens[0]):
+            raise Unauthorized("That is no client key of this service, nor an access token that it has a use for.")
         if tokens and not self._allow_tokens:
             raise Forbidden("This service takes no credentials of its callers' own: leave access_token out.")
         token = tokens[0] if tokens else None
@@ -132,13 +148,15 @@ class Access:
         return found
 
     def check_browser(self, headers: Mapping[str, str], host: str) -> None:
-        """Refuse a page of another origin, told by Sec-Fetch-Site, or by Origin beside an ambient credential."""
-        origin = headers.get("Origin", "").lower()
-        ambient = "Cookie" in headers or headers.get("Authorization", "").lower().startswith("basic ")
-        foreign = headers.get("Sec-Fetch-Site", "none").lower() not in ("none", "same-origin")
-        if origin and ambient and origin.partition("://")[2] != host.lower():
-            foreign = True
-        allowed = origin in self._origins or ("*" in self._origins and not ambient)
+        """Refuse a page of another origin, told by Sec-Fetch-Site, or else by Origin where a page needs no key."""
+        origin, shown = headers.get("Origin", "").lower(), headers.get("Authorization", "").lower()
+        sent_unasked = "Cookie" in headers or shown.startswith("basic ")
+        if site := headers.get("Sec-Fetch-Site", "").lower():
+            foreign = site not in ("none", "same-origin")
+        else:  # browsers say it to https and to this machine alone
+            ambient = sent_unasked or not (self._keys or shown)
+            foreign = bool(origin) and ambient and origin.partition("://")[2] != host.lower()
+        allowed = origin in self._origins or ("*" in self._origins and not sent_unasked)
         if foreign and not (origin and allowed):
             raise Forbidden("A page of another origin may not ask here. Its origin must stand in CORS_ORIGINS.")
 

@@ -21,6 +21,8 @@ class History(Protocol):
     @property
     def has_accounts(self) -> bool: ...
 
+    def knows(self, token: str) -> bool: ...
+
     def list(self, caller: Caller, most: int) -> list[dict[str, Any]]: ...
 
     def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]: ...
@@ -46,6 +48,14 @@ class Conversations:
         self._histories = histories
         self._sole_owner = sole_owner
 
+    def _reachable(self, caller: Caller) -> list[History]:
+        """The histories of which conversations without an index row, too, are this caller's to see."""
+        histories = self._histories.values()
+        if caller.token:
+            return [history for history in histories if history.knows(caller.token)]
+        ours = self._sole_owner and caller.may_spend
+        return [history for history in histories if ours and history.has_accounts]
+
     def list(self, caller: Caller, offset: int, limit: int, search: str = "") -> Listed:
         """Newest first. What an upstream does not show is still found through the index.
 
@@ -54,15 +64,13 @@ class Conversations:
         most = offset + limit
         if search:
             if caller.claimed:  # the account that the token names is its own only if it is let in
-                for history in self._histories.values():
+                for history in self._reachable(caller):
                     history.list(caller, 1)
             return Listed([*self._store.list(caller.owner, offset, limit, search)])
         rows = self._store.list(caller.owner, 0, most)
         found: dict[str, Conversation | dict[str, Any]] = {row.id: row for row in rows}
         missing = None
-        for history in self._histories.values():
-            if not self._in_reach(caller, history):
-                continue
+        for history in self._reachable(caller):
             try:
                 found.update((item["id"], item) for item in history.list(caller, most))
             except UpstreamError as error:
@@ -124,14 +132,9 @@ class Conversations:
             return row, self._histories[row.upstream]
         if row is not None:
             return row, None
-        for history in self._histories.values():
-            if self._in_reach(caller, history):
-                return None, history
+        for history in self._reachable(caller):
+            return None, history
         raise NoConversation()
-
-    def _in_reach(self, caller: Caller, history: History) -> bool:
-        """Whether conversations without an index row are this caller's to see."""
-        return bool(caller.token) or (self._sole_owner and caller.may_spend and history.has_accounts)
 
 
 def _updated(found: Conversation | dict[str, Any]) -> float:

@@ -97,6 +97,20 @@ def test_what_looks_like_our_own_key_never_goes_on() -> None:
             access.caller("", "cw-not-ours-any-more")
 
 
+def test_what_is_known_to_be_no_token_opens_nothing() -> None:
+    def knows(token: str) -> bool:
+        return token.startswith("eyJ")
+
+    access = Access(ONE, knows=knows)
+    assert access.caller("Bearer eyJ.own.token", None).token == "eyJ.own.token"
+    for header, field in (("Bearer mistyped", None), ("", "mistyped"), ("Bearer the-only-key", "mistyped")):
+        with pytest.raises(Unauthorized):
+            access.caller(header, field)
+    assert Access((), knows=knows).caller("Bearer dummy", None).token is None
+    with pytest.raises(Unauthorized):
+        Access((), knows=knows).caller("", "dummy")
+
+
 def test_two_tokens_are_one_too_many() -> None:
     with pytest.raises(BadRequest):
         Access(()).caller("Bearer one", "two")
@@ -112,7 +126,9 @@ def test_no_secret_is_shown() -> None:
     assert "the-only-key" not in shown and "own-token" not in shown
 
 
-@pytest.mark.parametrize("entries", [("none", "key"), ("anonymous:key",), ("a b:key",), ("name:",), (":key",)])
+@pytest.mark.parametrize(
+    "entries", [("none", "key"), ("anonymous:key",), ("a b:key",), ("name:",), (":key",), ("a:x", "b:x"), ("x", "x")]
+)
 def test_keys_that_cannot_be(entries: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="AUTHORIZATION"):
         keys_from(entries)
@@ -171,6 +187,16 @@ BROWSERS = [
     pytest.param((), {"Origin": "https://chat.example.org", "Cookie": "a=b"}, True, id="own-origin"),
     pytest.param((), {"Origin": "https://other.example", "Authorization": "Bearer k"}, True, id="nothing-ambient"),
     pytest.param(LISTED, {"Origin": "https://page.example", "Authorization": basic("k")}, True, id="listed-basic"),
+    pytest.param((), {"Origin": "https://other.example"}, False, id="nothing-is-needed"),
+    pytest.param((), {"Origin": "https://chat.example.org"}, True, id="nothing-is-needed-by-our-own-page"),
+    pytest.param(LISTED, {"Origin": "https://page.example"}, True, id="nothing-is-needed-by-a-listed-page"),
+    pytest.param(("*",), {"Origin": "https://other.example"}, True, id="nothing-is-needed-by-any-page"),
+    pytest.param(
+        (),
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://before.the.proxy", "Authorization": basic("k")},
+        True,
+        id="the-browser-knows-better-than-a-host-that-a-proxy-changed",
+    ),
 ]
 
 
@@ -182,6 +208,10 @@ def test_browsers_on_other_origins(origins: tuple[str, ...], headers: dict[str, 
     else:
         with pytest.raises(Forbidden):
             access.check_browser(headers, HOST)
+
+
+def test_where_a_key_is_needed_an_origin_alone_is_no_harm() -> None:
+    Access(ONE).check_browser({"Origin": "https://other.example"}, HOST)
 
 
 def test_what_a_browser_may_read() -> None:

@@ -23,6 +23,7 @@ from relay.upstreams.chatgpt_web import ChatGPTWeb
 from relay.upstreams.chatgpt_web.body import place
 from relay.upstreams.chatgpt_web.session import Backend as Known
 from tests.chatgpt_backend import Backend, Mode
+from tests.openai_backend import OpenAIBackend
 from tests.test_accounts import jwt
 from tests.test_routes import said
 from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED, FASTAPI
@@ -283,7 +284,8 @@ def test_the_asks_of_an_account_can_be_bounded(service: Callable[..., FlaskClien
 
 def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(backend: Backend) -> None:
     pool = AccountPool((account := Account.of("token-1"),))
-    known = Known(Plain(5), (place(backend.url, "conversation"),), pool, concurrency=1)
+    transport = Plain(5)
+    known = Known(transport, (place(backend.url),), pool, concurrency=1)
     pool.take(account, 1)
     stream, _ = ChatGPTWeb(known).ask(
         Question((Message("user", "hello"),), question_id="11111111-1111-4111-8111-111111111111")
@@ -298,6 +300,39 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(backend: Back
         assert piece is None
     assert stream.asked and len(backend.turns) > 1
     stream.close()
+    transport.close()
+
+
+def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
+    build: Build, api: OpenAIBackend, backend: Backend
+) -> None:
+    given = {"openai_base_url": api.url, "chatgpt_base_url": (backend.url,), "authorization": ("a:the-key", "b:k2")}
+    client = build(**given).test_client()
+    for mistyped in ("the-keyy", "sk-theirs"):  # a server that we have no keys for checks none
+        for route in ("/ask", "/chat", "/conversations", "/readyz"):
+            method = client.get if route in ("/conversations", "/readyz") else client.post
+            for how in ({"headers": {"Authorization": f"Bearer {mistyped}"}}, {"data": {"access_token": mistyped}}):
+                told = method(route, **how)
+                assert (told.status_code, told.headers["X-Error-Code"]) == (401, "unauthorized")
+                assert mistyped not in told.text
+    assert not api.asked and not backend.asked
+    client = build(**{**given, "openai_api_key": ("sk-invented-1",)}).test_client()
+    own = {"Authorization": "Bearer sk-theirs"}
+    assert said(client.get("/conversations", headers=own)) == [] and not backend.asked, "it is not ChatGPT's to see"
+    gone = client.get("/conversation/none", headers=own)
+    assert gone.status_code == 404 and not backend.asked
+    told = client.post("/ask", data={"msg": "hello"}, headers={"Authorization": f"Bearer {jwt(sub='me')}"})
+    assert said(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
+
+
+def test_an_open_service_leaves_alone_what_clients_cannot_but_send(build: Build, backend: Backend) -> None:
+    given = {"chatgpt_base_url": (backend.url,), "authorization": ("none",)}
+    dummy = {"Authorization": "Bearer dummy"}
+    assert said(post(build(access_token=("token-1",), **given).test_client(), headers=dummy))["text"]
+    assert backend.turns[0].headers["authorization"] == "Bearer token-1"
+    assert "offline responder" in said(post(build(**given).test_client(), headers=dummy))["text"]
+    told = post(build(**given).test_client(), access_token="dummy", headers={}, route="/ask")
+    assert (told.status_code, told.json["error"]) == (401, "unauthorized")
 
 
 def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(

@@ -332,7 +332,7 @@ def test_the_servers_credentials_never_travel_with_a_callers_own(build: Build) -
 
 
 def test_a_token_that_an_explicit_upstream_cannot_use(build: Build) -> None:
-    answer = build(upstream="offline").test_client().post("/ask", data={"msg": "x", "access_token": "their-own"})
+    answer = build(upstream="offline").test_client().post("/ask", data={"msg": "x", "access_token": "eyJ.their.own"})
     assert answer.status_code == 400 and "access_token" in answer.json["msg"]
 
 

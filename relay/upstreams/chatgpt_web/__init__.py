@@ -21,12 +21,11 @@ class ChatGPTWeb:
         self.protected = len(backend.pool) > 0
 
     def knows(self, token: str) -> bool:
-        # sk- is how keys of OpenAI's API begin, which are not ChatGPT's to see; a reverse proxy may give out such ones
-        return bool(self._backend.allowed) or not token.startswith("sk-")
+        return self._backend.knows(token)
 
     def ask(self, question: Question) -> tuple[Session, WebDecoder]:
         if question.token and not self.knows(question.token):
-            raise BadRequest("That is a key of OpenAI's API, and this conversation lives at ChatGPT: leave it out.")
+            raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
         known = frozenset(filter(None, (question.parent_id, question.question_id)))
         decoder = WebDecoder(question.conversation_id, known)
         return Session(self._backend, question, decoder), decoder

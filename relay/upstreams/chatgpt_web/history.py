@@ -9,7 +9,7 @@ import orjson
 
 from relay.accounts import Account
 from relay.domain import Caller
-from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
+from relay.errors import BadRequest, NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
 from relay.transports import Call, Head
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.session import LONGEST_TREE, Backend, parsed_tree
@@ -31,6 +31,9 @@ class WebHistory:
     @property
     def has_accounts(self) -> bool:
         return len(self._backend.pool) > 0
+
+    def knows(self, token: str) -> bool:
+        return self._backend.knows(token)
 
     def list(self, caller: Caller, most: int) -> Items:
         """The newest conversations of all accounts in reach, as the backend's list has them, up to `most` of each."""
@@ -100,6 +103,8 @@ class WebHistory:
 
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
         if caller.token:
+            if not self.knows(caller.token):
+                raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
             return (Account.of(caller.token),)
         if not caller.may_spend:
             raise Unauthorized("That conversation is at ChatGPT; send your access token, or a client key.")

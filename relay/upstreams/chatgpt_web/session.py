@@ -51,6 +51,10 @@ class Backend:
     patience: float = 120.0
     poll_seconds: float = 5.0
 
+    def knows(self, token: str) -> bool:
+        """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
+        return bool(self.allowed) or (token.startswith("eyJ") and token.count(".") >= 2)
+
     def place_for(self, asked: str | None) -> Place:
         """The backend that a request goes to: the configured one, or the one that it names, if that is allowed."""
         if not asked:
