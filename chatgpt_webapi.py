@@ -31,7 +31,7 @@ from relay.accounts import Account, AccountPool
 from relay.chat import Chat, Choice, Upstream
 from relay.conversations import Conversations, History
 from relay.dialects import form, ndjson, tree
-from relay.dialects.responses import Answering, remarked
+from relay.dialects.responses import Answering, headers_of
 from relay.driver import Clocks
 from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RelayError, TooLarge
 from relay.keeping import Leases, Upkeep
@@ -123,7 +123,7 @@ def create_app(
             g.format = wanted_format(g.fields)
         g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
         if request.method == "HEAD" and request.endpoint in ("conversations", "conversation"):
-            return json(None)  # a HEAD never asks upstream
+            return Response(mimetype="application/json")  # a HEAD never asks upstream
         return None
 
     @app.post("/send_message")
@@ -137,7 +137,7 @@ def create_app(
     def answer(shape: form.Shape) -> Response:
         """One ask: JSON, the text alone, or a stream of either."""
         as_text = g.format == "text"
-        wanted = shape.ask(g.fields, g.caller, request.headers.get("Idempotency-Key", ""))
+        wanted = shape.ask(g.fields, g.caller, request.headers.get("Idempotency-Key"))
         streamed = form.flag_of(g.fields, "stream")
         if streamed and not as_text:
             return answering.stream(wanted, form.Events(shape), "text/event-stream")
@@ -145,15 +145,12 @@ def create_app(
             return answering.stream(wanted, form.Raw(), "text/plain")
         reply = answering.whole(wanted)
         response = text(reply.text) if as_text else json(shape.answer(reply))
-        response.headers["X-Conversation-Id"] = reply.conversation_id
-        response.headers["X-Parent-Message-Id"] = reply.message_id
-        response.headers["X-Finish-Reason"] = reply.finish_reason
-        response.headers.update(remarked(reply.remarks))
+        response.headers.update(headers_of(reply))
         return response
 
     @app.post("/chat")
     def chat_lines() -> Response:
-        wanted = ndjson.ask(g.fields, g.caller, request.headers.get("Idempotency-Key", ""))
+        wanted = ndjson.ask(g.fields, g.caller, request.headers.get("Idempotency-Key"))
         return answering.stream(wanted, ndjson.Lines(), ndjson.TYPE)
 
     @app.get("/conversations")
@@ -211,6 +208,8 @@ def create_app(
         response.status_code = status
         response.headers["X-Error-Source"] = error.source
         response.headers["X-Error-Code"] = g.error_code = error.code
+        if (drive := g.get("drive")) and drive.turn and drive.turn.conversation_id:
+            response.headers["X-Conversation-Id"] = drive.turn.conversation_id  # it has the question
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(error.retry_after)
         if error.status == 401 and error.source == "caller":

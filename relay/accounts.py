@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +17,11 @@ import orjson
 
 from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamGone
 
+log = logging.getLogger(__name__)
+
 _AUTH = "https://api.openai.com/auth"
-REJECTED_SECONDS = 300.0  # a rejected token is tried again after this; it may have been signed in again
+REJECTED_SECONDS = 300.0  # so long a rejected token is tried after all others; it may have been signed in again
+SHORTEST_SECRET = 8  # what servers without keys are given in a key's place is no secret: none, ollama ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class Account:
 
     name: str
     token: str = field(repr=False)
+
+    def hidden_in(self, told: bytes) -> bytes:
+        """What an upstream told, without the token: some quote it."""
+        token = self.token.encode("utf-8", "surrogateescape")
+        return told.replace(token, b"...") if len(token) >= SHORTEST_SECRET else told
 
     @classmethod
     def of(cls, token: str) -> Account:
@@ -41,13 +51,14 @@ class Account:
 
 
 class AccountPool:
-    """The owner's accounts, used in turn. Only a limit with a stated time, or a rejected token, lets one rest."""
+    """The owner's accounts, used in turn. A limit with a stated time lets one rest; a rejected token comes last."""
 
     def __init__(self, accounts: tuple[Account, ...], clock: Callable[[], float] = time.monotonic) -> None:
         self._accounts = accounts
         self._clock = clock
         self._next = 0
-        self._resting: dict[tuple[str, str], tuple[float, RelayError]] = {}
+        self._resting: dict[tuple[str, str], float] = {}
+        self._rejected: dict[str, float] = {}
         self._asks: Counter[str] = Counter()
         self._lock = Lock()
 
@@ -73,18 +84,17 @@ class AccountPool:
             first, self._next = self._next, (self._next + 1) % max(1, len(self._accounts))
         return self._accounts[first:] + self._accounts[:first]
 
-    def rests(self, account: Account, scope: str = "") -> RelayError | None:
-        """The error by which the account rests, with the time that is left; None for one that does not."""
-        with self._lock:
-            until, error = max(
-                (self._resting.get((account.name, of), (0.0, None)) for of in ("", scope)), key=lambda rest: rest[0]
-            )
-            left = until - self._clock()
-            if error is None or left <= 0:
-                return None
-        if isinstance(error, RateLimited):
-            return RateLimited(error.message, retry_after=max(1, round(left)))
-        return error
+    def rests(self, account: Account, scope: str = "") -> RateLimited | None:
+        """The limit by which the account rests, with the time that is left; None for one that does not.
+
+        What the upstream said of it was said to another caller, and is not told again.
+        """
+        left = self._resting.get((account.name, scope), -math.inf) - self._clock()
+        return RateLimited("The upstream's limit is reached.", retry_after=max(1, round(left))) if left > 0 else None
+
+    def rejected(self, account: Account) -> bool:
+        """Whether the account's token was rejected of late."""
+        return self._rejected.get(account.name, -math.inf) > self._clock()
 
     def take(self, account: Account, most: int) -> bool:
         """Count one more ask in flight; False where the account has `most` of them already (0: no bound)."""
@@ -105,16 +115,15 @@ class AccountPool:
 
     def heard(self, account: Account, error: RelayError, scope: str = "") -> None:
         """What an account's refusal means for its next turns; a limit is one of `scope`, a model say."""
-        rest = 0.0
+        now = self._clock()
         if isinstance(error, TokenRejected):
-            rest, scope = REJECTED_SECONDS, ""
+            log.warning("The upstream rejects the credential of %s.", account.name)
+            self._rejected[account.name] = now + REJECTED_SECONDS
         elif isinstance(error, RateLimited) and error.retry_after:
-            rest = error.retry_after
-        if rest:
+            log.info("%s has reached a limit of the upstream's, for %d s.", account.name, error.retry_after)
             with self._lock:
-                now = self._clock()
-                self._resting = {key: kept for key, kept in self._resting.items() if kept[0] > now}
-                self._resting[account.name, scope] = (now + rest, error)
+                self._resting = {key: until for key, until in self._resting.items() if until > now}
+                self._resting[account.name, scope] = now + error.retry_after
 
 
 class Attempts:
@@ -123,7 +132,7 @@ class Attempts:
     def __init__(self, pool: AccountPool, candidates: tuple[Account, ...], most: int, scope: str = "") -> None:
         self._pool = pool
         self._scope = scope
-        self._left = list(candidates)
+        self._left = sorted(candidates, key=pool.rejected)
         self._most = most
         self._last: RelayError | None = None
         self.account: Account | None = None
@@ -146,4 +155,5 @@ class Attempts:
             self._pool.heard(self.account, error, self._scope)
         if not error.another_account_may_help:
             raise error
-        self._last = error
+        if not (isinstance(error, TokenRejected) and isinstance(self._last, RateLimited)):
+            self._last = error  # a limit ends by itself, so it is what is worth telling

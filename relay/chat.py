@@ -233,7 +233,8 @@ class Turn:
         self.ended = True
         error.taken = error.taken and self.stream.asked
         try:
-            self._keeper.broken("".join(self._text), self._model, error)
+            if not self._keeper.broken("".join(self._text), self._model, error):
+                self.conversation_id = ""
         except StoreFailed as failure:
             log.warning("A broken answer could not be kept: %s", failure)
         return self._printer.fail(error)
@@ -296,8 +297,8 @@ class KeptAlready:
     def whole(self, reply: Reply) -> None:
         pass
 
-    def broken(self, text: str, model: str | None, error: RelayError) -> None:
-        pass
+    def broken(self, text: str, model: str | None, error: RelayError) -> bool:
+        return True
 
 
 class Chat:
@@ -397,7 +398,10 @@ class Chat:
             request_id=request_id,
         )
         self._dispatch(opening)
-        remarks = Remarks(dropped, () if upstream.takes_options else tuple(ask.options))
+        ignored = () if upstream.takes_options else tuple(ask.options)
+        if ask.before and not opening.new:
+            ignored += ("system",)
+        remarks = Remarks(dropped, ignored)
         known = "" if begun.remote or not ask.keep else opening.conversation_id
         return Turn(*upstream.ask(question), keeper, printer, known, remarks)
 

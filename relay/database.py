@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from relay.errors import RelayError, StoreFailed
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work: TypeAlias = Callable[[Connection], T]
 
-BUSY_SECONDS = 20  # how long a write waits for another process's lock
+BUSY_SECONDS = 8  # how long a write waits for another process's lock: less than a lease lives unrenewed
 LARGEST_COMMIT = 100
 POOL_SIZE = 10
 POOL_SECONDS = 20  # how long a turn waits for a connection of the pool
@@ -67,8 +67,9 @@ def told_as_ours() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        # what an OperationalError says is of files, locks and servers; other errors may quote what was said
-        reason = str(getattr(error, "orig", error)).partition("\n")[0] if isinstance(error, OperationalError) else ""
+        # what these two say is of files, locks and servers; other errors may quote what was said
+        sayable = type(error) in (OperationalError, DatabaseError)
+        reason = str(getattr(error, "orig", error)).partition("\n")[0] if sayable else ""
         log.warning("The database failed: %s %s", type(error).__name__, reason)
         raise StoreFailed() from error
 
@@ -171,6 +172,7 @@ def _engine(url: str, begin: str) -> Engine:
     path = make_url(url).database or ""
     if path:
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(path).touch(mode=0o600)  # its log gets the same mode
     # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
     given = {"check_same_thread": False, "timeout": BUSY_SECONDS}
     engine = create_engine(url, poolclass=StaticPool, hide_parameters=True, connect_args=given)
@@ -209,6 +211,7 @@ class Writer:
         self._run = run
         self._waiting: deque[_Write[Any]] = deque()
         self._turn = Lock()
+        self._log_is_due = False
 
     def __call__(self, work: Work[T]) -> T:
         write = _Write(work)
@@ -220,12 +223,17 @@ class Writer:
             if not write.done:  # more were waiting than one commit takes
                 self._waiting.remove(write)
                 self._run(lambda: self._commit([write]))
+            if self._log_is_due:
+                self._run(self._empty_log)
         if write.error is not None:
             raise write.error
         return write.result  # type: ignore[return-value]
 
     def checkpoint(self) -> None:
-        """Write the log back into the file and empty it, so that what was deleted is in neither."""
+        """Write the log back into the file and empty it, so that what was deleted is in neither.
+
+        While another program reads the old state, that cannot be; it is tried again after each of the next writes.
+        """
         with self._turn:
             self._run(self._empty_log)
 
@@ -233,7 +241,13 @@ class Writer:
         with told_as_ours():
             connection = self._engine.raw_connection()
             try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+                cursor = connection.cursor()
+                cursor.execute("PRAGMA busy_timeout=0")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                ((busy, _, _),) = cursor.fetchall()
+                self._log_is_due = bool(busy)
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+                cursor.close()
             finally:
                 connection.close()
 

@@ -207,7 +207,7 @@ class Unreachable(UpstreamFailed):
 
 class UpstreamCut(UpstreamError):
     code = "upstream_cut"
-    message = "The upstream ended in the middle of the answer; what came until then is kept as broken."
+    message = "The upstream ended in the middle of the answer."
 
 
 class OutcomeUnknown(UpstreamError):

@@ -107,7 +107,8 @@ class Keeper(Protocol):
 
     def whole(self, reply: Reply) -> None: ...
 
-    def broken(self, text: str, model: str | None, error: RelayError) -> None: ...
+    def broken(self, text: str, model: str | None, error: RelayError) -> bool:
+        """Whether the question stays: it does unless no upstream took it."""
 
 
 def done(reply: Reply) -> Claimed:
@@ -149,7 +150,7 @@ class OwnKeeper:
         self._store.finish(self.opening, reply, "whole", done(reply))
         self._leases.drop(self.opening.holder)
 
-    def broken(self, text: str, model: str | None, error: RelayError) -> None:
+    def broken(self, text: str, model: str | None, error: RelayError) -> bool:
         self._leases.drop(self.opening.holder)
         ended = lost(error, text, self.opening.conversation_id)
         if ended is not None:
@@ -157,6 +158,7 @@ class OwnKeeper:
             self._store.finish(self.opening, reply, "broken", ended)
         else:
             self._store.forget(self.opening)
+        return ended is not None
 
 
 class _Elsewhere:
@@ -175,8 +177,9 @@ class _Elsewhere:
     def whole(self, reply: Reply) -> None:
         self._release(done(reply))
 
-    def broken(self, text: str, model: str | None, error: RelayError) -> None:
+    def broken(self, text: str, model: str | None, error: RelayError) -> bool:
         self._release(lost(error, text))
+        return True
 
     def _release(self, outcome: Claimed | None, row: Conversation | None = None) -> None:
         if row is not None or self.opening.claim is not None or not self.opening.new:

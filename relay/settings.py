@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import orjson
 from dotenv import dotenv_values
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 T = TypeVar("T")
 
@@ -89,6 +91,11 @@ def database(value: str) -> str:
             value = "postgresql+psycopg://" + value.removeprefix(scheme)
     if not re.match(r"sqlite:///|postgresql\+psycopg://[^\s]+/[^\s/]", value):
         raise ValueError("it must begin with sqlite:/// and a path, or be postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    try:
+        make_url(value)
+    except (ArgumentError, ValueError):
+        message = "it is no address of a database; in a password, : / @ and % must be written as %3A %2F %40 and %25"
+        raise ValueError(message) from None
     return value
 
 
@@ -249,9 +256,12 @@ class Settings:
 def _given(env: Mapping[str, str], name: str, also: tuple[str, ...], secret: bool) -> tuple[str, str]:
     """The name and the value under which a setting was given; the first of its names that is set counts."""
     for candidate in (name, *also):
+        path = env.get(f"{candidate}_FILE", "").strip() if secret else ""
         if value := env.get(candidate, "").strip():
+            if path:
+                raise SettingsError(f"{candidate} and {candidate}_FILE are both set: leave one of them out.")
             return candidate, value
-        if secret and (path := env.get(f"{candidate}_FILE", "").strip()):
+        if path:
             try:
                 text = Path(path).read_text("utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:

@@ -37,6 +37,7 @@ from relay.schema import bring_up_to_date, conversations, leases, messages, requ
 from relay.serving import Run
 
 REPLAY_SECONDS = 24 * 3600.0  # for so long an ask with a key is answered again
+SYSTEM_ROLES = ("system", "developer")
 BATCH = 100  # conversations deleted at once when their time is over
 
 State: TypeAlias = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
@@ -52,21 +53,20 @@ LIST = (
     .offset(bindparam("skip"))
     .limit(bindparam("most"))
 )
+_WORDS = func.lower(bindparam("words"))  # by the database, as the texts are: not all of them know all letters
 _SAID = exists().where(
-    messages.c.conversation_id == conversations.c.id,
-    func.lower(messages.c.text).like(bindparam("words"), escape="\\"),
+    messages.c.conversation_id == conversations.c.id, func.lower(messages.c.text).like(_WORDS, escape="\\")
 )
-SEARCH = LIST.where(or_(func.lower(conversations.c.title).like(bindparam("words"), escape="\\"), _SAID))
+SEARCH = LIST.where(or_(func.lower(conversations.c.title).like(_WORDS, escape="\\"), _SAID))
 ALL_OF = select(messages).where(messages.c.conversation_id == bindparam("of")).order_by(messages.c.number)
 ROLE = select(messages.c.role).where(messages.c.conversation_id == bindparam("of"), messages.c.id == bindparam("id"))
 SYSTEM = (
-    select(messages.c.id)
-    .where(messages.c.conversation_id == bindparam("of"), messages.c.role == "system", messages.c.parent.is_(None))
+    select(messages.c.id, messages.c.parent)
+    .where(messages.c.conversation_id == bindparam("of"), messages.c.role.in_(SYSTEM_ROLES))
     .order_by(messages.c.number)
-    .limit(1)
 )
 FREE = delete(leases).where(leases.c.name == bindparam("of"), leases.c.holder == bindparam("by"))
-HELD = select(leases.c.name).where(leases.c.name == bindparam("of"), leases.c.expires > bindparam("now"))
+HELD = select(leases.c.holder).where(leases.c.name == bindparam("of"), leases.c.expires > bindparam("now"))
 ANSWER = update(messages).where(messages.c.id == bindparam("of"), messages.c.status == "open")
 TOUCH = update(conversations).where(conversations.c.id == bindparam("of"))
 _HOLDS = exists().where(leases.c.name == bindparam("lease"), leases.c.holder == bindparam("by"))
@@ -75,8 +75,10 @@ GO_ON = TOUCH.values(
 )
 _THIS_KEY = requests.c.owner == bindparam("whose"), requests.c.key == bindparam("named")
 KEYED = select(requests).where(*_THIS_KEY)
-_UNSETTLED = requests.c.state.in_(("open", "dispatched"))
-SETTLE = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"), _UNSETTLED)
+_OURS = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
+DISPATCH = _OURS.where(requests.c.state == "open")
+# a process that could not renew its lease was taken for dead, and comes with its answer after all
+SETTLE = _OURS.where(requests.c.state.in_(("open", "dispatched", "unknown")))
 UNCLAIM = delete(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
 
 
@@ -222,7 +224,7 @@ class Store:
         """Keep that the ask is about to be sent: from now on nobody sends it again. False if it is no longer ours."""
         row = {"whose": claim.owner, "named": claim.key, "by": holder}
         sent = {"state": "dispatched", "updated": self._clock()}
-        return self._write(lambda connection: connection.execute(SETTLE, row | sent).rowcount == 1)
+        return self._write(lambda connection: connection.execute(DISPATCH, row | sent).rowcount == 1)
 
     def begin(self, opening: Opening, seconds: float) -> Begun | None:
         """Take the conversation's lease, keep the question and an open answer, and give the way from the root to it.
@@ -266,8 +268,8 @@ class Store:
             kept = {
                 "text": _storable(reply.text),
                 "status": status,
-                "model": reply.model,
-                "finish_reason": reply.finish_reason,
+                "model": _storable(reply.model or "") or None,
+                "finish_reason": _storable(reply.finish_reason),
                 "reasoning": _storable(reply.reasoning) or None,
                 "usage": orjson.dumps(reply.usage).decode() if reply.usage else None,
             }
@@ -350,11 +352,11 @@ class Store:
     def get(self, owner: str, conversation_id: str) -> Conversation:
         """One conversation with all its messages, in the order in which they were said."""
 
-        def work(connection: Connection) -> tuple[Row[Any], list[Row[Any]], bool]:
+        def work(connection: Connection) -> tuple[Row[Any], list[Row[Any]], str | None]:
             row = _owned(connection, owner, conversation_id)
             nodes = connection.execute(ALL_OF, {"of": conversation_id}).all()
-            held = connection.execute(HELD, {"of": _lease(conversation_id), "now": self._clock()}).first()
-            return row, list(nodes), held is not None
+            running = connection.execute(HELD, {"of": _lease(conversation_id), "now": self._clock()}).scalar()
+            return row, list(nodes), running
 
         row, nodes, running = self._read(work)
         return _conversation(row, tuple(_node(node, running) for node in nodes))
@@ -442,8 +444,8 @@ def _storable(text: str) -> str:
 
 
 def _pattern(search: str) -> str:
-    """What LIKE finds these words by, wherever they stand, in small letters."""
-    words = search.lower()
+    """What LIKE finds these words by, wherever they stand."""
+    words = search
     for special in ("\\", "%", "_"):
         words = words.replace(special, f"\\{special}")
     return f"%{words}%"
@@ -482,7 +484,10 @@ def _known_parent(connection: Connection, opening: Opening, newest: str | None) 
     """The message that the question follows: the one named, else the newest whole answer, else the beginning."""
     parent = opening.parent or newest or ROOT
     if parent == ROOT:
-        return connection.execute(SYSTEM, {"of": opening.conversation_id}).scalar()
+        last: str | None = None
+        for row in connection.execute(SYSTEM, {"of": opening.conversation_id}):
+            last = row.id if row.parent == last else last
+        return last
     if opening.parent is None:
         return newest
     role = connection.execute(ROLE, {"of": opening.conversation_id, "id": parent}).scalar()
@@ -502,7 +507,7 @@ def _new_conversation(connection: Connection, opening: Opening, now: float) -> s
     for message in opening.before:
         rows.append((str(uuid.uuid4()), parent, message.role, message.text, "whole"))
         parent = rows[-1][0]
-    told = any(message.role != "system" for message in opening.before)
+    told = any(message.role not in SYSTEM_ROLES for message in opening.before)
     row = {"id": opening.conversation_id, "owner": opening.owner, "upstream": opening.upstream, "title": opening.title}
     times = {"remote": False, "newest": parent if told else None, "created": now, "updated": now}
     connection.execute(insert(conversations), row | times)
@@ -546,9 +551,9 @@ def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
     )
 
 
-def _node(row: Row[Any], running: bool) -> Node:
+def _node(row: Row[Any], running: str | None) -> Node:
     # An answer that is open though nobody works on it was left by a process that was killed.
-    status: Status = "broken" if row.status == "open" and not running else row.status
+    status: Status = "broken" if row.status == "open" and row.id != running else row.status
     return Node(
         row.id, row.parent, row.role, row.text, status, row.created, row.model, row.finish_reason, row.reasoning
     )

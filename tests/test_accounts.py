@@ -74,32 +74,49 @@ def test_the_number_of_attempts_is_bounded() -> None:
     ("error", "rest"),
     [
         (RateLimited("slow", retry_after=30), 30),
-        (TokenRejected("no"), REJECTED_SECONDS),
         (RateLimited("slow"), 0),
         (UpstreamRefused("bad", status=500), 0),
         (Unreachable("gone"), 0),
     ],
 )
-def test_only_a_stated_limit_or_a_rejected_token_lets_an_account_rest(error: RelayError, rest: float) -> None:
+def test_only_a_stated_limit_lets_an_account_rest(error: RelayError, rest: float) -> None:
     clock = Clock()
     pool = AccountPool((A, B), clock)
     pool.heard(A, error)
-    assert bool(pool.rests(A)) is bool(rest) and pool.rests(B) is None
+    assert bool(pool.rests(A)) is bool(rest) and pool.rests(B) is None and not pool.rejected(A)
     clock.now = rest - 10 if rest else 0
     resting = pool.rests(A)
     assert bool(resting) is bool(rest)
-    if isinstance(resting, RateLimited):
+    if resting is not None:
         assert resting.retry_after == 10, "the time that is left"
+        assert "slow" not in resting.message, "what was said to one caller is not told to another"
     clock.now = rest
     assert pool.rests(A) is None
 
 
 def test_when_all_rest_their_limit_is_told_without_asking() -> None:
     pool = AccountPool((A, B))
-    pool.heard(A, TokenRejected("no"))
-    pool.heard(B, RateLimited("slow", retry_after=60))
+    for account in (A, B):
+        pool.heard(account, RateLimited("slow", retry_after=60))
     with pytest.raises(RateLimited):
         Attempts(pool, (A, B), 3).next()
+
+
+def test_a_rejected_token_is_tried_after_all_others_for_a_while() -> None:
+    clock = Clock()
+    pool = AccountPool((A, B, C), clock)
+    pool.heard(A, TokenRejected("no"))
+    attempts = Attempts(pool, (A, B, C), 3)
+    assert [attempts.next() for _ in range(3)] == [B, C, A], "it may have been one model's refusal"
+    assert Attempts(pool, (A,), 0).next() is A, "the only one is never shut off"
+    clock.now = REJECTED_SECONDS
+    assert Attempts(pool, (A, B, C), 3).next() is A
+
+
+def test_a_token_is_taken_out_of_what_is_told() -> None:
+    assert Account("a", "any-key-at-all").hidden_in(b"wrong key: any-key-at-all!") == b"wrong key: ...!"
+    assert Account("a", "ollama").hidden_in(b"ollama is full") == b"ollama is full"
+    assert Account("a", "").hidden_in(b"nothing") == b"nothing"
 
 
 def test_a_conversation_goes_on_at_its_own_account_or_nowhere() -> None:

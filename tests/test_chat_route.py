@@ -110,6 +110,33 @@ def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
     assert len(client.get(f"/conversation/{conversation_id}").json["mapping"]) == 8
 
 
+def test_names_that_no_header_holds_do_no_harm(client: FlaskClient) -> None:
+    kept = chat(client, json={**HI, "history_disabled": False}).headers["X-Conversation-Id"]
+    odd = {"a\nb": 1, "ключ": 2, "x\0y": 3, "y" * 300: 4, "top_k": 5}
+    answer = chat(client, json={**HI, "conversation_id": kept, **odd})
+    assert answer.status_code == 200 and answer.headers["X-Ignored-Parameters"] == "top_k"
+    assert "Turn 3." in text_of(chat(client, json={**HI, "conversation_id": kept, "timeout": 2000}).data)
+
+
+def test_the_last_message_is_a_users(client: FlaskClient) -> None:
+    for role in ("assistant", "system"):
+        answer = chat(client, json={"messages": [*HI["messages"], {"role": role, "content": "x"}]})
+        assert answer.status_code == 400 and "role must be user" in answer.text
+
+
+def test_all_that_a_dialogue_begins_with_stays(build: Build, api: OpenAIBackend) -> None:
+    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), authorization=("the-key",)).test_client()
+    key = {"Authorization": "the-key"}
+    system = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}]
+    api.mode = Mode(cut_after=4)
+    first = chat(client, json={"messages": [*system, *HI["messages"]], "history_disabled": False}, headers=key)
+    named = {**HI, "conversation_id": first.headers["X-Conversation-Id"]}
+    api.mode = Mode()
+    for more in ({}, {"parent_message_id": "client-created-root"}):
+        chat(client, json={**named, **more}, headers=key)
+        assert api.completions[-1].body["messages"] == [*system, *HI["messages"]]
+
+
 def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> None:
     client = build(Scripted(RateLimited("Slow down.", retry_after=7))).test_client()
     answer = chat(client, json=HI)

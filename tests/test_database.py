@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from relay.database import open_database
+from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
 from relay.schema import NEWEST
 from relay.serving import in_place
@@ -33,6 +35,30 @@ def test_deleted_words_leave_the_file(store: Store, tmp_path: Path) -> None:
     store.delete("owner", first.conversation_id)
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
     assert b"a-word-that-nobody-else-says" not in files
+
+
+def test_a_reader_elsewhere_holds_up_nobody_and_the_words_leave_after_it(store: Store, tmp_path: Path) -> None:
+    first, second = said(store, new("a-word-that-nobody-else-says")), said(store, new("x"))
+    reader = sqlite3.connect(tmp_path / "data" / "test.db")
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM messages").fetchall()
+    began = time.monotonic()
+    store.delete("owner", first.conversation_id)
+    said(store, following(second))
+    assert time.monotonic() - began < 4, "a lock would be waited for twice as long"
+    reader.close()
+    said(store, following(second))
+    files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
+    assert b"a-word-that-nobody-else-says" not in files
+
+
+def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    store = Store(f"sqlite:///{tmp_path}/open/test.db", in_place)
+    said(store, new("x"))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()}
+    store.close()
+    assert len(modes) == 3 and set(modes.values()) == {0o600}
 
 
 def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None:
@@ -80,10 +106,11 @@ def test_a_database_that_fails_is_told_as_ours(store: Store, tmp_path: Path) -> 
         store.check()
 
 
-def test_a_file_that_is_no_database_is_told_as_ours(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_told_as_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "test.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(StoreFailed):
         Store(f"sqlite:///{tmp_path}/test.db", in_place)
+    assert "file is not a database" in caplog.text
 
 
 #: what version 1 made, with a conversation of one turn, as it lay in people's files
@@ -180,6 +207,11 @@ def test_text_that_a_database_cannot_hold_is_kept_as_far_as_it_can(database: str
     store = Store(address(database, tmp_path), in_place)
     first = said(store, new("one"), "before\0after \U0001f600 \u2028")
     assert store.get("owner", first.conversation_id).nodes[-1].text == "before\ufffdafter \U0001f600 \u2028"
+    second = following(first)
+    assert store.begin(second, 15)
+    store.finish(second, Reply("x", second.conversation_id, second.answer_id, "m\0", "s\0p"), "whole")
+    told = store.get("owner", first.conversation_id).nodes[-1]
+    assert (told.model, told.finish_reason) == ("m\ufffd", "s\ufffdp")
     store.close()
 
 

@@ -47,7 +47,7 @@ def service(build: Build, api: OpenAIBackend, **settings: Any) -> Flask:
 
 
 def ask(client: FlaskClient, key: str = "k1", headers: dict[str, str] = KEY, **fields: Any) -> TestResponse:
-    given = {**headers, "Idempotency-Key": key}
+    given = {**headers, **({"Idempotency-Key": key} if key else {})}
     return client.post(fields.pop("route", "/ask"), data={"msg": "hello", **fields}, headers=given, buffered=True)
 
 
@@ -80,6 +80,20 @@ def test_another_ask_under_the_same_key_is_refused(
     assert answer.headers["X-Error-Code"] == "key_reused" and len(api.completions) == 1
     assert answer.status_code == (500 if "route" in other else 409)
     said(ask(client)), said(ask(client, key="k2", **other))
+
+
+@pytest.mark.parametrize("given", [{"headers": {"Idempotency-Key": ""}}, {"data": {"request_id": ""}}])
+def test_an_empty_key_is_an_error(client: FlaskClient, api: OpenAIBackend, given: dict[str, Any]) -> None:
+    answer = client.post(
+        "/ask", data={"msg": "x", **given.get("data", {})}, headers={**KEY, **given.get("headers", {})}
+    )
+    assert answer.status_code == 400 and "idempotency key" in answer.json["msg"] and not api.asked
+
+
+def test_a_plain_text_has_its_key_in_the_query(client: FlaskClient, api: OpenAIBackend) -> None:
+    given = {"data": "hello", "content_type": "text/plain", "headers": KEY}
+    answers = [said(client.post("/ask?request_id=k1", **given)) for _ in range(2)]
+    assert answers[0] == answers[1] and len(api.completions) == 1
 
 
 def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
@@ -297,6 +311,10 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
         clock.now += 16
         assert store.claim(claim, "three", 15).state == "unknown", "its process died after it sent"
         assert store.claim(claim, "four", 15).state == "unknown"
+        slept = new("y", claim=claim, answer_id="two")
+        assert store.begin(slept, 15) and not store.dispatch(claim, "two"), "it is never sent again"
+        end(store, slept, outcome=Claimed("done", {"text": "late"}))
+        assert store.claim(claim, "four", 15) == Claimed("done", {"text": "late"}), "that process lives after all"
         clock.now += 24 * 3600
         opening = new("x", claim=claim)
         assert store.claim(claim, opening.holder, 15).state == "mine" and store.begin(opening, 15)

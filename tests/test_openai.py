@@ -127,12 +127,33 @@ def test_the_next_key_is_tried_after_a_refusal_and_only_then(service: Service, a
     answer = ask(client)
     assert answer.status_code == 429 and answer.headers["Retry-After"] == "30" and len(api.completions) == 2
     again = ask(client)
-    assert again.status_code in (401, 429) and len(api.completions) == 2, "both rest, so nobody is asked"
+    assert again.status_code == 429 and len(api.completions) == 3, "one rests, so only the other is asked"
     api.mode.refuse_tokens = {}
     assert ask(client, model="tiny-2").status_code == 200, "a limit is one of its model"
     api.mode.refusals = [(500, {}, json.dumps(error("boom", "server_error")).encode())]
     count = len(api.completions)
     assert ask(client, model="tiny-2").status_code == 500 and len(api.completions) == count + 1
+
+
+def test_no_message_quotes_the_key(service: Service, api: OpenAIBackend) -> None:
+    key = "any.key-at_all/of+ours"
+    quoted = json.dumps(error(f"No such key: {key}"), ensure_ascii=False).encode()
+    event = b"data: " + json.dumps(error(f"bad {key}")).encode() + b"\n\n"
+    client = service(openai_api_key=(key,), openai_model="tiny-1")
+    for mode in (Mode(keys=(key,), refusals=[(401, {}, quoted)]), Mode(keys=(key,), raw=event)):
+        api.mode = mode
+        answer = ask(client)
+        assert answer.status_code in (401, 502) and "..." in answer.json["msg"] and key not in answer.text
+
+
+def test_one_callers_refusal_is_not_told_to_another(service: Service, api: OpenAIBackend) -> None:
+    quoting = json.dumps(error("Too much for: my diary", code="rate_limit_exceeded")).encode()
+    api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, quoting)])
+    client = service(openai_model="tiny-1", authorization=("alice:a-key", "bob:b-key"))
+    assert "my diary" in ask(client, headers={"Authorization": "a-key"}).json["msg"]
+    other = ask(client, headers={"Authorization": "b-key"})
+    assert other.status_code == 429 and "diary" not in other.text and int(other.headers["Retry-After"]) <= 30
+    assert len(api.completions) == 1
 
 
 def test_no_message_shows_a_part_of_the_key(service: Service, api: OpenAIBackend) -> None:
@@ -168,6 +189,9 @@ def test_a_refusal_is_no_answer(service: Service, api: OpenAIBackend, route: str
 NO_ANSWER = [
     (Mode(finish="content_filter"), 403, "blocked"),
     (Mode(finish="content_filter", say=""), 403, "blocked"),
+    (Mode(finish="sensitive"), 403, "blocked"),
+    (Mode(finish="insufficient_system_resource"), 502, "upstream_failed"),
+    (Mode(finish="abort"), 502, "upstream_failed"),
     (Mode(finish="tool_calls", say=""), 502, "upstream_failed"),
     (Mode(finish="length", say=""), 502, "upstream_failed"),
     (Mode(finish=None), 502, "upstream_cut"),
@@ -221,6 +245,34 @@ def test_a_stop_for_length_is_said(service: Service, api: OpenAIBackend) -> None
     api.mode = Mode(finish="length")
     answer = ask(service(), max_tokens="3")
     assert said(answer)["data"]["finish_details"] == "length" and answer.headers["X-Finish-Reason"] == "length"
+
+
+@pytest.mark.parametrize("reason", ["停止", "a\nb", "x\0y", "y" * 500])
+def test_a_finish_reason_that_no_header_holds(service: Service, api: OpenAIBackend, reason: str) -> None:
+    api.mode = Mode(finish=reason)
+    client = service()
+    answer = ask(client)
+    assert said(answer)["data"]["finish_details"] == reason and "X-Finish-Reason" not in answer.headers
+    assert said(ask(client, conversation_id=said(answer)["data"]["conversation_id"]))["code"] == 0
+
+
+def test_half_an_emoji_costs_no_answer(service: Service, api: OpenAIBackend) -> None:
+    pieces = [b'{"content": "so \\ud83d"}', b'{"content": " \\\\ud83d \\ud83d\\ude00"}', b"{}"]
+    event = b'data: {"choices": [{"index": 0, "delta": %s, "finish_reason": %s}]}\n\n'
+    api.mode = Mode(raw=b"".join(event % (piece, b'"stop"' if piece == b"{}" else b"null") for piece in pieces))
+    assert said(ask(service(openai_model="tiny-1")))["data"]["message"] == "so \ufffd \\ud83d \U0001f600"
+
+
+def test_a_failure_says_which_conversation_has_the_question(service: Service, api: OpenAIBackend) -> None:
+    client = service(openai_model="tiny-1")
+    api.mode = Mode(cut_after=4)
+    answer = ask(client)
+    [kept] = said(client.get("/conversations", headers=KEY))
+    assert answer.status_code == 502 and answer.headers["X-Conversation-Id"] == kept["id"]
+    api.mode = Mode(refusals=[(400, {}, b"{}")])
+    assert "X-Conversation-Id" not in ask(client).headers, "what was refused is not kept"
+    again = ask(client, conversation_id=kept["id"], msg="again", system="too late")
+    assert "Turn 1." in said(again)["data"]["message"] and again.headers["X-Ignored-Parameters"] == "system"
 
 
 def test_a_long_conversation_loses_its_oldest_turns_and_says_so(service: Service, api: OpenAIBackend) -> None:

@@ -63,6 +63,8 @@ REFUSED = [
     ("LOG_FORMAT", "xml", "json"),
     ("DATABASE_URL", "mysql://localhost", "sqlite:///"),
     ("DATABASE_URL", "postgresql+psycopg://host", "postgresql"),
+    ("DATABASE_URL", "postgresql+psycopg://user:pa@ss:word@127.0.0.1/name", "%40"),
+    ("DATABASE_URL", "postgresql+psycopg://user:pass@127.0.0.1:port/name", "no address"),
     ("RETENTION_DAYS", "-1", "days"),
     ("RETENTION_DAYS", "week", "days"),
     ("OPENAI_BASE_URL", "localhost:8000", "https://"),
@@ -87,6 +89,11 @@ def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
     assert "hidden-key" not in repr(settings)
     with pytest.raises(SettingsError, match="AUTHORIZATION_FILE"):
         Settings.from_env({"AUTHORIZATION_FILE": str(tmp_path / "no-such-file")})
+    with pytest.raises(SettingsError, match="both set"):
+        Settings.from_env({"AUTHORIZATION_FILE": str(tmp_path / "key"), "AUTHORIZATION": "another"})
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({"DATABASE_URL": "postgresql+psycopg://user:pa@ss:secret-word@127.0.0.1/name"})
+    assert "secret-word" not in str(refused.value) and refused.value.__suppress_context__
 
 
 def test_the_environment_comes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

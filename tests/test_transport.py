@@ -183,7 +183,13 @@ def test_an_idle_connection_that_is_old_is_not_sent_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "wire", [b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"]
+    "wire",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
 )
 def test_garbage_is_an_error(plain: Plain, wire: bytes) -> None:
     peer = Peer([wire])
@@ -195,6 +201,27 @@ def test_headers_without_end_are_refused(plain: Plain) -> None:
     peer = Peer([b"HTTP/1.1 200 OK\r\n", *[b"A: %s\r\n" % (b"x" * 8000)] * 50, 5.0])
     with pytest.raises(UpstreamFailed):
         read_all(plain.send(Call("GET", peer.url)))
+
+
+def test_an_answer_that_comes_before_the_request_was_taken_whole_is_read(plain: Plain) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+            time.sleep(0.3)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 20):
+                pass
+            connection.close()
+
+        threading.Thread(target=refuse, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        exchange = plain.send(Call("POST", url, {}, b"x" * 30_000_000))
+        head = exchange.head(5)
+        assert head and head.status == 413 and exchange.read(5) == b"big"
+        exchange.close()
 
 
 def test_nobody_there_is_certainly_not_taken(plain: Plain) -> None:

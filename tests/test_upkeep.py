@@ -41,6 +41,11 @@ def test_search_finds_what_was_asked_answered_and_titled(build: Build) -> None:
     assert found(client, "QUESTION") == ["first question"]
     assert found(client, "天气") == ["Zweite Frage: 天气好吗"]
     assert found(client, "вопрос") == ["третий ВОПРОС"] and found(client, "über") and found(client, "ÜBER")
+    said(client.post("/ask", data={"msg": "İSTANBUL ΟΔΟΣ"}))
+    assert found(client, "İSTANBUL") == found(client, "ΟΔΟΣ") == ["İSTANBUL ΟΔΟΣ"], (
+        "what is typed as it was said is found"
+    )
+    said(client.post(f"/conversation/{said(client.get('/conversations'))[0]['id']}/delete"))  # type: ignore[index]
     assert len(found(client, "answer is 42")) == 3 and found(client, "answer is 43") == []
     assert (
         len(found(client, "percent_of")) == 3

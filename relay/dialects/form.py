@@ -25,7 +25,7 @@ LONGEST_TITLE = 200
 LONGEST_SEARCH = 200
 PLAIN_BODY = ""  # the name under which a body that is only a prompt stands among the fields
 SECRETS = ("access_token", "password", "email", "key", "api_key", "token", "authorization")
-IN_QUERY = ("conversation_id", "parent_message_id", "parent_id", "model", "timeout", "stream", "format")
+IN_QUERY = ("conversation_id", "parent_message_id", "parent_id", "model", "timeout", "stream", "format", "request_id")
 #: parameters for the model that a form may carry; `text` stays text, anything else is read as JSON where it is some
 PARAMETERS = {
     **dict.fromkeys(("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "n"), "json"),
@@ -204,7 +204,7 @@ def milliseconds_of(fields: Fields, name: str) -> float | None:
 
 def count_of(value: str, name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", value):
-        raise BadRequest(f"{name} must be a whole number, 0 or more.")
+        raise BadRequest(f"{name} must be a whole number of at most nine digits.")
     return int(value)
 
 
@@ -212,7 +212,7 @@ def search_of(value: str) -> str:
     """What is searched for; empty where nothing is."""
     words = value.strip()
     if len(words) > LONGEST_SEARCH or "\0" in words:
-        raise BadRequest(f"q must hold at most {LONGEST_SEARCH} characters.")
+        raise BadRequest(f"q must hold at most {LONGEST_SEARCH} characters, none of them NUL.")
     return words
 
 
@@ -232,14 +232,20 @@ def parent_of(fields: Fields) -> str | None:
     return parents.pop() if parents else None
 
 
-def key_of(fields: Fields, header: str) -> str | None:
-    """The idempotency key: of the header, quoted or not, or of the field request_id."""
-    keys = {header.strip().strip('"'), text_of(fields, "request_id").strip()} - {""}
+def key_of(fields: Fields, header: str | None) -> str | None:
+    """The idempotency key: of the header, quoted or not, or of the field request_id.
+
+    An empty one is an error, for whoever sent it counts on it.
+    """
+    field = text_of(fields, "request_id").strip() if fields.get("request_id") is not None else None
+    keys = {header.strip().strip('"') if header is not None else None, field} - {None}
     if len(keys) > 1:
         raise BadRequest("The header Idempotency-Key and the field request_id differ: send one of them.")
     key = keys.pop() if keys else None
     if key is not None and not _KEY.fullmatch(key):
-        raise BadRequest("An idempotency key is 1 to 255 ASCII characters without spaces: uuidgen makes one.")
+        raise BadRequest(
+            "An idempotency key is 1 to 255 ASCII characters without spaces: openssl rand -hex 16 makes one."
+        )
     return key
 
 
@@ -277,7 +283,7 @@ class Shape:
     error: Callable[[RelayError], tuple[int, dict[str, Any]]]
     route: str
 
-    def ask(self, fields: Fields, caller: Caller, key: str = "") -> Ask:
+    def ask(self, fields: Fields, caller: Caller, key: str | None = None) -> Ask:
         """The ask that the fields make; the other route's names are understood too. Unknown fields are left alone.
 
         `key` is the header Idempotency-Key.

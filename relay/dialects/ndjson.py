@@ -29,7 +29,7 @@ _SHAPE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
 _BRACKETS = re.compile(r"messages\[(\d{1,4})\]\[(role|content|name)\]")
 
 
-def ask(fields: Fields, caller: Caller, key: str = "") -> Ask:
+def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
     """The ask that a dialogue makes: its last message is the question. Nothing is kept unless the caller says so.
 
     With a conversation_id the earlier messages are those that are kept there, and the ones sent are left alone.
@@ -38,15 +38,18 @@ def ask(fields: Fields, caller: Caller, key: str = "") -> Ask:
     if not said and (prompt := form.text_of(fields, "prompt") or form.text_of(fields, form.PLAIN_BODY)):
         said = [Message("user", prompt)]
     if not said:
-        raise BadRequest(f"The field messages is missing. {_SHAPE}")
+        raise BadRequest(f"The field messages is missing or empty. {_SHAPE}")
     if not said[-1].text.strip() and said[-1].given is None:
         raise BadRequest("The last of the messages is empty: nothing was asked.")
+    last = said[-1]
+    if last.given is None and last.role != "user":
+        raise BadRequest("The last of the messages is the question: its role must be user.")
     system = form.text_of(fields, "system")
     before = (*((Message("system", system),) if system else ()), *said[:-1])
     conversation_id = form.id_of(fields, "conversation_id")
     return Ask(
-        prompt=said[-1].text,
-        given=said[-1].given,
+        prompt=last.text,
+        given=last.given,
         caller=caller,
         conversation_id=conversation_id,
         parent_id=form.parent_of(fields),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,17 @@ from relay.domain import Ask, Remarks, Reply
 from relay.driver import Background, Clocks, Detached, Drive, Silent
 from relay.serving import Serving
 
+MOST_IGNORED = 20
+_PLAIN = re.compile(r"[!-~]{1,64}")  # what others named may hold anything; a server fails on what no header can hold
 STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would else hold a stream back until its end
+
+
+def headers_of(reply: Reply) -> dict[str, str]:
+    """What is told of a whole answer beside its text."""
+    headers = {"X-Conversation-Id": reply.conversation_id, "X-Parent-Message-Id": reply.message_id}
+    if _PLAIN.fullmatch(reply.finish_reason):
+        headers["X-Finish-Reason"] = reply.finish_reason
+    return headers | remarked(reply.remarks)
 
 
 def remarked(remarks: Remarks) -> dict[str, str]:
@@ -21,8 +32,8 @@ def remarked(remarks: Remarks) -> dict[str, str]:
     headers = {}
     if remarks.dropped:
         headers["X-History-Dropped"] = str(remarks.dropped)
-    if remarks.ignored:
-        headers["X-Ignored-Parameters"] = ", ".join(sorted(remarks.ignored))
+    if ignored := sorted(filter(_PLAIN.fullmatch, remarks.ignored)):
+        headers["X-Ignored-Parameters"] = ", ".join(ignored[:MOST_IGNORED])
     if remarks.replayed:
         headers["Idempotent-Replayed"] = "true"
     return headers
@@ -63,15 +74,14 @@ class Answering:
             drive.close()
 
         try:
-            pieces = drive.stream()
+            response = Response(drive.stream(), content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS)
+            if (turn := drive.turn) is not None:
+                response.headers.update(remarked(turn.remarks))
+                if turn.conversation_id:
+                    response.headers["X-Conversation-Id"] = turn.conversation_id
         except BaseException:
             let_go()
             raise
-        response = Response(pieces, content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS)
-        if (turn := drive.turn) is not None:
-            response.headers.update(remarked(turn.remarks))
-            if turn.conversation_id:
-                response.headers["X-Conversation-Id"] = turn.conversation_id
         response.call_on_close(let_go)
         return response
 

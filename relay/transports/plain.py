@@ -39,7 +39,7 @@ def told_as_ours(host: str) -> Iterator[None]:
         raise Unreachable(f"The certificate of {host} cannot be trusted: {error.verify_message}.") from error
     except (OSError, ssl.SSLError) as error:
         raise UpstreamCut(f"The connection to {host} broke.") from error
-    except (httptools.HttpParserError, zlib.error) as error:
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade, zlib.error) as error:
         raise UpstreamFailed(f"{host} sent what is no HTTP.") from error
 
 
@@ -174,6 +174,8 @@ class Exchange:
                 connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + self._call.body)
             except TimeoutError:
                 raise UpstreamCut(f"{self.host} did not take the request within {SEND_SECONDS:g} s.") from None
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it may have said why before it hung up; reading tells
 
     def _connect(self) -> socket.socket:
         _, host, port = self._origin

@@ -12,6 +12,10 @@ from typing import Any
 import orjson
 
 LONGEST_TOLD = 300
+#: escapes of JSON that stay as they are, or a surrogate alone
+_HALF = re.compile(
+    rb"(?P<whole>\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 _SECRET = re.compile(r"(?i)\b(?:eyJ[\w.-]{8,}|(?:sk|sess|rt|fk|cw)[-_][\w*-]{8,}|bearer\s+\S+|https?://\S+)")
 
 
@@ -24,8 +28,10 @@ def words_of(told: Any) -> tuple[str, str]:
     error, detail = told.get("error"), told.get("detail")
     if isinstance(detail, list) and detail:  # FastAPI's list of what is wrong with the body
         first = detail[0] if isinstance(detail[0], dict) else {}
-        where = ".".join(str(part) for part in first.get("loc", []))
-        return redacted(f"{first.get('msg', 'invalid request body')} ({where})"), str(first.get("type", ""))
+        loc = first.get("loc")
+        where = ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
+        said = f"{first.get('msg', 'invalid request body')} ({where})" if where else str(first.get("msg", ""))
+        return redacted(said), str(first.get("type", ""))
     places: list[Any] = [
         told,
         error,
@@ -73,9 +79,13 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
 
 
 def json_of(body: bytes) -> Any:
-    """A body as JSON; None where it is none."""
+    """A body as JSON; None where it is none. Half an emoji, as servers that cut texts anywhere send it, is U+FFFD."""
     try:
         return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return orjson.loads(_HALF.sub(lambda found: found[0] if found["whole"] else rb"\ufffd", body))
     except orjson.JSONDecodeError:
         return None
 

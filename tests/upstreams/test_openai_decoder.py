@@ -20,7 +20,10 @@ TEXT = "Hello — 你好 🙂\u2028\x85 end."
 def fed(wire: bytes, size: int = 0) -> list[Event]:
     decoder = OpenAIDecoder()
     pieces = [wire[at : at + size] for at in range(0, len(wire), size)] if size else [wire]
-    events = [event for piece in pieces for event in decoder.feed(piece)]
+    events: list[Event] = []
+    for piece in pieces:
+        if not any(isinstance(event, Finished) for event in events):
+            events += decoder.feed(piece)
     return events if any(isinstance(event, Finished) for event in events) else [*events, *decoder.end()]
 
 
@@ -107,6 +110,12 @@ def test_what_comes_after_the_finish_reason_is_not_missed() -> None:
     assert decoder.settled and decoder.end() == [Finished("stop", model="m", usage=None)]
 
 
+def test_what_comes_after_the_end_is_left_alone() -> None:
+    wire = (chunk({"content": "a"}) + chunk({}, "stop") + "data: [DONE]\n\ndata: bye\n\n").encode()
+    for size in (0, 1, len(wire) - 5):
+        assert told(fed(wire, size))[0] == "a"
+
+
 @pytest.mark.parametrize("finish", [None, "", 3])
 @pytest.mark.parametrize("done", ["data: [DONE]\n\n", ""])
 def test_a_stream_without_its_finish_reason_is_an_error(finish: Any, done: str) -> None:
@@ -134,7 +143,8 @@ FAILURES: list[tuple[str, type[RelayError], str]] = [
     ('data: {"error": "just text"}\n\n', UpstreamFailed, "just text"),
     ("data: not json\n\n", UpstreamFailed, "no JSON"),
     ("data: [1]\n\n", UpstreamFailed, "no JSON"),
-    (chunk({}, "error"), UpstreamFailed, "no reason"),
+    (chunk({}, "error"), UpstreamFailed, "gave up"),
+    (chunk({}, "network_error"), UpstreamFailed, "network_error"),
 ]  # fmt: skip
 
 

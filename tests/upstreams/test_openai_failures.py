@@ -39,6 +39,8 @@ TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, st
     (409, {}, error("Conflict"), UpstreamRefused, 409, None, "Conflict"),
     (413, HTML, b"<html>413 Request Entity Too Large</html>", UpstreamRefused, 413, None, "web page"),
     (422, {}, {"detail": [{"loc": ["body", "n"], "msg": "bad", "type": "value_error"}]}, UpstreamRefused, 422, None, "body.n"),
+    (422, {}, {"detail": [{"loc": None, "msg": "bad", "type": "value_error"}]}, UpstreamRefused, 422, None, "bad"),
+    (422, {}, {"detail": [{"loc": 5}]}, UpstreamRefused, 422, None, "422"),
     (429, {"retry-after": "7"}, LIMIT, RateLimited, 429, 7, "Rate limit"),
     (429, {"retry-after": "7.2"}, LIMIT, RateLimited, 429, 8, "Rate limit"),
     (429, {"retry-after-ms": "1500", "retry-after": "9"}, LIMIT, RateLimited, 429, 2, "Rate limit"),

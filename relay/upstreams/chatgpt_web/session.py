@@ -156,7 +156,8 @@ class Session:
         if head.status == 200 and first.startswith((b"data:", b"event:", b":")):  # a proxy that does not name the type
             self._accepted, self._first = True, first
             return True
-        self._refused(failures.from_response(head.status, head.headers, first + self._whole(LONGEST_ERROR)))
+        told = self._account.hidden_in(first + self._whole(LONGEST_ERROR))
+        self._refused(failures.from_response(head.status, head.headers, told))
         return False
 
     def _admit(self) -> bool:

@@ -7,7 +7,7 @@ with the last chunk or after it, and `[DONE]` may be missing. Without a finish r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from relay import sse
@@ -16,13 +16,27 @@ from relay.errors import UpstreamCut, UpstreamFailed
 from relay.upstreams.openai.failures import within
 from relay.upstreams.words import json_of
 
-CUT = "The upstream ended its stream without a finish reason: the answer is not whole. What came is kept as broken."
+CUT = "The upstream ended its stream without a finish reason: the answer is not whole."
+#: finish reasons by which compatible servers say that they gave up (DeepSeek, vLLM, SGLang, GLM, gateways)
+_GAVE_UP = (
+    "error",
+    "failed",
+    "abort",
+    "aborted",
+    "cancelled",
+    "canceled",
+    "network_error",
+    "insufficient_system_resource",
+)
+#: and that a filter stopped the answer (GLM, Gemini)
+_FILTERED = ("content_filter", "sensitive", "safety", "recitation", "blocklist", "prohibited_content", "spii")
 
 
 class OpenAIDecoder:
-    """Follows the first choice of a completion."""
+    """Follows the first choice of a completion. `hide` takes the credential out of what a failure quotes."""
 
-    def __init__(self) -> None:
+    def __init__(self, hide: Callable[[bytes], bytes] = bytes) -> None:
+        self._hide = hide
         self._events = sse.Parser(strays=True)
         self._started = False
         self._model: str | None = None
@@ -36,7 +50,9 @@ class OpenAIDecoder:
     def feed(self, piece: bytes) -> list[Event]:
         events: list[Event] = []
         for event in self._events.feed(piece):
-            events += self._end() if event.data.strip() == "[DONE]" else self._chunk(event)
+            if event.data.strip() == "[DONE]":
+                return events + self._end()
+            events += self._chunk(event)
         return events
 
     def end(self) -> list[Event]:
@@ -49,6 +65,8 @@ class OpenAIDecoder:
 
     def _chunk(self, event: sse.ServerEvent) -> list[Event]:
         told = json_of(event.data.encode())
+        if within(told, event.name) is not None:
+            told = json_of(self._hide(event.data.encode()))
         if (failure := within(told, event.name)) is not None:
             failure.taken = failure.taken or self._started
             raise failure
@@ -78,9 +96,9 @@ class OpenAIDecoder:
             events += [Reasoning(thought)] if thought else []
             events += [Refusal(refusal)] if (refusal := _text(said.get("refusal"))) else []
         if reason := _text(choice.get("finish_reason")):
-            if reason == "error":
-                raise UpstreamFailed("The upstream failed within its answer, and gave no reason.")
-            self._reason = reason
+            if reason.lower() in _GAVE_UP:
+                raise UpstreamFailed(f"The upstream gave up within its answer ({reason}).")
+            self._reason = "content_filter" if reason.lower() in _FILTERED else reason
         return events
 
 

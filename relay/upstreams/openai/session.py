@@ -123,7 +123,7 @@ class Session:
             return told
         if piece and len(self._gathered) < (LONGEST_ERROR if status >= 400 else LONGEST_ANSWER):
             return None
-        told, self._gathered = self._gathered, b""
+        told, self._gathered = self.hidden_in(self._gathered), b""
         answer = json_of(told)
         if status == 200 and self._lists:
             self._choose(answer)
@@ -145,6 +145,9 @@ class Session:
         told = body.completion(self._question, self._model, self._api.extras)
         headers |= {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
         return Call("POST", f"{self._api.base}/chat/completions", headers, told)
+
+    def hidden_in(self, told: bytes) -> bytes:
+        return self._account.hidden_in(told)
 
     def _choose(self, listed: Any) -> None:
         """Take the first model that is listed."""
