@@ -133,11 +133,7 @@ def lost(error: RelayError, text: str, conversation_id: str = "") -> Claimed | N
     return Claimed("refused" if error.settles else "unknown", told)
 
 
-class OwnKeeper:
-    """Keeps a conversation that lives here: its question and its open answer are in the store already."""
-
-    shows_ids = True
-
+class _Keeping:
     def __init__(self, store: Store, leases: Leases, opening: Opening) -> None:
         self._store = store
         self._leases = leases
@@ -145,6 +141,12 @@ class OwnKeeper:
 
     def begun(self, started: Started) -> None:
         pass
+
+
+class OwnKeeper(_Keeping):
+    """Keeps a conversation that lives here: its question and its open answer are in the store already."""
+
+    shows_ids = True
 
     def whole(self, reply: Reply) -> None:
         self._store.finish(self.opening, reply, "whole", done(reply))
@@ -161,18 +163,10 @@ class OwnKeeper:
         return ended is not None
 
 
-class _Elsewhere:
+class NoKeeper(_Keeping):
     """Keeps nothing of what was said; at most how an ask with a key ended."""
 
     shows_ids = False
-
-    def __init__(self, store: Store, leases: Leases, opening: Opening) -> None:
-        self._store = store
-        self._leases = leases
-        self.opening = opening
-
-    def begun(self, started: Started) -> None:
-        pass
 
     def whole(self, reply: Reply) -> None:
         self._release(done(reply))
@@ -196,11 +190,7 @@ class _Elsewhere:
             return False
 
 
-class NoKeeper(_Elsewhere):
-    """For asks of which nothing is to be kept."""
-
-
-class IndexKeeper(_Elsewhere):
+class IndexKeeper(NoKeeper):
     """Keeps the index row of a conversation that lives at its upstream; its text is kept there."""
 
     shows_ids = True
