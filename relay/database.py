@@ -171,8 +171,12 @@ class SQLite:
 def _engine(url: str, begin: str) -> Engine:
     path = make_url(url).database or ""
     if path:
-        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        Path(path).touch(mode=0o600)  # its log gets the same mode
+        try:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            Path(path).touch(mode=0o600)  # its log gets the same mode
+        except OSError as error:
+            message = f"The database cannot be used: {path}: {error.strerror}. Look at DATABASE_URL, or DATA_DIR."
+            raise StoreFailed(message) from error
     # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
     given = {"check_same_thread": False, "timeout": BUSY_SECONDS}
     engine = create_engine(url, poolclass=StaticPool, hide_parameters=True, connect_args=given)

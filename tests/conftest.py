@@ -31,9 +31,9 @@ ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
 
 
-def need(program: str) -> str:
-    """The path of a program; without it the test is skipped, but in CI it fails."""
-    path = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
+def need(program: str, folder: Path = Path("/usr/sbin")) -> str:
+    """The path of a program, by PATH or in `folder`; without it the test is skipped, but in CI it fails."""
+    path = shutil.which(program, path=f"{os.environ['PATH']}:{folder}")
     if path is None and IN_CI:
         pytest.fail(f"{program} is missing in CI")
     if path is None:
