@@ -77,7 +77,7 @@ def create_app(
         upstreams = {"offline": Offline()}
         histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
         if settings.openai_api_key or settings.openai_base_url:
-            upstreams |= {"openai": OpenAI(openai_api(settings, transport))}
+            upstreams |= {"openai": OpenAI(openai_api(settings, transport), any_key=settings.upstream == "openai")}
         upstreams |= {"chatgpt-web": ChatGPTWeb(backend)}
     home = home_of(settings, upstreams)
     keys = keys_for(settings, any(upstream.protected for upstream in upstreams.values()))
@@ -93,7 +93,7 @@ def create_app(
         keys,
         allow_tokens=settings.allow_caller_tokens,
         origins=settings.cors_origins,
-        knows=lambda token: any(taker.name == settings.upstream or taker.knows(token) for taker in takers),
+        knows=lambda token: any(taker.knows(token) for taker in takers),
     )
     app = Flask("chatgpt_webapi", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body

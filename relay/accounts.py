@@ -41,6 +41,8 @@ class Account:
         """The account that a token names. Tokens are opaque; a JWT's claims are read where it is one, unverified."""
         digest = hashlib.sha256(token.encode()).hexdigest()
         try:
+            if not is_jwt(token):
+                raise ValueError
             payload = token.split(".")[1]
             claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
             auth = claims.get(_AUTH, {})
@@ -48,6 +50,11 @@ class Account:
             return cls(f"account-{hashlib.sha256(str(known).encode()).hexdigest()[:16]}", token)
         except (IndexError, KeyError, AttributeError, ValueError, binascii.Error):
             return cls(f"token-{digest[:16]}", token)
+
+
+def is_jwt(token: str) -> bool:
+    """Whether a token looks like one of ChatGPT's; only such a one can name an account, and ChatGPT checks it."""
+    return token.startswith("eyJ") and token.count(".") >= 2
 
 
 class AccountPool:
@@ -131,7 +138,7 @@ class Attempts:
 
     def __init__(self, pool: AccountPool, candidates: tuple[Account, ...], most: int, scope: str = "") -> None:
         self._pool = pool
-        self._scope = scope
+        self.scope = scope
         self._left = sorted(candidates, key=pool.rejected)
         self._most = most
         self._last: RelayError | None = None
@@ -141,7 +148,7 @@ class Attempts:
         """The account to try now. Raises the last refusal when none is left."""
         while self._left and self._most >= 0:
             account = self._left.pop(0)
-            if (resting := self._pool.rests(account, self._scope)) is not None:
+            if (resting := self._pool.rests(account, self.scope)) is not None:
                 self._last = resting
                 continue
             self._most -= 1
@@ -152,7 +159,7 @@ class Attempts:
     def refused(self, error: RelayError) -> None:
         """Take note of a refusal; raises it again where no other account may mend it."""
         if self.account is not None:
-            self._pool.heard(self.account, error, self._scope)
+            self._pool.heard(self.account, error, self.scope)
         if not error.another_account_may_help:
             raise error
         if not (isinstance(error, TokenRejected) and isinstance(self._last, RateLimited)):

@@ -75,8 +75,12 @@ class Stream(Protocol):
 class Decoder(Protocol):
     """An upstream's bytes as events: Started, any number of Delta, Finished. No I/O. Raises only RelayError.
 
-    `settled`: all of the answer is there, and only the stream's own end is still to come.
+    `started`: the upstream took the question, and said so. `settled`: all of the answer is there, and only the stream's
+    own end is still to come.
     """
+
+    @property
+    def started(self) -> bool: ...
 
     @property
     def settled(self) -> bool: ...
@@ -231,7 +235,7 @@ class Turn:
     def fail(self, error: RelayError) -> bytes | None:
         """The turn failed: keep what came as a broken answer, and tell it; None: the body is to be broken off."""
         self.ended = True
-        error.taken = error.taken and self.stream.asked
+        error.taken = (error.taken or self._decoder.started) and self.stream.asked
         try:
             if not self._keeper.broken("".join(self._text), self._model, error):
                 self.conversation_id = ""
@@ -258,7 +262,7 @@ class Choice:
 class Kept:
     """An answer that was given before, as a stream and its decoder: told again in the format now asked for."""
 
-    asked = settled = True
+    asked = started = settled = True
 
     def __init__(self, outcome: Mapping[str, Any]) -> None:
         self._outcome = outcome
@@ -337,7 +341,7 @@ class Chat:
         if ask.keep:
             keeper = OwnKeeper(self._store, self._leases, opening)
             if begun.remote:
-                keeper = IndexKeeper(self._store, self._leases, opening, begun.upstream)
+                keeper = IndexKeeper(self._store, self._leases, opening, begun)
         turn = None
         try:
             turn = self._send(ask, begun, keeper, printer, request_id)

@@ -11,6 +11,7 @@ waits; what keeps many from using the pool at once is that a turn needs it twice
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -119,6 +120,7 @@ class PostgreSQL:
 
     def prepare(self, work: Work[None]) -> None:
         def locked(connection: Connection) -> None:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table's change takes its time
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": START_LOCK})
             work(connection)
 
@@ -236,24 +238,27 @@ class Writer:
     def checkpoint(self) -> None:
         """Write the log back into the file and empty it, so that what was deleted is in neither.
 
-        While another program reads the old state, that cannot be; it is tried again after each of the next writes.
+        While another program reads the old state, or the disk is full, that cannot be; it is tried again after each of
+        the next writes.
         """
         with self._turn:
             self._run(self._empty_log)
 
     def _empty_log(self) -> None:
-        with told_as_ours():
-            connection = self._engine.raw_connection()
-            try:
-                cursor = connection.cursor()
-                cursor.execute("PRAGMA busy_timeout=0")
-                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                ((busy, _, _),) = cursor.fetchall()
-                self._log_is_due = bool(busy)
-                cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
-                cursor.close()
-            finally:
-                connection.close()
+        connection = self._engine.raw_connection()
+        cursor = connection.cursor()
+        self._log_is_due = True
+        try:
+            cursor.execute("PRAGMA busy_timeout=0")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            ((busy, _, _),) = cursor.fetchall()
+            self._log_is_due = bool(busy)
+        except sqlite3.Error as error:
+            log.warning("The database's log could not be emptied: %s", error)
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+            cursor.close()
+            connection.close()
 
     def _commit(self, group: list[_Write[Any]]) -> None:
         failure: BaseException = StoreFailed()

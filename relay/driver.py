@@ -286,13 +286,8 @@ class Detached(Telling):
             if self._gone.is_set():
                 self._end(CallerLeft())
             if (left := self._deadline - time.monotonic()) <= 0:
-                if self._drive.turn is None:
-                    self._end(Busy())
-                self._end(
-                    UpstreamTimeout(
-                        f"The answer was not whole within {self.seconds:g} s. It goes on: send the same key again."
-                    )
-                )
+                said = f"The answer was not whole within {self.seconds:g} s."
+                self._end(UpstreamTimeout(f"{said} Send the same key again for it: nothing is asked twice."))
             try:
                 pulse = self._told.get(timeout=min(left, self._clocks.keep_alive))
             except Empty:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from relay.domain import Conversation, Reply, Started
 from relay.errors import RelayError, StoreFailed
-from relay.store import Claimed, Opening, Store
+from relay.store import Begun, Claimed, Opening, Store
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ class Leases:
                 self._renew(held, LEASE_SECONDS)
             except StoreFailed as error:
                 log.warning("Leases could not be renewed: %s", error)
+            except BaseException:
+                self._running = False  # the next to hold one begins anew
+                raise
 
 
 class Upkeep:
@@ -195,18 +198,18 @@ class IndexKeeper(NoKeeper):
 
     shows_ids = True
 
-    def __init__(self, store: Store, leases: Leases, opening: Opening, upstream: str) -> None:
+    def __init__(self, store: Store, leases: Leases, opening: Opening, begun: Begun) -> None:
         super().__init__(store, leases, opening)
-        self._upstream = upstream
+        self._begun = begun
         self._started: Started | None = None
         self._row: Conversation | None = None
 
     def begun(self, started: Started) -> None:
         self._started = started
         if started.conversation_id:
-            opening, where = self.opening, (self._upstream, started.account)
+            opening, where = self.opening, (self._begun.upstream, started.account)
             row = Conversation(started.conversation_id, opening.owner, *where, opening.title, None, 0, 0, True)
-            if self._try(lambda: self._store.note(row)):
+            if self._begun.listed or self._try(lambda: self._store.note(row)):  # what is listed may be deleted by now
                 self._row = row
 
     def whole(self, reply: Reply) -> None:

@@ -140,7 +140,8 @@ class Opening:
 class Begun:
     """A turn that holds its conversation: where that lives, and the messages from its root to the prompt.
 
-    Of a `remote` one, the only message is the prompt; `parent` and `account` say where it belongs, as far as is known.
+    Of a `remote` one, the only message is the prompt; `parent` and `account` say where it belongs, as far as is known,
+    and `listed` that the index has a row of it.
     """
 
     upstream: str
@@ -148,6 +149,7 @@ class Begun:
     remote: bool = False
     parent: str | None = None
     account: str | None = None
+    listed: bool = False
 
 
 class Store:
@@ -242,7 +244,7 @@ class Store:
             if known.remote if known else not opening.new:
                 parent = opening.parent or (known.newest if known else None)
                 account = known.account if known else None
-                return Begun(upstream, (Message("user", opening.prompt),), True, parent, account)
+                return Begun(upstream, (Message("user", opening.prompt),), True, parent, account, known is not None)
             if known is None:
                 parent = _new_conversation(connection, opening, now)
             else:

@@ -41,6 +41,7 @@ class Mode:
     length_stops: int = 0  # so many answers stop for their length
     hand_off: bool = False
     missed_polls: int = 0  # so many looks fail
+    refuse_looks: tuple[int, dict[str, str], bytes] | None = None
     polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
     no_text: bool = False
     page: int = 100
@@ -283,6 +284,9 @@ class Handler(BaseHTTPRequestHandler):
         tree = self.server.trees.get(name)
         if tree is None or self.server.owners[name] != token:
             return self.tell(404, {"detail": {"message": "Conversation not found", "code": "conversation_not_found"}})
+        if self.server.mode.refuse_looks:
+            status, headers, told = self.server.mode.refuse_looks
+            return self.tell(status, told, headers)
         if self.server.mode.missed_polls > 0:
             self.server.mode.missed_polls -= 1
             return self.tell(502, b"<html>bad gateway</html>", {"Content-Type": "text/html"})

@@ -20,7 +20,7 @@ class Wait:
 class ScriptedDecoder:
     """A wire of single letters between bars: `S` starts, `F` ends, anything else is text."""
 
-    settled = False
+    started = settled = False
 
     def __init__(self) -> None:
         self._held = b""
@@ -32,6 +32,7 @@ class ScriptedDecoder:
     def _event(self, word: bytes) -> Event:
         match word:
             case b"S":
+                self.started = True
                 return Started("scripted-model")
             case b"F":
                 return Finished("stop")

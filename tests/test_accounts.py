@@ -29,7 +29,18 @@ def test_an_account_is_named_by_its_token_without_showing_it() -> None:
     one, renewed = Account.of(jwt(**auth, exp=1)), Account.of(jwt(**auth, exp=2))
     assert one.name == renewed.name and one.name.startswith("account-")
     assert Account.of(jwt(sub="user")).name != one.name
-    for opaque in ("fk-opaque", "a.b.c", "a.e30.c", "a.W10.c", "..", jwt(), "a.!!!.c"):
+    claiming = jwt(sub="user").removeprefix("eyJ")
+    for opaque in (
+        "fk-opaque",
+        "a.b.c",
+        "eyJ.e30.c",
+        "eyJ.W10.c",
+        "..",
+        jwt(),
+        "eyJ.!!!.c",
+        claiming,
+        f"sk-{claiming}",
+    ):
         assert Account.of(opaque).name.startswith("token-") and opaque not in repr(Account.of(opaque))
 
 

@@ -319,10 +319,46 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
     client = build(**{**given, "openai_api_key": ("sk-invented-1",)}).test_client()
     own = {"Authorization": "Bearer sk-theirs"}
     assert said(client.get("/conversations", headers=own)) == [] and not backend.asked, "it is not ChatGPT's to see"
+    said(post(client, headers={"Authorization": f"Bearer {jwt(sub='me')}"}))
+    for forged in (f"sk-{jwt(sub='me')}", f"sk-x.{jwt(sub='me').split('.')[1]}"):
+        told = client.get("/conversations", headers={"Authorization": f"Bearer {forged}"})
+        assert said(told) == [], "no claims are read of what ChatGPT does not check"
+    backend.asked.clear()
     gone = client.get("/conversation/none", headers=own)
     assert gone.status_code == 404 and not backend.asked
     told = client.post("/ask", data={"msg": "hello"}, headers={"Authorization": f"Bearer {jwt(sub='me')}"})
     assert said(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
+
+
+def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
+    build: Build, api: OpenAIBackend, backend: Backend
+) -> None:
+    given = {"openai_base_url": api.url, "chatgpt_base_url": (backend.url,), "authorization": ("the-key",)}
+    api.mode.keys = ("gsk_theirs", "gsk_ours")
+    client = build(**given, openai_api_key=("gsk_ours",), upstream="openai").test_client()
+    said(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
+    assert api.completions[0].headers["authorization"] == "Bearer gsk_theirs"
+    client = build(**given, access_token=("token-1",), upstream="chatgpt-web").test_client()
+    for route in ("/ask", "/conversations", "/conversation/none"):
+        told = client.open(route, method="POST" if route == "/ask" else "GET", headers={"Authorization": "Bearer x"})
+        assert told.status_code == 401
+    assert not backend.asked
+
+
+def test_no_message_quotes_the_token(service: Callable[..., FlaskClient], backend: Backend) -> None:
+    token = "an-opaque-token-of-ours"
+    client = service(access_token=(token,))
+    kept = said(post(client))["conversation_id"]
+    quoting = json.dumps({"detail": f"token {token} is expired"}).encode()
+    backend.mode = Mode(refuse_tokens={token: (401, {}, quoting)})
+    paths = ("/ask", f"/conversation/{kept}", f"/conversation/{kept}/title", f"/conversation/{kept}/delete")
+    for path in paths:
+        told = client.open(path, method="GET" if path == paths[1] else "POST", data={"msg": "x"}, headers=KEY)
+        assert told.status_code == 401 and "token ... is expired" in told.json["msg"] and token not in told.text
+    event = json.dumps({"error": f"bad {token}", "conversation_id": "c"}).encode()
+    backend.mode = Mode(raw=b"data: " + event + b"\n\n")
+    told = post(client, "/ask")
+    assert told.status_code == 502 and "bad ..." in told.json["msg"] and token not in told.text
 
 
 def test_an_open_service_leaves_alone_what_clients_cannot_but_send(build: Build, backend: Backend) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
-from relay.database import open_database
+from relay.database import BUSY_SECONDS, open_database
 from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
 from relay.schema import NEWEST
@@ -50,6 +50,26 @@ def test_a_reader_elsewhere_holds_up_nobody_and_the_words_leave_after_it(store: 
     said(store, following(second))
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
     assert b"a-word-that-nobody-else-says" not in files
+
+
+def test_a_log_that_cannot_be_emptied_fails_no_write(store: Store) -> None:
+    """As on a disk that is full: what was committed was committed, and locks are waited for as before."""
+    first = said(store, new("one"))
+    writer = store._database._writer
+    connection = writer._engine.raw_connection()
+    connection.driver_connection.set_authorizer(
+        lambda action, name, *_: sqlite3.SQLITE_DENY if name == "wal_checkpoint" else sqlite3.SQLITE_OK
+    )
+    store.delete("owner", first.conversation_id)
+    second = said(store, new("two"))
+    assert writer._log_is_due
+    connection.driver_connection.set_authorizer(None)
+    assert texts(store.begin(following(second, "three"), 15)) == ["two", "Hello", "three"]
+    assert not writer._log_is_due
+    cursor = connection.cursor()
+    assert cursor.execute("PRAGMA busy_timeout").fetchone() == (BUSY_SECONDS * 1000,)
+    cursor.close()
+    connection.close()
 
 
 def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from werkzeug.test import TestResponse
 from relay.errors import RelayError
 from relay.store import Claim, Claimed, Store
 from tests.chatgpt_backend import Backend
+from tests.chatgpt_backend import Mode as ChatGPTMode
 from tests.conftest import Service
 from tests.openai_backend import Mode, OpenAIBackend
 from tests.test_accounts import jwt
@@ -292,6 +293,37 @@ def test_what_is_deleted_while_it_is_answered_stays_so(build: Build, backend: Ba
     assert said(client.get("/conversations", headers=KEY)) == []
     again = ask(client)
     assert again.status_code == 404 and again.json["error"] == "no_conversation" and len(backend.turns) == 1
+
+
+def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(build: Build, backend: Backend) -> None:
+    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("a:the-key", "b:other")).test_client()
+    kept = said(ask(client))["data"]["conversation_id"]
+    backend.mode.quiet = 0.8
+    with ThreadPoolExecutor(1) as beside:
+        answering = beside.submit(ask, client, "k2", conversation_id=kept)
+        while len(backend.turns) < 2:
+            time.sleep(0.02)
+        assert said(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"] == 0
+        assert said(answering.result())["code"] == 0
+    assert said(client.get("/conversations", headers=KEY)) == []
+    again = ask(client, "k2", conversation_id=kept)
+    assert again.status_code == 404 and len(backend.turns) == 2
+
+
+@pytest.mark.parametrize("status", [404, 401, 429])
+def test_what_was_taken_is_not_asked_again_though_its_answer_is_refused(
+    build: Build, backend: Backend, status: int
+) -> None:
+    """ChatGPT handed the answer off, and will not show it."""
+    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
+    backend.mode = ChatGPTMode(hand_off=True, refuse_looks=(status, {}, b'{"detail": "no"}'))
+    first = ask(client)
+    assert first.status_code == status and ask(client).json["error"] == "outcome_unknown" and len(backend.turns) == 1
+    backend.mode = ChatGPTMode(
+        raw=b'data: {"conversation_id": "c1", "message": null}\n\ndata: {"error": "x", "error_code": "rate_limit_exceeded"}\n\n'
+    )
+    assert ask(client, "k2").status_code == 429 and ask(client, "k2").json["error"] == "outcome_unknown"
+    assert len(backend.turns) == 2
 
 
 def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None:

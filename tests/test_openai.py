@@ -146,6 +146,21 @@ def test_no_message_quotes_the_key(service: Service, api: OpenAIBackend) -> None
         assert answer.status_code in (401, 502) and "..." in answer.json["msg"] and key not in answer.text
 
 
+def test_an_answer_may_hold_what_looks_like_the_key(service: Service, api: OpenAIBackend) -> None:
+    for mode in (Mode(streams=False), Mode()):
+        mode.keys, mode.say = ("not-needed",), "A key is not-needed here."
+        api.mode = mode
+        assert said(ask(service(openai_api_key=("not-needed",))))["data"]["message"] == mode.say
+
+
+def test_a_limit_of_the_listed_model_is_one_of_it(service: Service, api: OpenAIBackend) -> None:
+    api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, b"{}")])
+    client = service()
+    assert ask(client).status_code == 429
+    assert ask(client).status_code == ask(client, model="tiny-1").status_code == 429 and len(api.completions) == 1
+    assert ask(client, model="tiny-2").status_code == 200
+
+
 def test_one_callers_refusal_is_not_told_to_another(service: Service, api: OpenAIBackend) -> None:
     quoting = json.dumps(error("Too much for: my diary", code="rate_limit_exceeded")).encode()
     api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, quoting)])

@@ -45,15 +45,15 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
     if last.given is None and last.role != "user":
         raise BadRequest("The last of the messages is the question: its role must be user.")
     system = form.text_of(fields, "system")
-    before = (*((Message("system", system),) if system else ()), *said[:-1])
     conversation_id = form.id_of(fields, "conversation_id")
+    before = (*((Message("system", system),) if system else ()), *(() if conversation_id else said[:-1]))
     return Ask(
         prompt=last.text,
         given=last.given,
         caller=caller,
         conversation_id=conversation_id,
         parent_id=form.parent_of(fields),
-        before=() if conversation_id else before,
+        before=before,
         model=form.text_of(fields, "model") or None,
         options=form.options_of({name: value for name, value in fields.items() if name not in _OURS}, known=False),
         reverse_proxy=form.text_of(fields, "reverse_proxy") or None,

@@ -149,13 +149,15 @@ def _padding(length: int) -> str:
 class OfflineDecoder:
     """Our side: the server's bytes as events."""
 
-    settled = False
+    started = settled = False
 
     def __init__(self) -> None:
         self._events = sse.Parser()
 
     def feed(self, piece: bytes) -> list[Event]:
-        return [_decoded(event.data) for event in self._events.feed(piece)]
+        events = [_decoded(event.data) for event in self._events.feed(piece)]
+        self.started = self.started or bool(events)
+        return events
 
     def end(self) -> list[Event]:
         raise UpstreamCut()

@@ -9,12 +9,13 @@ from typing import Any
 import orjson
 
 from relay import sse
+from relay.accounts import Account
 from relay.domain import Event, Finished, Started
 from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.answer import Answer, part_of
 from relay.upstreams.chatgpt_web.delta import Documents
-from relay.upstreams.words import words_of
+from relay.upstreams.words import json_of, words_of
 
 MOST_CONTINUATIONS = 10
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
@@ -47,13 +48,13 @@ class WebDecoder:
 
     def __init__(self, conversation_id: str | None = None, known: frozenset[str] = frozenset()) -> None:
         self.conversation_id = conversation_id
-        self.account: str | None = None
+        self.account: Account | None = None
         self.wants: Continue | Poll | None = None
         self._answer = Answer(known)
         self._parser = sse.Parser(strays=True)
         self._documents: Documents | None = None
         self._model: str | None = None
-        self._started = False
+        self.started = False
         self._finished = False
         self._handed_off = False
         self._garbled = False
@@ -152,13 +153,14 @@ class WebDecoder:
         if told.get("type") == "stream_quota_check":
             raise RateLimited(f"The upstream's limit is reached: {words_of(told)[0]}")
         if told.get("error") or told.get("error_code") or (told.get("detail") and "type" not in told):
+            told = json_of(self.account.hidden_in(orjson.dumps(told))) if self.account else told
             raise failures.from_words(*words_of(told), told)
 
     def _begun(self) -> list[Event]:
-        if self._started or not self.conversation_id:
+        if self.started or not self.conversation_id:
             return []
-        self._started = True
-        return [Started(self._model, self.conversation_id, self.account)]
+        self.started = True
+        return [Started(self._model, self.conversation_id, self.account.name if self.account else None)]
 
     def _end(self, said: bool) -> list[Event]:
         if self._documents is not None:

@@ -56,7 +56,7 @@ class WebHistory:
             limit = items.get("limit")
             items, size = items.get("items"), limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE
         if head.status != 200 or not isinstance(items, list):
-            raise failures.from_response(head.status, head.headers, told)
+            raise failures.from_response(head.status, head.headers, account.hidden_in(told))
         return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)], size
 
     def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]:
@@ -126,6 +126,6 @@ class WebHistory:
                     raise UpstreamFailed("The upstream's answer is larger than anything that was asked for.")
             if head is None or piece is None:
                 raise UpstreamFailed(f"The upstream did not answer within {self._seconds:g} s.")
-            return head, answer
+            return head, answer if head.status == 200 else account.hidden_in(answer)
         finally:
             exchange.close()

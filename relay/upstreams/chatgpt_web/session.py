@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from relay import sse
-from relay.accounts import Account, AccountPool, Attempts
+from relay.accounts import Account, AccountPool, Attempts, is_jwt
 from relay.domain import Question
 from relay.errors import (
     Forbidden,
@@ -53,7 +53,7 @@ class Backend:
 
     def knows(self, token: str) -> bool:
         """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
-        return bool(self.allowed) or (token.startswith("eyJ") and token.count(".") >= 2)
+        return bool(self.allowed) or is_jwt(token)
 
     def place_for(self, asked: str | None) -> Place:
         """The backend that a request goes to: the configured one, or the one that it names, if that is allowed."""
@@ -134,7 +134,7 @@ class Session:
         if self._exchange is None:
             if not self._admit():
                 return False
-            self._decoder.account = self._account.name
+            self._decoder.account = self._account
             call = self._next()
             self.asked = True
             self._exchange = self._backend.transport.send(call)
@@ -218,6 +218,8 @@ class Session:
         self._exchange = self._backend.transport.send(Call("GET", self._place.of(conversation_id), self._headers()))
         head = self._exchange.head(FETCH_SECONDS)
         told = self._whole(LONGEST_TREE) if head else b""
+        if head and head.status != 200:
+            told = self._account.hidden_in(told)
         self._exchange.close()
         self._exchange = None
         if head is None:

@@ -38,7 +38,7 @@ class OpenAIDecoder:
     def __init__(self, hide: Callable[[bytes], bytes] = bytes) -> None:
         self._hide = hide
         self._events = sse.Parser(strays=True)
-        self._started = False
+        self.started = False
         self._model: str | None = None
         self._reason: str | None = None
         self._usage: Mapping[str, Any] | None = None
@@ -68,15 +68,14 @@ class OpenAIDecoder:
         if within(told, event.name) is not None:
             told = json_of(self._hide(event.data.encode()))
         if (failure := within(told, event.name)) is not None:
-            failure.taken = failure.taken or self._started
             raise failure
         if event.name == sse.STRAY:
             return []
         if not isinstance(told, dict):
             raise UpstreamFailed("The upstream sent an event that is no JSON object.")
         events: list[Event] = []
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             self._model = _text(told.get("model")) or None
             events.append(Started(self._model))
         if isinstance(told.get("usage"), dict):

@@ -30,6 +30,10 @@ class Default:
     model: str = ""
     until: float = 0.0
 
+    @property
+    def known(self) -> str:
+        return self.model if time.monotonic() < self.until else ""
+
 
 @dataclass(frozen=True)
 class API:
@@ -49,7 +53,8 @@ class API:
         if question.token:
             own = Account.of(question.token)
             return Attempts(AccountPool((own,)), (own,), 0)
-        return Attempts(self.pool, self.pool.in_turn(), self.retries, question.model or self.model)
+        model = question.model or self.model or self.default.known
+        return Attempts(self.pool, self.pool.in_turn(), self.retries, model)
 
 
 class Session:
@@ -123,7 +128,7 @@ class Session:
             return told
         if piece and len(self._gathered) < (LONGEST_ERROR if status >= 400 else LONGEST_ANSWER):
             return None
-        told, self._gathered = self.hidden_in(self._gathered), b""
+        told, self._gathered = self._gathered, b""
         answer = json_of(told)
         if status == 200 and self._lists:
             self._choose(answer)
@@ -131,14 +136,14 @@ class Session:
         if status == 200 and isinstance(answer, dict) and answer.get("choices") and within(answer) is None:
             self._streams = True  # its own end is the stream's
             return sse.event(b" ".join(told.splitlines()))
-        self._refused(from_response(status, headers, told))
+        self._refused(from_response(status, headers, self.hidden_in(told)))
         return None
 
     def _call(self) -> Call:
         own = bool(self._question.token)
         headers = body.headers(self._account.token, self._api.extras, self._question.request_id, own=own)
-        if not self._model and not own and time.monotonic() < self._api.default.until:
-            self._model = self._api.default.model
+        if not self._model and not own:
+            self._model = self._attempts.scope = self._api.default.known
         self._lists = not self._model
         if self._lists:
             return Call("GET", f"{self._api.base}/models", headers)
@@ -156,7 +161,7 @@ class Session:
         first = found[0] if isinstance(found, list) and found else None
         if not isinstance(first, dict) or not isinstance(first.get("id"), str) or not first["id"]:
             raise _no_model("it lists none")
-        self._model = first["id"]
+        self._model = self._attempts.scope = first["id"]
         if not self._question.token:
             self._api.default.model = self._model
             self._api.default.until = time.monotonic() + MODELS_SECONDS
