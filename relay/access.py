@@ -119,10 +119,10 @@ class Access:
             raise BadRequest("The Authorization header and the field access_token hold two different credentials.")
         if self._keys and key is None and not (tokens and self._allow_tokens):
             raise Unauthorized(_NEEDS_KEY)
-        if tokens and self._allow_tokens and not self._knows(tokens[0]):
-            raise Unauthorized("That is no client key of this service, nor an access token that it has a use for.")
         if tokens and not self._allow_tokens:
             raise Forbidden("This service takes no credentials of its callers' own: leave access_token out.")
+        if tokens and not self._knows(tokens[0]):
+            raise Unauthorized("That is no client key of this service, nor an access token that it has a use for.")
         token = tokens[0] if tokens else None
         owner = key.owner if key else Account.of(token).name if token else "anonymous"
         return Caller(owner, key is not None or not self._keys, token, claimed=key is None and token is not None)

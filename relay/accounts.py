@@ -39,17 +39,17 @@ class Account:
     @classmethod
     def of(cls, token: str) -> Account:
         """The account that a token names. Tokens are opaque; a JWT's claims are read where it is one, unverified."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
+        opaque = cls(f"token-{hashlib.sha256(token.encode()).hexdigest()[:16]}", token)
+        if not is_jwt(token):
+            return opaque
         try:
-            if not is_jwt(token):
-                raise ValueError
             payload = token.split(".")[1]
             claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
             auth = claims.get(_AUTH, {})
             known = auth.get("chatgpt_account_id") or auth.get("user_id") or claims["sub"]
             return cls(f"account-{hashlib.sha256(str(known).encode()).hexdigest()[:16]}", token)
-        except (IndexError, KeyError, AttributeError, ValueError, binascii.Error):
-            return cls(f"token-{digest[:16]}", token)
+        except (KeyError, AttributeError, ValueError, binascii.Error):
+            return opaque
 
 
 def is_jwt(token: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -47,14 +47,6 @@ class Conversations:
         self._store = store
         self._histories = histories
         self._sole_owner = sole_owner
-
-    def _reachable(self, caller: Caller) -> list[History]:
-        """The histories of which conversations without an index row, too, are this caller's to see."""
-        histories = self._histories.values()
-        if caller.token:
-            return [history for history in histories if history.knows(caller.token)]
-        ours = self._sole_owner and caller.may_spend
-        return [history for history in histories if ours and history.has_accounts]
 
     def list(self, caller: Caller, offset: int, limit: int, search: str = "") -> Listed:
         """Newest first. What an upstream does not show is still found through the index.
@@ -132,9 +124,17 @@ class Conversations:
             return row, self._histories[row.upstream]
         if row is not None:
             return row, None
-        for history in self._reachable(caller):
-            return None, history
+        if reachable := self._reachable(caller):
+            return None, reachable[0]
         raise NoConversation()
+
+    def _reachable(self, caller: Caller) -> Sequence[History]:
+        """The histories of which conversations without an index row, too, are this caller's to see."""
+        histories = self._histories.values()
+        if caller.token:
+            return [history for history in histories if history.knows(caller.token)]
+        ours = self._sole_owner and caller.may_spend
+        return [history for history in histories if ours and history.has_accounts]
 
 
 def _updated(found: Conversation | dict[str, Any]) -> float:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from socketserver import BaseServer
+from typing import Any, TypeVar
 
 import pytest
 import requests
@@ -28,6 +29,7 @@ from tests.openai_backend import OpenAIBackend
 from tests.postgresql import PostgreSQL, programs
 
 ROOT = Path(__file__).parent.parent
+Server = TypeVar("Server", bound=BaseServer)
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -110,20 +112,21 @@ def store(tmp_path: Path, database: str) -> Iterator[Store]:
     store.close()
 
 
+def running(server: Server) -> Iterator[Server]:
+    """A server that runs already, for a fixture: stopped after the test."""
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    backend = Backend()
-    yield backend
-    backend.shutdown()
-    backend.server_close()
+    yield from running(Backend())
 
 
 @pytest.fixture
 def api() -> Iterator[OpenAIBackend]:
-    server = OpenAIBackend()
-    yield server
-    server.shutdown()
-    server.server_close()
+    yield from running(OpenAIBackend())
 
 
 def free_port() -> int:

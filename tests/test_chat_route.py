@@ -25,7 +25,7 @@ from relay.errors import RateLimited
 from relay.keeping import Leases
 from relay.store import Store
 from tests.chatgpt_backend import Backend
-from tests.conftest import Service, free_port, need
+from tests.conftest import Service, free_port, need, running
 from tests.openai_backend import Mode, OpenAIBackend
 from tests.scripted import Scripted, Wait
 
@@ -302,10 +302,7 @@ class PageHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    page = Page()
-    yield page
-    page.shutdown()
-    page.server_close()
+    yield from running(Page())
 
 
 @pytest.mark.parametrize("key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"])

@@ -355,10 +355,14 @@ def test_no_message_quotes_the_token(service: Callable[..., FlaskClient], backen
     for path in paths:
         told = client.open(path, method="GET" if path == paths[1] else "POST", data={"msg": "x"}, headers=KEY)
         assert told.status_code == 401 and "token ... is expired" in told.json["msg"] and token not in told.text
-    event = json.dumps({"error": f"bad {token}", "conversation_id": "c"}).encode()
-    backend.mode = Mode(raw=b"data: " + event + b"\n\n")
-    told = post(client, "/ask")
-    assert told.status_code == 502 and "bad ..." in told.json["msg"] and token not in told.text
+    failures = {
+        502: {"error": f"bad {token}", "conversation_id": "c"},
+        429: {"type": "stream_quota_check", "message": f"bad {token}"},
+    }
+    for status, event in failures.items():
+        backend.mode = Mode(raw=b"data: " + json.dumps(event).encode() + b"\n\n")
+        told = post(client, "/ask")
+        assert told.status_code == status and "bad ..." in told.json["msg"] and token not in told.text
 
 
 def test_an_open_service_leaves_alone_what_clients_cannot_but_send(build: Build, backend: Backend) -> None:

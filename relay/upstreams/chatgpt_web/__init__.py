@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from relay.domain import Question
-from relay.errors import BadRequest
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.session import Backend, Session
 
@@ -24,8 +23,6 @@ class ChatGPTWeb:
         return self._backend.knows(token)
 
     def ask(self, question: Question) -> tuple[Session, WebDecoder]:
-        if question.token and not self.knows(question.token):
-            raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
         known = frozenset(filter(None, (question.parent_id, question.question_id)))
         decoder = WebDecoder(question.conversation_id, known)
         return Session(self._backend, question, decoder), decoder

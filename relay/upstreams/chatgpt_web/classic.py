@@ -151,10 +151,14 @@ class WebDecoder:
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()
         if told.get("type") == "stream_quota_check":
-            raise RateLimited(f"The upstream's limit is reached: {words_of(told)[0]}")
+            raise RateLimited(f"The upstream's limit is reached: {words_of(self._hidden(told))[0]}")
         if told.get("error") or told.get("error_code") or (told.get("detail") and "type" not in told):
-            told = json_of(self.account.hidden_in(orjson.dumps(told))) if self.account else told
+            told = self._hidden(told)
             raise failures.from_words(*words_of(told), told)
+
+    def _hidden(self, told: dict[str, Any]) -> Any:
+        """A failure's words without the account's token."""
+        return json_of(self.account.hidden_in(orjson.dumps(told))) if self.account else told
 
     def _begun(self) -> list[Event]:
         if self.started or not self.conversation_id:

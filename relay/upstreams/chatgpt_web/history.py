@@ -9,7 +9,7 @@ import orjson
 
 from relay.accounts import Account
 from relay.domain import Caller
-from relay.errors import BadRequest, NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
+from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
 from relay.transports import Call, Head
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.session import LONGEST_TREE, Backend, parsed_tree
@@ -103,9 +103,7 @@ class WebHistory:
 
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
         if caller.token:
-            if not self.knows(caller.token):
-                raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
-            return (Account.of(caller.token),)
+            return (self._backend.account_of(caller.token),)
         if not caller.may_spend:
             raise Unauthorized("That conversation is at ChatGPT; send your access token, or a client key.")
         return self._backend.pool.only(account) if account else self._backend.pool.in_turn()

@@ -14,6 +14,7 @@ from relay import sse
 from relay.accounts import Account, AccountPool, Attempts, is_jwt
 from relay.domain import Question
 from relay.errors import (
+    BadRequest,
     Forbidden,
     OneAtATime,
     RelayError,
@@ -55,6 +56,12 @@ class Backend:
         """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
         return bool(self.allowed) or is_jwt(token)
 
+    def account_of(self, token: str) -> Account:
+        """The account of a caller's own token. Raises BadRequest for what is no access token."""
+        if not self.knows(token):
+            raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
+        return Account.of(token)
+
     def place_for(self, asked: str | None) -> Place:
         """The backend that a request goes to: the configured one, or the one that it names, if that is allowed."""
         if not asked:
@@ -72,7 +79,7 @@ class Backend:
     def attempts(self, question: Question) -> Attempts:
         """The accounts that may answer: the caller's own alone, the conversation's alone, or all in turn."""
         if question.token:
-            own = Account.of(question.token)
+            own = self.account_of(question.token)
             return Attempts(AccountPool((own,)), (own,), 0)
         if not len(self.pool):
             raise Unauthorized("This service has no access token of its own: send yours in the field access_token.")

@@ -66,9 +66,8 @@ class OpenAIDecoder:
     def _chunk(self, event: sse.ServerEvent) -> list[Event]:
         told = json_of(event.data.encode())
         if within(told, event.name) is not None:
-            told = json_of(self._hide(event.data.encode()))
-        if (failure := within(told, event.name)) is not None:
-            raise failure
+            hidden = within(json_of(self._hide(event.data.encode())), event.name)
+            raise hidden or UpstreamFailed("The upstream failed within its answer.")
         if event.name == sse.STRAY:
             return []
         if not isinstance(told, dict):
