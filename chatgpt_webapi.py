@@ -6,7 +6,9 @@ how every failure is told (`tell`). What they call is in the package `relay` bes
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # gevent must patch the standard library before anything else is imported
+if (
+    __name__ == "__main__"
+):  # gevent must patch the standard library before anything else is imported
     import runpy
 
     runpy.run_module("wsgi", run_name="__main__")
@@ -33,7 +35,14 @@ from relay.conversations import Conversations, History
 from relay.dialects import form, ndjson, tree
 from relay.dialects.responses import Answering, headers_of
 from relay.driver import Clocks
-from relay.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RelayError, TooLarge
+from relay.errors import (
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RelayError,
+    TooLarge,
+)
 from relay.keeping import Leases, Upkeep
 from relay.serving import Serving
 from relay.settings import Settings, SettingsError
@@ -52,7 +61,9 @@ log = logging.getLogger("chatgpt_webapi")
 
 PUBLIC = ("healthz",)
 TOO_LARGE = "The body is larger than MAX_BODY allows."
-CUT_SHORT = "The request's body was cut short or is broken: nothing was asked. Send it again."
+CUT_SHORT = (
+    "The request's body was cut short or is broken: nothing was asked. Send it again."
+)
 #: The first segment of a path -> how its failures are printed; the last entry is for all others.
 ERROR_SHAPES: dict[str, Callable[[RelayError], tuple[int, dict[str, Any] | bytes]]] = {
     "send_message": form.message_error,
@@ -61,11 +72,18 @@ ERROR_SHAPES: dict[str, Callable[[RelayError], tuple[int, dict[str, Any] | bytes
     "": form.coded_error,
 }
 #: What an answer can be: the field `format` -> the media type that asks for the same in an Accept header.
-FORMATS = {"json": "application/json", "text": "text/plain", "markdown": "text/markdown", "jsonl": ndjson.TYPE}
+FORMATS = {
+    "json": "application/json",
+    "text": "text/plain",
+    "markdown": "text/markdown",
+    "jsonl": ndjson.TYPE,
+}
 
 
 def create_app(
-    settings: Settings | None = None, upstreams: Mapping[str, Upstream] | None = None, serving: Serving | None = None
+    settings: Settings | None = None,
+    upstreams: Mapping[str, Upstream] | None = None,
+    serving: Serving | None = None,
 ) -> Flask:
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
     settings = settings or Settings.load()
@@ -77,16 +95,25 @@ def create_app(
         upstreams = {"offline": Offline()}
         histories = {"chatgpt-web": WebHistory(backend, settings.read_timeout)}
         if settings.openai_api_key or settings.openai_base_url:
-            upstreams |= {"openai": OpenAI(openai_api(settings, transport), any_key=settings.upstream == "openai")}
+            upstreams |= {
+                "openai": OpenAI(
+                    openai_api(settings, transport),
+                    any_key=settings.upstream == "openai",
+                )
+            }
         upstreams |= {"chatgpt-web": ChatGPTWeb(backend)}
     home = home_of(settings, upstreams)
-    keys = keys_for(settings, any(upstream.protected for upstream in upstreams.values()))
+    keys = keys_for(
+        settings, any(upstream.protected for upstream in upstreams.values())
+    )
     sole_owner = len({key.owner for key in keys}) <= 1
     store = Store(settings.database(), serving.native)
     choice = Choice(home, settings.upstream != "auto", sole_owner)
     chat = Chat(upstreams, choice, store, Leases(store.renew), settings.history_budget)
     history = Conversations(store, histories, sole_owner)
-    clocks = Clocks(settings.first_byte_timeout, settings.read_timeout, settings.total_timeout)
+    clocks = Clocks(
+        settings.first_byte_timeout, settings.read_timeout, settings.total_timeout
+    )
     answering = Answering(chat, clocks, serving)
     takers = [upstream for upstream in upstreams.values() if upstream.checks_tokens]
     access = Access(
@@ -113,16 +140,26 @@ def create_app(
         if request.endpoint in PUBLIC:
             return None
         access.check_browser(dict(request.headers), request.host)
-        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        if (
+            request.method == "OPTIONS"
+            and "Access-Control-Request-Method" in request.headers
+        ):
             return Response(status=204, headers=access.preflight(dict(request.headers)))
         g.fields = form.read_query(dict(request.args.lists()))
         g.format = wanted_format(g.fields)
         access.check(shown := request.headers.get("Authorization", ""))
         if request.method == "POST" and not request.routing_exception:
-            g.fields |= form.read(request.content_type or "", body(serving.broken_input))
+            g.fields |= form.read(
+                request.content_type or "", body(serving.broken_input)
+            )
             g.format = wanted_format(g.fields)
-        g.caller = access.caller(shown, form.text_of(g.fields, "access_token").strip() or None)
-        if request.method == "HEAD" and request.endpoint in ("conversations", "conversation"):
+        g.caller = access.caller(
+            shown, form.text_of(g.fields, "access_token").strip() or None
+        )
+        if request.method == "HEAD" and request.endpoint in (
+            "conversations",
+            "conversation",
+        ):
             return Response(mimetype="application/json")  # a HEAD never asks upstream
         return None
 
@@ -141,7 +178,9 @@ def create_app(
         streamed = form.flag_of(g.fields, "stream")
         if streamed and not as_text:
             return answering.stream(wanted, form.Events(shape), "text/event-stream")
-        if streamed and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":  # there, a cut body would look whole
+        if (
+            streamed and request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
+        ):  # there, a cut body would look whole
             return answering.stream(wanted, form.Raw(), "text/plain")
         reply = answering.whole(wanted)
         response = text(reply.text) if as_text else json(shape.answer(reply))
@@ -157,7 +196,9 @@ def create_app(
     def conversations() -> Response:
         offset = form.count_of(request.args.get("offset", "0"), "offset")
         limit = form.count_of(request.args.get("limit", "100"), "limit")
-        listed = history.list(g.caller, offset, limit, form.search_of(request.args.get("q", "")))
+        listed = history.list(
+            g.caller, offset, limit, form.search_of(request.args.get("q", ""))
+        )
         response = json([tree.item(found) for found in listed.found])
         if listed.missing:
             response.headers["X-Incomplete"] = listed.missing.code
@@ -167,7 +208,9 @@ def create_app(
     def conversation(conversation_id: str) -> Response:
         found = history.read(g.caller, conversation_id)
         if g.format == "jsonl":
-            return Response(tree.lines(found), content_type=f"{ndjson.TYPE}; charset=utf-8")
+            return Response(
+                tree.lines(found), content_type=f"{ndjson.TYPE}; charset=utf-8"
+            )
         if g.format == "json":
             return json(tree.tree(found))
         return text(tree.markdown(found), FORMATS[g.format])
@@ -204,17 +247,25 @@ def create_app(
         if isinstance(body, bytes):
             response = Response(body, content_type=f"{ndjson.TYPE}; charset=utf-8")
         else:
-            response = text(error.message) if g.get("format") in ("text", "markdown") else json(body)
+            response = (
+                text(error.message)
+                if g.get("format") in ("text", "markdown")
+                else json(body)
+            )
         response.status_code = status
         response.headers["X-Error-Source"] = error.source
         response.headers["X-Error-Code"] = g.error_code = error.code
         if (drive := g.get("drive")) and drive.turn and drive.turn.conversation_id:
-            response.headers["X-Conversation-Id"] = drive.turn.conversation_id  # it has the question
+            response.headers["X-Conversation-Id"] = (
+                drive.turn.conversation_id
+            )  # it has the question
         if error.retry_after is not None:
             response.headers["Retry-After"] = str(error.retry_after)
         if error.status == 401 and error.source == "caller":
             response.headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
-        if isinstance(raised, HTTPException) and (allow := dict(raised.get_headers()).get("Allow")):
+        if isinstance(raised, HTTPException) and (
+            allow := dict(raised.get_headers()).get("Allow")
+        ):
             response.headers["Allow"] = allow
         return response
 
@@ -224,7 +275,12 @@ def create_app(
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.update(access.cors(request.headers.get("Origin", "")))
-        told = {"id": g.request_id, "method": request.method, "path": request.path, "status": response.status_code}
+        told = {
+            "id": g.request_id,
+            "method": request.method,
+            "path": request.path,
+            "status": response.status_code,
+        }
         began, drive, code = g.began, g.get("drive"), g.get("error_code", "-")
 
         @response.call_on_close
@@ -242,13 +298,18 @@ def chatgpt_backend(settings: Settings, transport: Plain) -> Backend:
     """ChatGPT's web backend as the settings describe it. Nothing is called before someone asks."""
     places = tuple(
         place(address, settings.conversation_path)
-        for address in ([settings.reverse_proxy] if settings.reverse_proxy else settings.chatgpt_base_url)
+        for address in (
+            [settings.reverse_proxy]
+            if settings.reverse_proxy
+            else settings.chatgpt_base_url
+        )
     )
     return Backend(
         transport=transport,
         places=places,
         pool=AccountPool(tuple(Account.of(token) for token in settings.access_token)),
-        allowed=settings.reverse_proxy_allow or tuple(filter(None, [settings.reverse_proxy])),
+        allowed=settings.reverse_proxy_allow
+        or tuple(filter(None, [settings.reverse_proxy])),
         path=settings.conversation_path,
         extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
         retries=settings.retry_times,
@@ -274,7 +335,9 @@ def openai_api(settings: Settings, transport: Plain) -> API:
 def home_of(settings: Settings, upstreams: Mapping[str, Upstream]) -> str:
     """The upstream of new conversations: the one that the settings name, or else the one that they describe."""
     if settings.upstream == "openai" and "openai" not in upstreams:
-        raise SettingsError("UPSTREAM=openai needs OPENAI_API_KEY, or the OPENAI_BASE_URL of a server without keys.")
+        raise SettingsError(
+            "UPSTREAM=openai needs OPENAI_API_KEY, or the OPENAI_BASE_URL of a server without keys."
+        )
     if settings.upstream != "auto":
         return settings.upstream
     if settings.access_token or settings.reverse_proxy:
@@ -285,7 +348,9 @@ def home_of(settings: Settings, upstreams: Mapping[str, Upstream]) -> str:
 def keys_for(settings: Settings, protects: bool) -> tuple[Key, ...]:
     """The client keys in force; the first start of a service that has something to protect makes one."""
     if settings.authorization == (OPEN,):
-        log.warning("AUTHORIZATION=none: the service is open, and whoever reaches it may spend what is the owner's.")
+        log.warning(
+            "AUTHORIZATION=none: the service is open, and whoever reaches it may spend what is the owner's."
+        )
         return ()
     if settings.authorization:
         return keys_from(settings.authorization)
@@ -293,7 +358,9 @@ def keys_for(settings: Settings, protects: bool) -> tuple[Key, ...]:
         return ()
     key, made = first_key(Path(settings.data_dir))
     if made:  # the one time that it is shown
-        sys.stderr.write(f"\nA client key was made, for this service has something to protect:\n\n    {key}\n\n")
+        sys.stderr.write(
+            f"\nA client key was made, for this service has something to protect:\n\n    {key}\n\n"
+        )
     return keys_from((f"owner:{key}",))
 
 
@@ -328,8 +395,12 @@ def body(broken_input: tuple[type[Exception], ...]) -> bytes:
         read = request.get_data(cache=False)
     except broken_input:
         raise BadRequest(CUT_SHORT) from None
-    if request.content_length is None and len(read) >= (request.max_content_length or 0):
-        raise TooLarge(TOO_LARGE)  # werkzeug stops reading a chunked body there, and says nothing
+    if request.content_length is None and len(read) >= (
+        request.max_content_length or 0
+    ):
+        raise TooLarge(
+            TOO_LARGE
+        )  # werkzeug stops reading a chunked body there, and says nothing
     if request.content_length not in (None, len(read)):
         raise BadRequest(CUT_SHORT)
     return read
@@ -337,11 +408,17 @@ def body(broken_input: tuple[type[Exception], ...]) -> bytes:
 
 def wanted_format(fields: form.Fields) -> str:
     """What the answer is to be, by the field `format` or else by the Accept header."""
-    offered = FORMATS if request.endpoint == "conversation" else {name: FORMATS[name] for name in ("json", "text")}
+    offered = (
+        FORMATS
+        if request.endpoint == "conversation"
+        else {name: FORMATS[name] for name in ("json", "text")}
+    )
     named = fields.get("format")
     if named is None or named == "":
         best = request.accept_mimetypes.best_match(list(offered.values()))
-        return next((name for name, media_type in offered.items() if media_type == best), "json")
+        return next(
+            (name for name, media_type in offered.items() if media_type == best), "json"
+        )
     if not isinstance(named, str) or named not in offered:
         raise BadRequest(f"The field format must be one of: {', '.join(offered)}.")
     return named

@@ -56,10 +56,14 @@ def _into(future: "concurrent.futures.Future[Any]", work: Callable[[], Any]) -> 
         future.set_exception(error)
 
 
-def watch(environ: Mapping[str, Any], left: Callable[[], None], seconds: float) -> Callable[[], None]:
+def watch(
+    environ: Mapping[str, Any], left: Callable[[], None], seconds: float
+) -> Callable[[], None]:
     """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
     connection = environ.get("relay.socket") or environ.get("gunicorn.socket")
-    if connection is None or hasattr(connection, "getpeercert"):  # through TLS of our own, an end cannot be peeked at
+    if connection is None or hasattr(
+        connection, "getpeercert"
+    ):  # through TLS of our own, an end cannot be peeked at
         return lambda: None
     greenlet = gevent.spawn(_watch, connection, left, seconds)
     return lambda: greenlet.kill(block=False)
@@ -71,7 +75,9 @@ def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) 
         wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
         if not connection.recv(1, socket.MSG_PEEK):
             return left()
-        ended = native_poll()  # the next request is here already, and hides its caller's end from a peek
+        ended = (
+            native_poll()
+        )  # the next request is here already, and hides its caller's end from a peek
         ended.register(connection, select.POLLRDHUP)
         while time.monotonic() < until:
             if ended.poll(0):
@@ -122,7 +128,11 @@ class Handler(pywsgi.WSGIHandler):
         encoding = headers.get("transfer-encoding", "")
         lengths = headers.get_all("content-length") or []
         odd = [name for name in headers.keys() if name != name.strip() or " " in name]
-        if odd or len(lengths) > 1 or any(not length.strip().isdecimal() for length in lengths):
+        if (
+            odd
+            or len(lengths) > 1
+            or any(not length.strip().isdecimal() for length in lengths)
+        ):
             raise ValueError("two servers could read two different requests")
         if encoding and (lengths or encoding.lower() != "chunked"):
             raise ValueError("two servers could read two different requests")
@@ -130,7 +140,10 @@ class Handler(pywsgi.WSGIHandler):
 
     def log_error(self, msg: str, *args: object) -> None:
         # pywsgi's own words quote what was sent, and that may be anything
-        log.warning("A request from %s could not be read", self.client_address[0] if self.client_address else "-")
+        log.warning(
+            "A request from %s could not be read",
+            self.client_address[0] if self.client_address else "-",
+        )
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -145,7 +158,9 @@ class Server(pywsgi.WSGIServer):
     """pywsgi without delays, that lets running answers end."""
 
     def __init__(self, listener: socket.socket, app: Any) -> None:
-        super().__init__(listener, app, handler_class=Handler, spawn=Pool(), log=None, error_log=log)
+        super().__init__(
+            listener, app, handler_class=Handler, spawn=Pool(), log=None, error_log=log
+        )
         self.idle: set[socket.socket] = set()
         self.stopping = False
 
@@ -174,13 +189,21 @@ def serve(settings: Settings) -> None:
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        sys.exit(f"chatgpt-webapi cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+        sys.exit(
+            f"chatgpt-webapi cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        )
     server = Server(listener, app)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback:
-        log.warning("Listening on %s: pywsgi is not made for strangers. Put nginx before it, or use gunicorn.", host)
+        log.warning(
+            "Listening on %s: pywsgi is not made for strangers. Put nginx before it, or use gunicorn.",
+            host,
+        )
     told_to_stop = Event()
-    watchers = [gevent.signal_handler(number, told_to_stop.set) for number in (signal.SIGTERM, signal.SIGINT)]
+    watchers = [
+        gevent.signal_handler(number, told_to_stop.set)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    ]
     server.start()
     log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
     told_to_stop.wait()
@@ -196,7 +219,9 @@ try:
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(unquoted)
     app = create_app(settings, serving=Serving(native, watch, broken_input()))
-    atexit.register(app.extensions["to_end"], settings.total_timeout + 5)  # asks that outlive their callers
+    atexit.register(
+        app.extensions["to_end"], settings.total_timeout + 5
+    )  # asks that outlive their callers
 except (SettingsError, StoreFailed, OSError) as error:
     sys.exit(f"chatgpt-webapi cannot start: {error}")
 

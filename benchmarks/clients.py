@@ -37,8 +37,14 @@ def serve(listener: socket.socket) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(EVENT), EVENT) for _ in range(10)) + b"0\r\n\r\n"
-    told = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    chunks = (
+        b"".join(b"%x\r\n%s\r\n" % (len(EVENT), EVENT) for _ in range(10))
+        + b"0\r\n\r\n"
+    )
+    told = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunks
+    )
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     held = b""
     while piece := connection.recv(65536):
@@ -54,7 +60,11 @@ def main() -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/conversation"
     if (child := os.fork()) == 0:
         serve(listener)
-    headers = {"Authorization": "Bearer invented", "Content-Type": "application/json", "Accept": "text/event-stream"}
+    headers = {
+        "Authorization": "Bearer invented",
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream",
+    }
 
     def ours() -> Callable[[], int]:
         plain = Plain()
@@ -84,7 +94,9 @@ def main() -> None:
         pool = urllib3.PoolManager()
 
         def call() -> int:
-            answer = pool.request("POST", url, body=BODY, headers=headers, preload_content=False)
+            answer = pool.request(
+                "POST", url, body=BODY, headers=headers, preload_content=False
+            )
             size = sum(len(piece) for piece in answer.stream(65536))
             answer.release_conn()
             return size
@@ -93,7 +105,11 @@ def main() -> None:
 
     spent: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        for name, make in (("ours", ours), ("urllib3", with_urllib3), ("requests", with_requests)):
+        for name, make in (
+            ("ours", ours),
+            ("urllib3", with_urllib3),
+            ("requests", with_requests),
+        ):
             call = make()
             assert call() == 10 * len(EVENT)
             before = time.process_time()

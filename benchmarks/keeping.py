@@ -27,9 +27,13 @@ from tests.postgresql import PostgreSQL, programs
 def turn(store: Store, conversation_id: str = "") -> str:
     name = conversation_id or str(uuid.uuid4())
     ids = name, "owner", "openai", str(uuid.uuid4()), str(uuid.uuid4())
-    opening = Opening(*ids, "a question of some words", "A title", new=not conversation_id)
+    opening = Opening(
+        *ids, "a question of some words", "A title", new=not conversation_id
+    )
     assert store.begin(opening, 15)
-    store.finish(opening, Reply("an answer of some words", name, opening.answer_id), "whole")
+    store.finish(
+        opening, Reply("an answer of some words", name, opening.answer_id), "whole"
+    )
     return name
 
 
@@ -47,11 +51,16 @@ def timed(work: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measured(store: Store, turns: int) -> tuple[tuple[float, float], tuple[float, float]]:
+def measured(
+    store: Store, turns: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
     conversations(store, 5)
 
     def together() -> None:
-        threads = [threading.Thread(target=conversations, args=(store, turns // 100)) for _ in range(20)]
+        threads = [
+            threading.Thread(target=conversations, args=(store, turns // 100))
+            for _ in range(20)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -79,7 +88,10 @@ def main() -> None:
             server.remove()
     base = results["sqlite"]
     for name, (alone, many) in results.items():
-        for how, (wall, cpu), of in (("alone", alone, base[0]), ("20 threads", many, base[1])):
+        for how, (wall, cpu), of in (
+            ("alone", alone, base[0]),
+            ("20 threads", many, base[1]),
+        ):
             us = 1e6 / turns
             print(f"{name:11} {how:11} {wall * us:7.0f} us a turn ({wall / of[0]:.2f} x SQLite), of our CPU {cpu * us:7.0f} us ({cpu / of[1]:.2f} x)")  # fmt: skip
 

@@ -36,12 +36,18 @@ def free_port() -> int:
 
 def cpu(pids: list[int]) -> float:
     """Seconds of CPU that these processes have used so far."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split() for pid in pids]
+    stats = [
+        Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split() for pid in pids
+    ]
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) * TICK
 
 
-def started(stack: ExitStack, command: list[str], **options: object) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+def started(
+    stack: ExitStack, command: list[str], **options: object
+) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+    )  # type: ignore[call-overload]
     stack.callback(process.wait)
     stack.callback(process.terminate)
     return process  # type: ignore[no-any-return]
@@ -62,7 +68,12 @@ def asks(port: int, body: bytes, count: int) -> bytes:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     answer = b""
     for _ in range(count):
-        connection.request("POST", "/send_message", body, {"Content-Type": "application/x-www-form-urlencoded"})
+        connection.request(
+            "POST",
+            "/send_message",
+            body,
+            {"Content-Type": "application/x-www-form-urlencoded"},
+        )
         response = connection.getresponse()
         answer = response.read()
         assert response.status == 200, answer
@@ -86,7 +97,11 @@ def nginx(stack: ExitStack, folder: Path, answer: bytes) -> tuple[int, list[int]
             f"{kind}_temp_path {folder}/{kind}{number};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        origin = f"upstream origin {{ server 127.0.0.1:{ports[0]}; keepalive 8; }}\n" if number else ""
+        origin = (
+            f"upstream origin {{ server 127.0.0.1:{ports[0]}; keepalive 8; }}\n"
+            if number
+            else ""
+        )
         user = "user root;\n" if os.geteuid() == 0 else ""
         config = folder / f"nginx{number}.conf"
         config.write_text(
@@ -94,10 +109,17 @@ def nginx(stack: ExitStack, folder: Path, answer: bytes) -> tuple[int, list[int]
             f"error_log {folder}/error{number}.log;\n"
             f"events {{}}\nhttp {{\naccess_log off;\nkeepalive_requests 1000000;\n{temp}{origin}{server}\n}}\n"
         )
-        program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") or sys.exit("nginx is not installed")
-        process = started(stack, [str(program), "-e", str(folder / f"error{number}.log"), "-c", str(config)])
+        program = shutil.which(
+            "nginx", path=os.environ["PATH"] + ":/usr/sbin"
+        ) or sys.exit("nginx is not installed")
+        process = started(
+            stack,
+            [str(program), "-e", str(folder / f"error{number}.log"), "-c", str(config)],
+        )
         answering(ports[number])
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
         pids = [int(child) for child in children]
     return ports[1], pids
 
@@ -113,7 +135,12 @@ def main() -> None:
             "PORT": str(port),
             "LOG_LEVEL": "warning",
         }
-        service = started(stack, [sys.executable, str(ROOT / "chatgpt_webapi.py")], env=environ, cwd=folder)
+        service = started(
+            stack,
+            [sys.executable, str(ROOT / "chatgpt_webapi.py")],
+            env=environ,
+            cwd=folder,
+        )
         answering(port)
         plain = urlencode({"prompt": "hello " * 60}).encode()
         nginx_port, nginx_pids = nginx(stack, folder, asks(port, plain, 1))
@@ -121,7 +148,10 @@ def main() -> None:
         kinds: dict[str, tuple[list[int], Callable[[], bytes]]] = {
             "nginx, proxy_pass of the same answer": (nginx_pids, passed),
             "plain answer, kept": ([service.pid], lambda: asks(port, plain, count)),
-            "stream of events, kept": ([service.pid], lambda: asks(port, plain + b"&stream=true", count)),
+            "stream of events, kept": (
+                [service.pid],
+                lambda: asks(port, plain + b"&stream=true", count),
+            ),
         }
         spent: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):
@@ -129,12 +159,26 @@ def main() -> None:
                 before = cpu(pids)
                 run()
                 spent[name].append((cpu(pids) - before) / count)
-        base = statistics.median(spent["nginx, proxy_pass of the same answer"]) or TICK / count
-        print(f"{'CPU per ask':40} {'us':>8} {'x nginx':>8}   ({ROUNDS} rounds of {count} asks)")
+        base = (
+            statistics.median(spent["nginx, proxy_pass of the same answer"])
+            or TICK / count
+        )
+        print(
+            f"{'CPU per ask':40} {'us':>8} {'x nginx':>8}   ({ROUNDS} rounds of {count} asks)"
+        )
         for name, figures in spent.items():
-            print(f"{name:40} {statistics.median(figures) * 1e6:8.0f} {statistics.median(figures) / base:8.1f}")
-        resident = Path(f"/proc/{service.pid}/status").read_text().split("VmRSS:")[1].split()[0]
-        print(f"resident memory after {2 * ROUNDS * count + 1} asks: {int(resident) / 1024:.0f} MB")
+            print(
+                f"{name:40} {statistics.median(figures) * 1e6:8.0f} {statistics.median(figures) / base:8.1f}"
+            )
+        resident = (
+            Path(f"/proc/{service.pid}/status")
+            .read_text()
+            .split("VmRSS:")[1]
+            .split()[0]
+        )
+        print(
+            f"resident memory after {2 * ROUNDS * count + 1} asks: {int(resident) / 1024:.0f} MB"
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,11 @@ from relay.settings import Settings
 
 settings = Settings.load()
 
-bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+bind = (
+    f"[{settings.host}]:{settings.port}"
+    if ":" in settings.host
+    else f"{settings.host}:{settings.port}"
+)
 worker_class = "gevent"
 workers = 1  # several share one SQLite file as well; one is enough for a small machine
 worker_connections = 2000

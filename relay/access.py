@@ -44,16 +44,27 @@ def keys_from(entries: tuple[str, ...]) -> tuple[Key, ...]:
     for entry in entries:
         name, colon, key = entry.partition(":")
         if not colon:
-            name, key = "owner" if len(entries) == 1 else f"key-{_digest(entry).hex()[:16]}", entry
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name) or name == "anonymous" or not key:
+            name, key = (
+                "owner" if len(entries) == 1 else f"key-{_digest(entry).hex()[:16]}",
+                entry,
+            )
+        if (
+            not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)
+            or name == "anonymous"
+            or not key
+        ):
             raise SettingsError(
                 "AUTHORIZATION cannot be read: each entry must be KEY or NAME:KEY, the name of letters, digits, "
                 "'.', '_' and '-', and not 'anonymous'."
             )
         if key == OPEN:
-            raise SettingsError("AUTHORIZATION cannot be read: 'none' opens the service and must stand alone.")
+            raise SettingsError(
+                "AUTHORIZATION cannot be read: 'none' opens the service and must stand alone."
+            )
         if any(known.opens(key) for known in keys):
-            raise SettingsError("AUTHORIZATION cannot be read: the same key stands in it twice.")
+            raise SettingsError(
+                "AUTHORIZATION cannot be read: the same key stands in it twice."
+            )
         keys.append(Key(name, _digest(key)))
     return tuple(keys)
 
@@ -67,7 +78,9 @@ def first_key(folder: Path) -> tuple[str, bool]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = False
     if not path.exists():
-        handle, draft = tempfile.mkstemp(dir=folder, prefix=".client_key-")  # mkstemp makes it 0600
+        handle, draft = tempfile.mkstemp(
+            dir=folder, prefix=".client_key-"
+        )  # mkstemp makes it 0600
         with os.fdopen(handle, "w") as file:
             file.write(MADE_HERE + secrets.token_urlsafe(32) + "\n")
         try:
@@ -78,10 +91,14 @@ def first_key(folder: Path) -> tuple[str, bool]:
         finally:
             os.unlink(draft)
     if path.stat().st_mode & 0o077:
-        raise SettingsError(f"{path} can be read by others than its owner. Say: chmod 600 {path}")
+        raise SettingsError(
+            f"{path} can be read by others than its owner. Say: chmod 600 {path}"
+        )
     key = path.read_text("ascii").strip()
     if not key.startswith(MADE_HERE) or len(key) < 32:
-        raise SettingsError(f"{path} holds no client key. Remove it, and the next start makes a new one.")
+        raise SettingsError(
+            f"{path} holds no client key. Remove it, and the next start makes a new one."
+        )
     return key, made
 
 
@@ -109,23 +126,41 @@ class Access:
         """Who asks, by the Authorization header and the access_token field. Raises Unauthorized without a right."""
         key: Key | None = None
         tokens: list[str] = []
-        for shown, may_be_token in (*_shown(authorization), *([(access_token, True)] if access_token else [])):
+        for shown, may_be_token in (
+            *_shown(authorization),
+            *([(access_token, True)] if access_token else []),
+        ):
             found = self._checked(shown, may_be_token)
             if found is not None:
                 key = key or found
-            elif may_be_token and shown not in tokens and (self._keys or shown == access_token or self._knows(shown)):
+            elif (
+                may_be_token
+                and shown not in tokens
+                and (self._keys or shown == access_token or self._knows(shown))
+            ):
                 tokens.append(shown)
         if len(tokens) > 1:
-            raise BadRequest("The Authorization header and the field access_token hold two different credentials.")
+            raise BadRequest(
+                "The Authorization header and the field access_token hold two different credentials."
+            )
         if self._keys and key is None and not (tokens and self._allow_tokens):
             raise Unauthorized(_NEEDS_KEY)
         if tokens and not self._allow_tokens:
-            raise Forbidden("This service takes no credentials of its callers' own: leave access_token out.")
+            raise Forbidden(
+                "This service takes no credentials of its callers' own: leave access_token out."
+            )
         if tokens and not self._knows(tokens[0]):
-            raise Unauthorized("That is no client key of this service, nor an access token that it has a use for.")
+            raise Unauthorized(
+                "That is no client key of this service, nor an access token that it has a use for."
+            )
         token = tokens[0] if tokens else None
         owner = key.owner if key else Account.of(token).name if token else "anonymous"
-        return Caller(owner, key is not None or not self._keys, token, claimed=key is None and token is not None)
+        return Caller(
+            owner,
+            key is not None or not self._keys,
+            token,
+            claimed=key is None and token is not None,
+        )
 
     def check(self, authorization: str) -> None:
         """Refuse a header that shows what can be no credential at all, before anything costly is done for it."""
@@ -149,16 +184,23 @@ class Access:
 
     def check_browser(self, headers: Mapping[str, str], host: str) -> None:
         """Refuse a page of another origin, told by Sec-Fetch-Site, or else by Origin where a page needs no key."""
-        origin, shown = headers.get("Origin", "").lower(), headers.get("Authorization", "").lower()
+        origin, shown = (
+            headers.get("Origin", "").lower(),
+            headers.get("Authorization", "").lower(),
+        )
         sent_unasked = "Cookie" in headers or shown.startswith("basic ")
         if site := headers.get("Sec-Fetch-Site", "").lower():
             foreign = site not in ("none", "same-origin")
         else:  # browsers say it to https and to this machine alone
             ambient = sent_unasked or not (self._keys or shown)
-            foreign = bool(origin) and ambient and origin.partition("://")[2] != host.lower()
+            foreign = (
+                bool(origin) and ambient and origin.partition("://")[2] != host.lower()
+            )
         allowed = origin in self._origins or ("*" in self._origins and not sent_unasked)
         if foreign and not (origin and allowed):
-            raise Forbidden("A page of another origin may not ask here. Its origin must stand in CORS_ORIGINS.")
+            raise Forbidden(
+                "A page of another origin may not ask here. Its origin must stand in CORS_ORIGINS."
+            )
 
     def cors(self, origin: str) -> dict[str, str]:
         """The headers by which a browser lets a page of `origin` read the answer; none for other origins."""
@@ -166,13 +208,18 @@ class Access:
             return {}
         headers = {"Vary": "Origin"}
         if origin.lower() in self._origins:
-            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true"}
+            headers |= {
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Allow-Credentials": "true",
+            }
         elif origin and "*" in self._origins:
             headers["Access-Control-Allow-Origin"] = "*"
         else:
             return headers
         exposed = "X-Conversation-Id, X-Parent-Message-Id, X-Request-Id, X-Error-Source, X-Error-Code, "
-        exposed += "X-Incomplete, X-Finish-Reason, X-History-Dropped, X-Ignored-Parameters, "
+        exposed += (
+            "X-Incomplete, X-Finish-Reason, X-History-Dropped, X-Ignored-Parameters, "
+        )
         exposed += "Idempotent-Replayed, Retry-After"
         return headers | {"Access-Control-Expose-Headers": exposed}
 
@@ -180,10 +227,14 @@ class Access:
         """The answer to a browser's question before it asks. Raises Forbidden for an origin that is not listed."""
         allowed = self.cors(headers.get("Origin", ""))
         if "Access-Control-Allow-Origin" not in allowed:
-            raise Forbidden("This origin may not ask here. It must stand in CORS_ORIGINS.")
+            raise Forbidden(
+                "This origin may not ask here. It must stand in CORS_ORIGINS."
+            )
         return allowed | {
             "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
-            "Access-Control-Allow-Headers": headers.get("Access-Control-Request-Headers", "Authorization"),
+            "Access-Control-Allow-Headers": headers.get(
+                "Access-Control-Request-Headers", "Authorization"
+            ),
             "Access-Control-Max-Age": "600",
         }
 
@@ -196,9 +247,13 @@ def _shown(authorization: str) -> list[tuple[str, bool]]:
         return [(rest, True)] if rest else []
     if scheme.lower() == "basic":
         try:
-            password = base64.b64decode(rest, validate=True).decode("utf-8").partition(":")[2]
+            password = (
+                base64.b64decode(rest, validate=True).decode("utf-8").partition(":")[2]
+            )
         except (binascii.Error, UnicodeDecodeError):
-            raise BadRequest("The Authorization header says Basic but holds no name and password.") from None
+            raise BadRequest(
+                "The Authorization header says Basic but holds no name and password."
+            ) from None
         return [(password, False)] if password else []
     bare = authorization.strip()
     return [(bare, False)] if bare else []

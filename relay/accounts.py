@@ -44,10 +44,16 @@ class Account:
             return opaque
         try:
             payload = token.split(".")[1]
-            claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+            claims = orjson.loads(
+                base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+            )
             auth = claims.get(_AUTH, {})
-            known = auth.get("chatgpt_account_id") or auth.get("user_id") or claims["sub"]
-            return cls(f"account-{hashlib.sha256(str(known).encode()).hexdigest()[:16]}", token)
+            known = (
+                auth.get("chatgpt_account_id") or auth.get("user_id") or claims["sub"]
+            )
+            return cls(
+                f"account-{hashlib.sha256(str(known).encode()).hexdigest()[:16]}", token
+            )
         except (KeyError, AttributeError, ValueError, binascii.Error):
             return opaque
 
@@ -60,7 +66,9 @@ def is_jwt(token: str) -> bool:
 class AccountPool:
     """The owner's accounts, used in turn. A limit with a stated time lets one rest; a rejected token comes last."""
 
-    def __init__(self, accounts: tuple[Account, ...], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, accounts: tuple[Account, ...], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._accounts = accounts
         self._clock = clock
         self._next = 0
@@ -88,7 +96,10 @@ class AccountPool:
     def in_turn(self) -> tuple[Account, ...]:
         """All accounts, beginning with the one whose turn it is."""
         with self._lock:
-            first, self._next = self._next, (self._next + 1) % max(1, len(self._accounts))
+            first, self._next = (
+                self._next,
+                (self._next + 1) % max(1, len(self._accounts)),
+            )
         return self._accounts[first:] + self._accounts[:first]
 
     def rests(self, account: Account, scope: str = "") -> RateLimited | None:
@@ -97,7 +108,13 @@ class AccountPool:
         What the upstream said of it was said to another caller, and is not told again.
         """
         left = self._resting.get((account.name, scope), -math.inf) - self._clock()
-        return RateLimited("The upstream's limit is reached.", retry_after=max(1, round(left))) if left > 0 else None
+        return (
+            RateLimited(
+                "The upstream's limit is reached.", retry_after=max(1, round(left))
+            )
+            if left > 0
+            else None
+        )
 
     def rejected(self, account: Account) -> bool:
         """Whether the account's token was rejected of late."""
@@ -127,16 +144,28 @@ class AccountPool:
             log.warning("The upstream rejects the credential of %s.", account.name)
             self._rejected[account.name] = now + REJECTED_SECONDS
         elif isinstance(error, RateLimited) and error.retry_after:
-            log.info("%s has reached a limit of the upstream's, for %d s.", account.name, error.retry_after)
+            log.info(
+                "%s has reached a limit of the upstream's, for %d s.",
+                account.name,
+                error.retry_after,
+            )
             with self._lock:
-                self._resting = {key: until for key, until in self._resting.items() if until > now}
+                self._resting = {
+                    key: until for key, until in self._resting.items() if until > now
+                }
                 self._resting[account.name, scope] = now + error.retry_after
 
 
 class Attempts:
     """One ask's way through the accounts: the next one only after a refusal that another account may mend."""
 
-    def __init__(self, pool: AccountPool, candidates: tuple[Account, ...], most: int, scope: str = "") -> None:
+    def __init__(
+        self,
+        pool: AccountPool,
+        candidates: tuple[Account, ...],
+        most: int,
+        scope: str = "",
+    ) -> None:
         self._pool = pool
         self.scope = scope
         self._left = sorted(candidates, key=pool.rejected)
@@ -162,5 +191,7 @@ class Attempts:
             self._pool.heard(self.account, error, self.scope)
         if not error.another_account_may_help:
             raise error
-        if not (isinstance(error, TokenRejected) and isinstance(self._last, RateLimited)):
+        if not (
+            isinstance(error, TokenRejected) and isinstance(self._last, RateLimited)
+        ):
             self._last = error  # a limit ends by itself, so it is what is worth telling

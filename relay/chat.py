@@ -44,7 +44,14 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamGone,
 )
-from relay.keeping import LEASE_SECONDS, IndexKeeper, Keeper, Leases, NoKeeper, OwnKeeper
+from relay.keeping import (
+    LEASE_SECONDS,
+    IndexKeeper,
+    Keeper,
+    Leases,
+    NoKeeper,
+    OwnKeeper,
+)
 from relay.store import Begun, Claim, Claimed, Opening, Store
 from relay.window import within
 
@@ -207,7 +214,10 @@ class Turn:
         self.begin()
         text = "".join(self._text)
         self._check(text, self._finished.reason)
-        ids = self.conversation_id, self._finished.message_id or self._keeper.opening.answer_id
+        ids = (
+            self.conversation_id,
+            self._finished.message_id or self._keeper.opening.answer_id,
+        )
         reply = Reply(
             text,
             *(ids if self._keeper.shows_ids else ("", "")),
@@ -228,9 +238,13 @@ class Turn:
         if reason == "content_filter":
             raise Blocked("The upstream's content filter stopped the answer.")
         if reason in ("tool_calls", "function_call"):
-            raise UpstreamFailed("The model asked for a tool to be called, which this route does not do: send none.")
+            raise UpstreamFailed(
+                "The model asked for a tool to be called, which this route does not do: send none."
+            )
         if not text and reason == "length":
-            raise UpstreamFailed("The model's limit of tokens was spent before its answer began: allow it more.")
+            raise UpstreamFailed(
+                "The model's limit of tokens was spent before its answer began: allow it more."
+            )
 
     def fail(self, error: RelayError) -> bytes | None:
         """The turn failed: keep what came as a broken answer, and tell it; None: the body is to be broken off."""
@@ -276,7 +290,12 @@ class Kept:
         events: list[Event] = [Started(kept["model"], kept["conversation_id"] or None)]
         events += [Reasoning(kept["reasoning"])] if kept["reasoning"] else []
         events += [Delta(kept["text"])] if kept["text"] else []
-        return [*events, Finished(kept["finish_reason"], kept["message_id"], kept["model"], kept["usage"])]
+        return [
+            *events,
+            Finished(
+                kept["finish_reason"], kept["message_id"], kept["model"], kept["usage"]
+            ),
+        ]
 
     def end(self) -> list[Event]:
         return []
@@ -312,7 +331,12 @@ class Chat:
     """
 
     def __init__(
-        self, upstreams: Mapping[str, Upstream], choice: Choice, store: Store, leases: Leases, budget: int = 0
+        self,
+        upstreams: Mapping[str, Upstream],
+        choice: Choice,
+        store: Store,
+        leases: Leases,
+        budget: int = 0,
     ) -> None:
         self._upstreams = upstreams
         self._choice = choice
@@ -323,13 +347,21 @@ class Chat:
     def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | None:
         """Keep the question and send it. None while the conversation, or the same ask with a key, is being answered."""
         if ask.parent_id and not ask.conversation_id:
-            raise BadRequest("A parent id goes with the conversation_id of the same reply: send both, or neither.")
+            raise BadRequest(
+                "A parent id goes with the conversation_id of the same reply: send both, or neither."
+            )
         home = self._home(ask)
         if ask.keep and any(message.given for message in (*ask.before, ask.question)):
-            raise BadRequest("What is kept is text alone: images, files and tools go where nothing is to be kept.")
+            raise BadRequest(
+                "What is kept is text alone: images, files and tools go where nothing is to be kept."
+            )
         if not ask.conversation_id:
             self._permit(ask, home)
-        opening = _opening(ask, home.name, adopt=home.keeps and (bool(ask.caller.token) or self._choice.sole_owner))
+        opening = _opening(
+            ask,
+            home.name,
+            adopt=home.keeps and (bool(ask.caller.token) or self._choice.sole_owner),
+        )
         if opening.claim is not None:
             found = self._store.claim(opening.claim, opening.holder, LEASE_SECONDS)
             if found.state != "mine":
@@ -355,7 +387,9 @@ class Chat:
 
     def _begin(self, ask: Ask, opening: Opening, home: Upstream) -> Begun | None:
         """Hold the conversation and learn what was said in it; None while another turn holds it."""
-        begun: Begun | None = Begun(home.name, (*ask.before, ask.question), remote=home.keeps)
+        begun: Begun | None = Begun(
+            home.name, (*ask.before, ask.question), remote=home.keeps
+        )
         if ask.keep and not (opening.new and home.keeps):
             begun = None
             try:
@@ -363,7 +397,9 @@ class Chat:
             finally:
                 if begun is None and opening.claim is not None:
                     self._store.release(opening)
-        if begun is not None and (opening.claim is not None or (ask.keep and not (opening.new and home.keeps))):
+        if begun is not None and (
+            opening.claim is not None or (ask.keep and not (opening.new and home.keeps))
+        ):
             self._leases.hold(opening.holder)
         return begun
 
@@ -375,7 +411,9 @@ class Chat:
                     return upstream
         return self._upstreams[self._choice.upstream]
 
-    def _send(self, ask: Ask, begun: Begun, keeper: Keeper, printer: Printer, request_id: str) -> Turn:
+    def _send(
+        self, ask: Ask, begun: Begun, keeper: Keeper, printer: Printer, request_id: str
+    ) -> Turn:
         opening, upstream = keeper.opening, self._upstreams.get(begun.upstream)
         if upstream is None:
             raise UpstreamGone(
@@ -386,7 +424,9 @@ class Chat:
         if self._budget and ask.keep and not begun.remote:
             messages, dropped = within(messages, self._budget)
         if not upstream.takes_options and any(message.given for message in messages):
-            raise BadRequest(f"The upstream {upstream.name} takes messages of text alone: no images, files or tools.")
+            raise BadRequest(
+                f"The upstream {upstream.name} takes messages of text alone: no images, files or tools."
+            )
         question = Question(
             messages,
             question_id=opening.question_id,
@@ -412,7 +452,9 @@ class Chat:
     def _dispatch(self, opening: Opening) -> None:
         """Keep that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
         try:
-            if opening.claim is not None and not self._store.dispatch(opening.claim, opening.holder):
+            if opening.claim is not None and not self._store.dispatch(
+                opening.claim, opening.holder
+            ):
                 raise Busy()  # we slept for longer than the lease, and another process asks it
         except StoreFailed as error:
             error.taken = False
@@ -421,13 +463,19 @@ class Chat:
     def _permit(self, ask: Ask, upstream: Upstream) -> str | None:
         """The caller's own credential where it is to be spent. Raises where neither it nor ours may be."""
         if ask.reverse_proxy and not upstream.keeps:
-            raise Forbidden(f"The upstream {upstream.name} is reached by no reverse proxy: leave reverse_proxy out.")
+            raise Forbidden(
+                f"The upstream {upstream.name} is reached by no reverse proxy: leave reverse_proxy out."
+            )
         if ask.caller.token and upstream.checks_tokens:
             return ask.caller.token
         if not ask.caller.may_spend:
-            raise Unauthorized(f"The upstream {upstream.name} takes no access token; it asks for a client key.")
+            raise Unauthorized(
+                f"The upstream {upstream.name} takes no access token; it asks for a client key."
+            )
         if ask.caller.token and self._choice.explicit:
-            raise BadRequest(f"The upstream {upstream.name} takes no access token: leave access_token out.")
+            raise BadRequest(
+                f"The upstream {upstream.name} takes no access token: leave access_token out."
+            )
         return None
 
 
@@ -440,15 +488,21 @@ def _settled(found: Claimed, opening: Opening, printer: Printer) -> Turn | None:
             where = told["conversation_id"], Remarks(replayed=True)
             return Turn(kept, kept, KeptAlready(opening, shows_ids), printer, *where)
         case "refused":
-            raise (Refused if told["code"] == Refused.code else Blocked)(told["message"])
+            raise (Refused if told["code"] == Refused.code else Blocked)(
+                told["message"]
+            )
         case "unknown":
             raise OutcomeUnknown(
-                f"{OutcomeUnknown.message} {told.get('message', '')} Take a new key to ask anew.".replace("  ", " ")
+                f"{OutcomeUnknown.message} {told.get('message', '')} Take a new key to ask anew.".replace(
+                    "  ", " "
+                )
             )
         case "other":
             raise KeyReused()
         case "gone":
-            raise NoConversation("The answer to this request was deleted with its conversation.")
+            raise NoConversation(
+                "The answer to this request was deleted with its conversation."
+            )
     return None
 
 
@@ -472,10 +526,22 @@ def _opening(ask: Ask, upstream: str, adopt: bool) -> Opening:
 
 def _fingerprint(ask: Ask) -> str:
     """What makes two asks the same: all that is asked, and where; not how the answer is to be told."""
-    said = [[message.role, message.text, message.given] for message in (*ask.before, ask.question)]
-    where = [ask.route, ask.conversation_id, ask.parent_id, ask.model, ask.reverse_proxy, ask.keep]
+    said = [
+        [message.role, message.text, message.given]
+        for message in (*ask.before, ask.question)
+    ]
+    where = [
+        ask.route,
+        ask.conversation_id,
+        ask.parent_id,
+        ask.model,
+        ask.reverse_proxy,
+        ask.keep,
+    ]
     try:
-        told = orjson.dumps([said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS)
+        told = orjson.dumps(
+            [said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS
+        )
     except orjson.JSONEncodeError:
         raise BadRequest("The question is nested too deeply to be asked.") from None
     return hashlib.sha256(told).hexdigest()
@@ -484,4 +550,6 @@ def _fingerprint(ask: Ask) -> str:
 def _title(prompt: str) -> str:
     """The prompt's first words, on one line."""
     line = " ".join(prompt[: 10 * TITLE_LENGTH].split()) or "New chat"
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
+    return (
+        line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
+    )

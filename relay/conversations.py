@@ -25,11 +25,21 @@ class History(Protocol):
 
     def list(self, caller: Caller, most: int) -> list[dict[str, Any]]: ...
 
-    def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]: ...
+    def read(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> dict[str, Any]: ...
 
-    def change(self, caller: Caller, conversation_id: str, account: str | None, what: dict[str, Any]) -> None: ...
+    def change(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        account: str | None,
+        what: dict[str, Any],
+    ) -> None: ...
 
-    def entitle(self, caller: Caller, conversation_id: str, account: str | None) -> str: ...
+    def entitle(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ class Listed:
 class Conversations:
     """`sole_owner`: there is one client key at most, so what lies at the accounts is that owner's."""
 
-    def __init__(self, store: Store, histories: Mapping[str, History], sole_owner: bool) -> None:
+    def __init__(
+        self, store: Store, histories: Mapping[str, History], sole_owner: bool
+    ) -> None:
         self._store = store
         self._histories = histories
         self._sole_owner = sole_owner
@@ -55,7 +67,9 @@ class Conversations:
         """
         most = offset + limit
         if search:
-            if caller.claimed:  # the account that the token names is its own only if it is let in
+            if (
+                caller.claimed
+            ):  # the account that the token names is its own only if it is let in
                 for history in self._reachable(caller):
                     history.list(caller, 1)
             return Listed([*self._store.list(caller.owner, offset, limit, search)])
@@ -68,11 +82,17 @@ class Conversations:
             except UpstreamError as error:
                 if caller.token:
                     raise
-                log.warning("Conversations at the upstream could not be listed: %s", error.code)
+                log.warning(
+                    "Conversations at the upstream could not be listed: %s", error.code
+                )
                 missing = error
-        return Listed(sorted(found.values(), key=_updated, reverse=True)[offset:most], missing)
+        return Listed(
+            sorted(found.values(), key=_updated, reverse=True)[offset:most], missing
+        )
 
-    def read(self, caller: Caller, conversation_id: str) -> Conversation | dict[str, Any]:
+    def read(
+        self, caller: Caller, conversation_id: str
+    ) -> Conversation | dict[str, Any]:
         row, history = self._locate(caller, conversation_id)
         if history is None:
             return self._store.get(caller.owner, conversation_id)
@@ -81,7 +101,9 @@ class Conversations:
     def rename(self, caller: Caller, conversation_id: str, title: str) -> None:
         row, history = self._locate(caller, conversation_id)
         if history is not None:
-            history.change(caller, conversation_id, row.account if row else None, {"title": title})
+            history.change(
+                caller, conversation_id, row.account if row else None, {"title": title}
+            )
         if row is not None:
             self._store.rename(caller.owner, conversation_id, title)
 
@@ -101,7 +123,12 @@ class Conversations:
         row, history = self._locate(caller, conversation_id)
         try:
             if history is not None:
-                history.change(caller, conversation_id, row.account if row else None, {"is_visible": False})
+                history.change(
+                    caller,
+                    conversation_id,
+                    row.account if row else None,
+                    {"is_visible": False},
+                )
         except NoConversation:
             if row is not None:  # it was deleted there before
                 self._store.delete(caller.owner, conversation_id)
@@ -109,7 +136,9 @@ class Conversations:
         if row is not None:
             self._store.delete(caller.owner, conversation_id)
 
-    def _locate(self, caller: Caller, conversation_id: str) -> tuple[Conversation | None, History | None]:
+    def _locate(
+        self, caller: Caller, conversation_id: str
+    ) -> tuple[Conversation | None, History | None]:
         """The index row, and the history that has the text; None for one that is kept here."""
         if "\0" in conversation_id:  # no database is asked for such a thing
             raise NoConversation()

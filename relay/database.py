@@ -70,14 +70,20 @@ def told_as_ours() -> Iterator[None]:
     except SQLAlchemyError as error:
         # what these two say is of files, locks and servers; other errors may quote what was said
         sayable = type(error) in (OperationalError, DatabaseError)
-        reason = str(getattr(error, "orig", error)).partition("\n")[0] if sayable else ""
+        reason = (
+            str(getattr(error, "orig", error)).partition("\n")[0] if sayable else ""
+        )
         log.warning("The database failed: %s %s", type(error).__name__, reason)
         raise StoreFailed() from error
 
 
 def open_database(url: str, native: Callable[[], Run]) -> Database:
     """The database that a URL names. `native` makes a runner of its own thread."""
-    return SQLite(url, native) if make_url(url).get_backend_name() == "sqlite" else PostgreSQL(url)
+    return (
+        SQLite(url, native)
+        if make_url(url).get_backend_name() == "sqlite"
+        else PostgreSQL(url)
+    )
 
 
 class PostgreSQL:
@@ -94,7 +100,11 @@ class PostgreSQL:
             pool_pre_ping=True,  # a restarted server costs nobody an answer
             pool_use_lifo=True,
             hide_parameters=True,
-            connect_args={"connect_timeout": 10, "application_name": "chatgpt-webapi", "options": limits},
+            connect_args={
+                "connect_timeout": 10,
+                "application_name": "chatgpt-webapi",
+                "options": limits,
+            },
         )
         event.listen(self._engine, "connect", self._measure)
 
@@ -120,8 +130,12 @@ class PostgreSQL:
 
     def prepare(self, work: Work[None]) -> None:
         def locked(connection: Connection) -> None:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table's change takes its time
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": START_LOCK})
+            connection.execute(
+                text("SET LOCAL statement_timeout = 0")
+            )  # a large table's change takes its time
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": START_LOCK}
+            )
             work(connection)
 
         self.write(locked)
@@ -181,12 +195,18 @@ def _engine(url: str, begin: str) -> Engine:
             raise StoreFailed(message) from error
     # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
     given = {"check_same_thread": False, "timeout": BUSY_SECONDS}
-    engine = create_engine(url, poolclass=StaticPool, hide_parameters=True, connect_args=given)
+    engine = create_engine(
+        url, poolclass=StaticPool, hide_parameters=True, connect_args=given
+    )
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # sqlite3 would begin transactions by itself, and too late
-        connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's own knows ASCII alone
+        connection.isolation_level = (
+            None  # sqlite3 would begin transactions by itself, and too late
+        )
+        connection.create_function(
+            "lower", 1, _lower, deterministic=True
+        )  # SQLite's own knows ASCII alone
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
@@ -224,7 +244,10 @@ class Writer:
         self._waiting.append(write)
         with self._turn:
             if not write.done:
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), LARGEST_COMMIT))]
+                group = [
+                    self._waiting.popleft()
+                    for _ in range(min(len(self._waiting), LARGEST_COMMIT))
+                ]
                 self._run(lambda: self._commit(group))
             if not write.done:  # more were waiting than one commit takes
                 self._waiting.remove(write)
@@ -265,7 +288,9 @@ class Writer:
         committed = False
         try:
             with told_as_ours(), self._engine.begin() as connection:
-                if len(group) == 1:  # no savepoint is needed: the whole transaction is its own
+                if (
+                    len(group) == 1
+                ):  # no savepoint is needed: the whole transaction is its own
                     group[0].result = group[0].work(connection)
                 else:
                     for write in group:

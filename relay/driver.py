@@ -15,11 +15,20 @@ from typing import NoReturn
 
 from relay.chat import Printer, Turn
 from relay.domain import Event, Reply
-from relay.errors import Busy, CallerLeft, InternalError, RelayError, UpstreamCut, UpstreamTimeout
+from relay.errors import (
+    Busy,
+    CallerLeft,
+    InternalError,
+    RelayError,
+    UpstreamCut,
+    UpstreamTimeout,
+)
 
 log = logging.getLogger(__name__)
 
-SETTLED_SECONDS = 5.0  # how long the end of a stream is waited for whose answer is there
+SETTLED_SECONDS = (
+    5.0  # how long the end of a stream is waited for whose answer is there
+)
 _LONGEST_PAUSE = 0.5
 
 
@@ -173,7 +182,9 @@ class Drive(Telling):
         limit, heard = self._clocks.first_byte, time.monotonic()
         while not turn.over:
             try:
-                piece = turn.stream.read(min(self._left(heard, limit), self._clocks.keep_alive))
+                piece = turn.stream.read(
+                    min(self._left(heard, limit), self._clocks.keep_alive)
+                )
                 if piece is None:
                     self._left(heard, limit)
             except (UpstreamCut, UpstreamTimeout):
@@ -185,7 +196,11 @@ class Drive(Telling):
             elif piece:
                 told = turn.feed(piece)
                 turn.begin()
-                limit = min(SETTLED_SECONDS, self._clocks.silence) if turn.settled else self._clocks.silence
+                limit = (
+                    min(SETTLED_SECONDS, self._clocks.silence)
+                    if turn.settled
+                    else self._clocks.silence
+                )
                 heard = time.monotonic()
                 yield told
             else:
@@ -200,14 +215,22 @@ class Drive(Telling):
             raise CallerLeft()
         now = time.monotonic()
         if now >= self._deadline:
-            raise UpstreamTimeout(f"The answer was not whole within {self.seconds:g} s; it was given up.")
+            raise UpstreamTimeout(
+                f"The answer was not whole within {self.seconds:g} s; it was given up."
+            )
         if now >= heard + limit:
-            raise UpstreamTimeout(f"The upstream was silent for {limit:g} s; it was given up.")
+            raise UpstreamTimeout(
+                f"The upstream was silent for {limit:g} s; it was given up."
+            )
         return min(self._deadline, heard + limit) - now
 
     def _fail(self, error: RelayError) -> None:
         self.outcome = error.code
-        self._last_words = self.turn.fail(error) if self.turn is not None else self._printer.fail(error)
+        self._last_words = (
+            self.turn.fail(error)
+            if self.turn is not None
+            else self._printer.fail(error)
+        )
 
     def close(self) -> None:
         """Whatever happened: nothing stays open behind the response."""
@@ -248,7 +271,12 @@ class Detached(Telling):
     """
 
     def __init__(
-        self, drive: Drive, background: Background, printer: Printer, clocks: Clocks, timeout: float | None = None
+        self,
+        drive: Drive,
+        background: Background,
+        printer: Printer,
+        clocks: Clocks,
+        timeout: float | None = None,
     ) -> None:
         super().__init__(printer, clocks, timeout)
         self._drive = drive
@@ -287,7 +315,11 @@ class Detached(Telling):
                 self._end(CallerLeft())
             if (left := self._deadline - time.monotonic()) <= 0:
                 said = f"The answer was not whole within {self.seconds:g} s."
-                self._end(UpstreamTimeout(f"{said} Send the same key again for it: nothing is asked twice."))
+                self._end(
+                    UpstreamTimeout(
+                        f"{said} Send the same key again for it: nothing is asked twice."
+                    )
+                )
             try:
                 pulse = self._told.get(timeout=min(left, self._clocks.keep_alive))
             except Empty:

@@ -84,7 +84,9 @@ class NotFound(CallerError):
 
 class NoConversation(NotFound):
     code = "no_conversation"
-    message = "There is no such conversation. Leave conversation_id out to begin a new one."
+    message = (
+        "There is no such conversation. Leave conversation_id out to begin a new one."
+    )
 
 
 class MethodNotAllowed(CallerError):
@@ -143,10 +145,14 @@ class UpstreamRefused(UpstreamError):
 
     code = "upstream_refused"
 
-    def __init__(self, message: str, *, status: int, retry_after: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int, retry_after: int | None = None
+    ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status if 400 <= status <= 599 else 502
-        self.taken = status >= 500 or status == 408  # what failed, or took too long, may have been taken first
+        self.taken = (
+            status >= 500 or status == 408
+        )  # what failed, or took too long, may have been taken first
 
 
 class TokenRejected(UpstreamRefused):
@@ -169,7 +175,9 @@ class Blocked(UpstreamRefused):
     status, code = 403, "blocked"
     settles = True
 
-    def __init__(self, message: str = "The upstream's moderation took this answer back.") -> None:
+    def __init__(
+        self, message: str = "The upstream's moderation took this answer back."
+    ) -> None:
         super().__init__(message, status=403)
         self.taken = True
 

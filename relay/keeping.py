@@ -25,7 +25,11 @@ UPKEEP_SECONDS = 3600.0
 class Leases:
     """Keeps the leases of running turns alive: one write every few seconds for all of them, and none when idle."""
 
-    def __init__(self, renew: Callable[[Collection[str], float], None], every: float = RENEW_SECONDS) -> None:
+    def __init__(
+        self,
+        renew: Callable[[Collection[str], float], None],
+        every: float = RENEW_SECONDS,
+    ) -> None:
         self._renew = renew
         self._every = every
         self._held: set[str] = set()
@@ -132,7 +136,11 @@ def lost(error: RelayError, text: str, conversation_id: str = "") -> Claimed | N
     """What is kept for an ask with a key that failed; None where it was not taken, so that it may be asked again."""
     if not error.taken and not text:
         return None
-    told = {"code": error.code, "message": error.message, "conversation_id": conversation_id or None}
+    told = {
+        "code": error.code,
+        "message": error.message,
+        "conversation_id": conversation_id or None,
+    }
     return Claimed("refused" if error.settles else "unknown", told)
 
 
@@ -159,7 +167,13 @@ class OwnKeeper(_Keeping):
         self._leases.drop(self.opening.holder)
         ended = lost(error, text, self.opening.conversation_id)
         if ended is not None:
-            reply = Reply(text, self.opening.conversation_id, self.opening.answer_id, model, error.code)
+            reply = Reply(
+                text,
+                self.opening.conversation_id,
+                self.opening.answer_id,
+                model,
+                error.code,
+            )
             self._store.finish(self.opening, reply, "broken", ended)
         else:
             self._store.forget(self.opening)
@@ -178,7 +192,9 @@ class NoKeeper(_Keeping):
         self._release(lost(error, text))
         return True
 
-    def _release(self, outcome: Claimed | None, row: Conversation | None = None) -> None:
+    def _release(
+        self, outcome: Claimed | None, row: Conversation | None = None
+    ) -> None:
         if row is not None or self.opening.claim is not None or not self.opening.new:
             self._leases.drop(self.opening.holder)
             self._try(lambda: self._store.release(self.opening, outcome, row))
@@ -198,7 +214,9 @@ class IndexKeeper(NoKeeper):
 
     shows_ids = True
 
-    def __init__(self, store: Store, leases: Leases, opening: Opening, begun: Begun) -> None:
+    def __init__(
+        self, store: Store, leases: Leases, opening: Opening, begun: Begun
+    ) -> None:
         super().__init__(store, leases, opening)
         self._begun = begun
         self._started: Started | None = None
@@ -208,8 +226,19 @@ class IndexKeeper(NoKeeper):
         self._started = started
         if started.conversation_id:
             opening, where = self.opening, (self._begun.upstream, started.account)
-            row = Conversation(started.conversation_id, opening.owner, *where, opening.title, None, 0, 0, True)
-            if self._begun.listed or self._try(lambda: self._store.note(row)):  # what is listed may be deleted by now
+            row = Conversation(
+                started.conversation_id,
+                opening.owner,
+                *where,
+                opening.title,
+                None,
+                0,
+                0,
+                True,
+            )
+            if self._begun.listed or self._try(
+                lambda: self._store.note(row)
+            ):  # what is listed may be deleted by now
                 self._row = row
 
     def whole(self, reply: Reply) -> None:

@@ -95,7 +95,11 @@ def bring_up_to_date(connection: Connection) -> None:
     if "conversations" not in there:
         metadata.create_all(connection)
     else:
-        found = connection.execute(select(version)).scalar_one() if "schema_version" in there else 1
+        found = (
+            connection.execute(select(version)).scalar_one()
+            if "schema_version" in there
+            else 1
+        )
         if found > NEWEST:
             raise StoreFailed(
                 f"The database is of a newer version ({found}) than this service ({NEWEST}). Start the newer service, "

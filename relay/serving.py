@@ -21,7 +21,9 @@ def in_place() -> Run:
     return run
 
 
-def blind(environ: Mapping[str, Any], left: Callable[[], None], seconds: float) -> Callable[[], None]:
+def blind(
+    environ: Mapping[str, Any], left: Callable[[], None], seconds: float
+) -> Callable[[], None]:
     """Sees nothing: a caller that left is noticed when something is sent to it."""
     return lambda: None
 
@@ -35,5 +37,7 @@ class Serving:
     """
 
     native: Callable[[], Run] = in_place
-    watch: Callable[[Mapping[str, Any], Callable[[], None], float], Callable[[], None]] = blind
+    watch: Callable[
+        [Mapping[str, Any], Callable[[], None], float], Callable[[], None]
+    ] = blind
     broken_input: tuple[type[Exception], ...] = (OSError,)

@@ -43,7 +43,9 @@ def port(value: str) -> int:
 
 def seconds(value: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not 0 < float(value) <= 86400:
-        raise ValueError("it must be a number of seconds, more than 0 and at most 86400")
+        raise ValueError(
+            "it must be a number of seconds, more than 0 and at most 86400"
+        )
     return float(value)
 
 
@@ -51,12 +53,17 @@ def size(value: str) -> int:
     found = re.fullmatch(r"([0-9]+) ?(|[KMG]B?)", value.upper())
     if not found or not int(found[1]):
         raise ValueError("it must be a size such as 500KB, 25MB or 1000000")
-    return int(found[1]) * {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}[found[2].removesuffix("B")]
+    return (
+        int(found[1])
+        * {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}[found[2].removesuffix("B")]
+    )
 
 
 def prefix(value: str) -> str:
     inner = value.strip("/")
-    if not re.fullmatch(r"[A-Za-z0-9._~/-]+", inner) or {"", ".", ".."} & set(inner.split("/")):
+    if not re.fullmatch(r"[A-Za-z0-9._~/-]+", inner) or {"", ".", ".."} & set(
+        inner.split("/")
+    ):
         raise ValueError("it must be a path such as secret or my/api")
     return "/" + inner
 
@@ -72,7 +79,9 @@ def origins(value: str) -> tuple[str, ...]:
     found = words(value)
     for origin in found:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s@?#]+", origin):
-            raise ValueError("each must be * or an origin such as https://example.org, without a path")
+            raise ValueError(
+                "each must be * or an origin such as https://example.org, without a path"
+            )
     return tuple(origin.lower() for origin in found)
 
 
@@ -86,11 +95,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def database(value: str) -> str:
-    for scheme in ("postgres://", "postgresql://"):  # as other programs' settings have it
+    for scheme in (
+        "postgres://",
+        "postgresql://",
+    ):  # as other programs' settings have it
         if value.startswith(scheme):
             value = "postgresql+psycopg://" + value.removeprefix(scheme)
     if not re.match(r"sqlite:///|postgresql\+psycopg://[^\s]+/[^\s/]", value):
-        raise ValueError("it must begin with sqlite:/// and a path, or be postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+        raise ValueError(
+            "it must begin with sqlite:/// and a path, or be postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        )
     try:
         make_url(value)
     except (ArgumentError, ValueError):
@@ -101,7 +115,9 @@ def database(value: str) -> str:
 
 def address(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
-        raise ValueError("it must be an address such as https://proxy.example/api, without user, query and fragment")
+        raise ValueError(
+            "it must be an address such as https://proxy.example/api, without user, query and fragment"
+        )
     return value
 
 
@@ -138,15 +154,33 @@ def json_object(value: str) -> dict[str, Any]:
 def headers(value: str) -> dict[str, str]:
     found = json_object(value)
     for name, text in found.items():
-        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not isinstance(text, str) or not re.fullmatch(r"[ -~]*", text):
-            raise ValueError("it must be a JSON object of header names and values, in ASCII and without line ends")
+        if (
+            not re.fullmatch(r"[A-Za-z0-9-]+", name)
+            or not isinstance(text, str)
+            or not re.fullmatch(r"[ -~]*", text)
+        ):
+            raise ValueError(
+                "it must be a JSON object of header names and values, in ASCII and without line ends"
+            )
     return found
 
 
 def setting(
-    env: str, default: T, read: Callable[[str], T], meaning: str, *, also: tuple[str, ...] = (), secret: bool = False
+    env: str,
+    default: T,
+    read: Callable[[str], T],
+    meaning: str,
+    *,
+    also: tuple[str, ...] = (),
+    secret: bool = False,
 ) -> T:
-    known = {"env": env, "read": read, "meaning": meaning, "also": also, "secret": secret}
+    known = {
+        "env": env,
+        "read": read,
+        "meaning": meaning,
+        "also": also,
+        "secret": secret,
+    }
     if isinstance(default, dict):
         return field(default_factory=lambda: default, repr=not secret, metadata=known)
     return field(default=default, repr=not secret, metadata=known)
@@ -159,9 +193,15 @@ class Settings:
     host: str = setting("HOST", "127.0.0.1", text, "Address to listen on.")
     port: int = setting("PORT", 8080, port, "Port to listen on; 0 takes a free one.")
     api_prefix: str = setting("API_PREFIX", "", prefix, "Path prefix for every route.")
-    data_dir: str = setting("DATA_DIR", "./data", text, "Folder for the database and the client key.")
+    data_dir: str = setting(
+        "DATA_DIR", "./data", text, "Folder for the database and the client key."
+    )
     database_url: str = setting(
-        "DATABASE_URL", "", database, "Database, SQLite or PostgreSQL; unset: a SQLite file in DATA_DIR.", secret=True
+        "DATABASE_URL",
+        "",
+        database,
+        "Database, SQLite or PostgreSQL; unset: a SQLite file in DATA_DIR.",
+        secret=True,
     )
     authorization: tuple[str, ...] = setting(
         "AUTHORIZATION",
@@ -172,68 +212,151 @@ class Settings:
         secret=True,
     )
     allow_caller_tokens: bool = setting(
-        "ALLOW_CALLER_TOKENS", True, flag, "Whether a caller may spend a credential of its own without a client key."
+        "ALLOW_CALLER_TOKENS",
+        True,
+        flag,
+        "Whether a caller may spend a credential of its own without a client key.",
     )
     cors_origins: tuple[str, ...] = setting(
-        "CORS_ORIGINS", (), origins, "Origins that browsers may call from, with credentials; *: any, without."
+        "CORS_ORIGINS",
+        (),
+        origins,
+        "Origins that browsers may call from, with credentials; *: any, without.",
     )
     upstream: str = setting(
-        "UPSTREAM", "auto", one_of("auto", "offline", "chatgpt-web", "openai"), "Upstream of new conversations."
+        "UPSTREAM",
+        "auto",
+        one_of("auto", "offline", "chatgpt-web", "openai"),
+        "Upstream of new conversations.",
     )
     access_token: tuple[str, ...] = setting(
-        "ACCESS_TOKEN", (), words, "The owner's ChatGPT access tokens.", also=("access_token",), secret=True
+        "ACCESS_TOKEN",
+        (),
+        words,
+        "The owner's ChatGPT access tokens.",
+        also=("access_token",),
+        secret=True,
     )
-    reverse_proxy: str = setting("REVERSE_PROXY", "", address, "Where ChatGPT's web backend is reached.")
+    reverse_proxy: str = setting(
+        "REVERSE_PROXY", "", address, "Where ChatGPT's web backend is reached."
+    )
     reverse_proxy_allow: tuple[str, ...] = setting(
         "REVERSE_PROXY_ALLOW", (), addresses, "Reverse proxies that callers may name."
     )
     chatgpt_base_url: tuple[str, ...] = setting(
-        "CHATGPT_BASE_URL", ("https://chatgpt.com",), addresses, "Origins of ChatGPT, where REVERSE_PROXY is unset."
+        "CHATGPT_BASE_URL",
+        ("https://chatgpt.com",),
+        addresses,
+        "Origins of ChatGPT, where REVERSE_PROXY is unset.",
     )
-    conversation_path: str = setting("CONVERSATION_PATH", "conversation", prefix_free, "Path of a turn below the base.")
+    conversation_path: str = setting(
+        "CONVERSATION_PATH",
+        "conversation",
+        prefix_free,
+        "Path of a turn below the base.",
+    )
     chatgpt_headers: Mapping[str, str] = setting(
-        "CHATGPT_HEADERS", {}, headers, "Extra headers for ChatGPT's backend, as JSON.", secret=True
+        "CHATGPT_HEADERS",
+        {},
+        headers,
+        "Extra headers for ChatGPT's backend, as JSON.",
+        secret=True,
     )
     chatgpt_body: Mapping[str, Any] = setting(
         "CHATGPT_BODY", {}, json_object, "Extra fields of a turn's body, as JSON."
     )
     openai_api_key: tuple[str, ...] = setting(
-        "OPENAI_API_KEY", (), words, "The owner's keys of an OpenAI-compatible API.", secret=True
+        "OPENAI_API_KEY",
+        (),
+        words,
+        "The owner's keys of an OpenAI-compatible API.",
+        secret=True,
     )
-    openai_base_url: str = setting("OPENAI_BASE_URL", "", address, "Where an OpenAI-compatible API is; unset: OpenAI.")
-    openai_model: str = setting("OPENAI_MODEL", "", text, "Model for asks that name none; unset: the first listed.")
+    openai_base_url: str = setting(
+        "OPENAI_BASE_URL",
+        "",
+        address,
+        "Where an OpenAI-compatible API is; unset: OpenAI.",
+    )
+    openai_model: str = setting(
+        "OPENAI_MODEL",
+        "",
+        text,
+        "Model for asks that name none; unset: the first listed.",
+    )
     openai_headers: Mapping[str, str] = setting(
-        "OPENAI_HEADERS", {}, headers, "Extra headers for the OpenAI-compatible API, as JSON.", secret=True
+        "OPENAI_HEADERS",
+        {},
+        headers,
+        "Extra headers for the OpenAI-compatible API, as JSON.",
+        secret=True,
     )
     openai_body: Mapping[str, Any] = setting(
-        "OPENAI_BODY", {}, json_object, "Extra body fields for the OpenAI-compatible API, as JSON; null leaves one out."
+        "OPENAI_BODY",
+        {},
+        json_object,
+        "Extra body fields for the OpenAI-compatible API, as JSON; null leaves one out.",
     )
     history_budget: int = setting(
-        "HISTORY_BUDGET", 32000, count, "Tokens of a conversation that go to an upstream with no memory; 0: all."
+        "HISTORY_BUDGET",
+        32000,
+        count,
+        "Tokens of a conversation that go to an upstream with no memory; 0: all.",
     )
     retention_days: float = setting(
-        "RETENTION_DAYS", 0.0, days, "Days after which a conversation that rested is deleted; 0: never."
+        "RETENTION_DAYS",
+        0.0,
+        days,
+        "Days after which a conversation that rested is deleted; 0: never.",
     )
-    account_concurrency: int = setting("ACCOUNT_CONCURRENCY", 0, count, "Asks at once per account; 0: no bound.")
-    retry_times: int = setting("RETRY_TIMES", 3, count, "Other accounts tried after a refusal.")
-    connect_timeout: float = setting("CONNECT_TIMEOUT", 10.0, seconds, "Longest wait for a connection, s.")
+    account_concurrency: int = setting(
+        "ACCOUNT_CONCURRENCY", 0, count, "Asks at once per account; 0: no bound."
+    )
+    retry_times: int = setting(
+        "RETRY_TIMES", 3, count, "Other accounts tried after a refusal."
+    )
+    connect_timeout: float = setting(
+        "CONNECT_TIMEOUT", 10.0, seconds, "Longest wait for a connection, s."
+    )
     first_byte_timeout: float = setting(
-        "FIRST_BYTE_TIMEOUT", 120.0, seconds, "Longest wait for an answer's first byte, s."
+        "FIRST_BYTE_TIMEOUT",
+        120.0,
+        seconds,
+        "Longest wait for an answer's first byte, s.",
     )
-    read_timeout: float = setting("READ_TIMEOUT", 60.0, seconds, "Longest silence within an answer, s.")
-    total_timeout: float = setting("TOTAL_TIMEOUT", 600.0, seconds, "Longest time for one ask, in and out, s.")
-    max_body: int = setting("MAX_BODY", 25 * 1024**2, size, "Largest request body, as 500KB, 25MB or bytes.")
+    read_timeout: float = setting(
+        "READ_TIMEOUT", 60.0, seconds, "Longest silence within an answer, s."
+    )
+    total_timeout: float = setting(
+        "TOTAL_TIMEOUT", 600.0, seconds, "Longest time for one ask, in and out, s."
+    )
+    max_body: int = setting(
+        "MAX_BODY", 25 * 1024**2, size, "Largest request body, as 500KB, 25MB or bytes."
+    )
     log_level: str = setting(
-        "LOG_LEVEL", "info", one_of("debug", "info", "warning", "error"), "What the log tells: from this level on."
+        "LOG_LEVEL",
+        "info",
+        one_of("debug", "info", "warning", "error"),
+        "What the log tells: from this level on.",
     )
-    log_format: str = setting("LOG_FORMAT", "text", one_of("text", "json"), "One line of text or of JSON per event.")
+    log_format: str = setting(
+        "LOG_FORMAT",
+        "text",
+        one_of("text", "json"),
+        "One line of text or of JSON per event.",
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Read all settings from `env`; raises SettingsError at the first that cannot be read."""
         found: dict[str, Any] = {}
         for known in fields(cls):
-            name, value = _given(env, known.metadata["env"], known.metadata["also"], known.metadata["secret"])
+            name, value = _given(
+                env,
+                known.metadata["env"],
+                known.metadata["also"],
+                known.metadata["secret"],
+            )
             if not value:
                 continue
             try:
@@ -245,27 +368,39 @@ class Settings:
     @classmethod
     def load(cls) -> Settings:
         """Read all settings from the environment, and from `.env` in the working directory what that leaves unset."""
-        written = {name: value for name, value in dotenv_values(".env").items() if value}
-        return cls.from_env(written | {name: value for name, value in os.environ.items() if value})
+        written = {
+            name: value for name, value in dotenv_values(".env").items() if value
+        }
+        return cls.from_env(
+            written | {name: value for name, value in os.environ.items() if value}
+        )
 
     def database(self) -> str:
         """The database's URL, with its default filled in."""
-        return self.database_url or f"sqlite:///{Path(self.data_dir) / 'conversations.db'}"
+        return (
+            self.database_url or f"sqlite:///{Path(self.data_dir) / 'conversations.db'}"
+        )
 
 
-def _given(env: Mapping[str, str], name: str, also: tuple[str, ...], secret: bool) -> tuple[str, str]:
+def _given(
+    env: Mapping[str, str], name: str, also: tuple[str, ...], secret: bool
+) -> tuple[str, str]:
     """The name and the value under which a setting was given; the first of its names that is set counts."""
     for candidate in (name, *also):
         path = env.get(f"{candidate}_FILE", "").strip() if secret else ""
         if value := env.get(candidate, "").strip():
             if path:
-                raise SettingsError(f"{candidate} and {candidate}_FILE are both set: leave one of them out.")
+                raise SettingsError(
+                    f"{candidate} and {candidate}_FILE are both set: leave one of them out."
+                )
             return candidate, value
         if path:
             try:
                 text = Path(path).read_text("utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{candidate}_FILE names a file that cannot be read: {error}.") from None
+                raise SettingsError(
+                    f"{candidate}_FILE names a file that cannot be read: {error}."
+                ) from None
             if not text:
                 raise SettingsError(f"{candidate}_FILE names a file that is empty.")
             return f"{candidate}_FILE", text

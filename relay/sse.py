@@ -55,7 +55,9 @@ class Parser:
             self._pieces.append(piece[start:])
             self._held += len(piece) - start
         if self._held + self._size > self._longest:
-            raise UpstreamFailed(f"The upstream sent one event of more than {self._longest} bytes.")
+            raise UpstreamFailed(
+                f"The upstream sent one event of more than {self._longest} bytes."
+            )
         return events
 
     def _line(self, line: bytes) -> ServerEvent | None:
@@ -75,7 +77,11 @@ class Parser:
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:
-        event = ServerEvent(self._name or "message", "\n".join(self._data)) if self._data else None
+        event = (
+            ServerEvent(self._name or "message", "\n".join(self._data))
+            if self._data
+            else None
+        )
         self._name, self._data, self._size = "", [], 0
         return event
 

@@ -18,14 +18,18 @@ def tokens(message: Message) -> int:
     return -(-plain // 4) + len(message.text) - plain + PER_MESSAGE
 
 
-def within(messages: tuple[Message, ...], budget: int) -> tuple[tuple[Message, ...], int]:
+def within(
+    messages: tuple[Message, ...], budget: int
+) -> tuple[tuple[Message, ...], int]:
     """What of the messages fits, and how many were dropped: whole turns, the oldest first.
 
     System prompts stay, and so does the last message, even if they alone are too much; that is for the upstream to say.
     """
     fixed = [message.role in ("system", "developer") for message in messages]
     fixed[-1] = True
-    left = budget - sum(tokens(message) for message, stays in zip(messages, fixed, strict=True) if stays)
+    left = budget - sum(
+        tokens(message) for message, stays in zip(messages, fixed, strict=True) if stays
+    )
     first = len(messages)  # the oldest turn that fits begins here
     for at in range(len(messages) - 1, -1, -1):
         if fixed[at]:
@@ -37,5 +41,7 @@ def within(messages: tuple[Message, ...], budget: int) -> tuple[tuple[Message, .
             first = at
     else:
         first = 0
-    kept = tuple(message for at, message in enumerate(messages) if fixed[at] or at >= first)
+    kept = tuple(
+        message for at, message in enumerate(messages) if fixed[at] or at >= first
+    )
     return kept, len(messages) - len(kept)

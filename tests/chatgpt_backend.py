@@ -25,15 +25,23 @@ class Mode:
     """How the backend behaves from now on."""
 
     encoding: str = "asked"  # classic, delta, or what the request asks for
-    refusals: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)  # one each, before any answer
-    refuse_rest: tuple[int, dict[str, str], bytes] | None = None  # of an answer that is to be continued
-    refuse_tokens: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    refusals: list[tuple[int, dict[str, str], bytes]] = field(
+        default_factory=list
+    )  # one each, before any answer
+    refuse_rest: tuple[int, dict[str, str], bytes] | None = (
+        None  # of an answer that is to be continued
+    )
+    refuse_tokens: dict[str, tuple[int, dict[str, str], bytes]] = field(
+        default_factory=dict
+    )
     raw: bytes | None = None  # this instead of an answer's stream
     content_type: str = "text/event-stream; charset=utf-8"
     delay: float = 0.0  # before the head
     quiet: float = 0.0  # between the head and the first piece
     pace: float = 0.0  # between the pieces
-    cut_after: int | None = None  # pieces, then the connection is closed without its end
+    cut_after: int | None = (
+        None  # pieces, then the connection is closed without its end
+    )
     stall_after: int | None = None  # pieces, then silence
     pieces_of: int = 0  # bytes a packet; 0: an event each
     crlf: bool = False
@@ -42,12 +50,16 @@ class Mode:
     hand_off: bool = False
     missed_polls: int = 0  # so many looks fail
     refuse_looks: tuple[int, dict[str, str], bytes] | None = None
-    polls: int = 1  # how often a handed-off answer is still in progress when it is looked for
+    polls: int = (
+        1  # how often a handed-off answer is still in progress when it is looked for
+    )
     no_text: bool = False
     page: int = 100
     bare_list: bool = False
     one_at_a_time: bool = False
-    only_asking: bool = False  # as a reverse proxy that passes on the conversation path alone
+    only_asking: bool = (
+        False  # as a reverse proxy that passes on the conversation path alone
+    )
 
 
 @dataclass
@@ -75,11 +87,17 @@ class Backend(ThreadingHTTPServer):
         self.running: set[str] = set()
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     @property
     def turns(self) -> list[Asked]:
-        return [asked for asked in self.asked if asked.method == "POST" and asked.path.endswith("/conversation")]
+        return [
+            asked
+            for asked in self.asked
+            if asked.method == "POST" and asked.path.endswith("/conversation")
+        ]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # askers that leave are what the tests are about
@@ -101,17 +119,30 @@ class Backend(ThreadingHTTPServer):
             tree = self.trees[conversation]
             stops = self.mode.length_stops > 0
             if body["action"] == "continue":
-                text, question = " and the rest of it." if not stops else " and more", {}
+                text, question = (
+                    " and the rest of it." if not stops else " and more",
+                    {},
+                )
             else:
                 for sent in body["messages"]:
-                    question = {**sent, "status": "finished_successfully", "recipient": "all"}
+                    question = {
+                        **sent,
+                        "status": "finished_successfully",
+                        "recipient": "all",
+                    }
                     self.put(tree, parent, question)
                     parent = question["id"]
                 turn = sum(
-                    1 for node in tree["mapping"].values() if node["message"] and role(node["message"]) == "user"
+                    1
+                    for node in tree["mapping"].values()
+                    if node["message"] and role(node["message"]) == "user"
                 )
                 text = f"Turn {turn}. You said: {question['content']['parts'][0]} — 你好 🙂."
-            details = {"type": "max_tokens"} if stops else {"type": "stop", "stop_tokens": [200002]}
+            details = (
+                {"type": "max_tokens"}
+                if stops
+                else {"type": "stop", "stop_tokens": [200002]}
+            )
             self.mode.length_stops -= stops
             answer = {
                 "id": str(uuid.uuid4()), "author": {"role": "assistant", "name": None, "metadata": {}},
@@ -120,13 +151,21 @@ class Backend(ThreadingHTTPServer):
                 "metadata": {"model_slug": "gpt-test", "finish_details": details, "message_type": "next"},
             }  # fmt: skip
             if self.mode.no_text:
-                answer["content"] = {"content_type": "image", "asset_pointer": "sediment://file_1"}
+                answer["content"] = {
+                    "content_type": "image",
+                    "asset_pointer": "sediment://file_1",
+                }
             self.put(tree, parent, answer)
             tree["update_time"] = time.time()
             return conversation, question, answer
 
     def put(self, tree: dict[str, Any], parent: str, message: Message) -> None:
-        tree["mapping"][message["id"]] = {"id": message["id"], "message": message, "parent": parent, "children": []}
+        tree["mapping"][message["id"]] = {
+            "id": message["id"],
+            "message": message,
+            "parent": parent,
+            "children": [],
+        }
         tree["mapping"][parent]["children"].append(message["id"])
         tree["current_node"] = message["id"]
 
@@ -138,13 +177,23 @@ def role(message: Message) -> str:
 def states(answer: Message, step: int = 7) -> list[Message]:
     """A message as it grows."""
     text = answer["content"]["parts"][0]
-    growing = {**answer, "status": "in_progress", "end_turn": None, "metadata": {"model_slug": "gpt-test"}}
+    growing = {
+        **answer,
+        "status": "in_progress",
+        "end_turn": None,
+        "metadata": {"model_slug": "gpt-test"},
+    }
     texts = ["", *(text[:end] for end in range(step, len(text) + step, step))]
-    return [{**growing, "content": {"content_type": "text", "parts": [part]}} for part in texts] + [answer]
+    return [
+        {**growing, "content": {"content_type": "text", "parts": [part]}}
+        for part in texts
+    ] + [answer]
 
 
 def data(value: Any, name: str = "") -> str:
-    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return (
+        f"event: {name}\n" if name else ""
+    ) + f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def classic(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
@@ -158,10 +207,24 @@ def classic(conversation: str, messages: list[Message], done: bool = True) -> li
     events = [data({"message": system, "conversation_id": conversation, "error": None})]
     for message in messages:
         grown = states(message) if role(message) == "assistant" else [message]
-        events += [data({"message": state, "conversation_id": conversation, "error": None}) for state in grown]
-        events += ["event: ping\r\ndata: 2023-08-01 10:20:30.123456\r\n\r\n", ": comment\n\n"]
+        events += [
+            data({"message": state, "conversation_id": conversation, "error": None})
+            for state in grown
+        ]
+        events += [
+            "event: ping\r\ndata: 2023-08-01 10:20:30.123456\r\n\r\n",
+            ": comment\n\n",
+        ]
     moderation = {"flagged": False, "blocked": False, "moderation_id": "modr-1"}
-    events.append(data({"conversation_id": conversation, "moderation_response": moderation, "is_completion": True}))
+    events.append(
+        data(
+            {
+                "conversation_id": conversation,
+                "moderation_response": moderation,
+                "is_completion": True,
+            }
+        )
+    )
     return [*events, "data: [DONE]\n\n"] if done else events
 
 
@@ -182,11 +245,21 @@ def delta(conversation: str, messages: list[Message], done: bool = True) -> list
         told = grown[0]["content"]["parts"][0] if "parts" in grown[0]["content"] else ""
         for number, state in enumerate(grown[1:-1]):
             text = state["content"]["parts"][0]
-            path = {"p": "/message/content/parts/0", "o": "append"} if number == 0 else {}
+            path = (
+                {"p": "/message/content/parts/0", "o": "append"} if number == 0 else {}
+            )
             events.append(data({**path, "v": text[len(told) :]}, "delta"))
             told = text
             if number == 1:
-                events.append(data({"type": "title_generation", "title": "A title", "conversation_id": conversation}))
+                events.append(
+                    data(
+                        {
+                            "type": "title_generation",
+                            "title": "A title",
+                            "conversation_id": conversation,
+                        }
+                    )
+                )
         if len(grown) > 1:
             final = grown[-1]
             edits = [
@@ -195,7 +268,9 @@ def delta(conversation: str, messages: list[Message], done: bool = True) -> list
                 {"p": "/message/metadata", "o": "append", "v": final["metadata"]},
             ]
             events.append(data({"p": "", "o": "patch", "v": edits}, "delta"))
-    events.append(data({"type": "message_stream_complete", "conversation_id": conversation}))
+    events.append(
+        data({"type": "message_stream_complete", "conversation_id": conversation})
+    )
     return [*events, "data: [DONE]\n\n"] if done else events
 
 
@@ -216,7 +291,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answered(self.noted(self.sent()))
 
     def sent(self) -> Any:
-        return json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null")
+        return json.loads(
+            self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null"
+        )
 
     def noted(self, body: Any) -> Asked:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -253,17 +330,26 @@ class Handler(BaseHTTPRequestHandler):
             return self.turn(asked, token)
         return self.tell(405, {"detail": "Method Not Allowed"})
 
-    def tell(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    def tell(
+        self, status: int, body: Any, headers: dict[str, str] | None = None
+    ) -> None:
         told = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(told)))
         self.end_headers()
         self.wfile.write(told)
 
     def listed(self, token: str, path: str) -> None:
-        mine = [tree for name, tree in self.server.trees.items() if self.server.owners[name] == token]
+        mine = [
+            tree
+            for name, tree in self.server.trees.items()
+            if self.server.owners[name] == token
+        ]
         items = [
             {"id": tree["conversation_id"], "title": tree["title"], "mapping": None, "current_node": None,
              "create_time": "2026-01-01T00:00:00+00:00", "update_time": tree["update_time"]}
@@ -271,25 +357,45 @@ class Handler(BaseHTTPRequestHandler):
         ]  # fmt: skip
         asked = {
             name: int(value)
-            for name, _, value in (pair.partition("=") for pair in path.split("?")[1].split("&"))
+            for name, _, value in (
+                pair.partition("=") for pair in path.split("?")[1].split("&")
+            )
             if value.isdigit()
         }
         limit = min(asked["limit"], self.server.mode.page)
         shown = items[asked["offset"] : asked["offset"] + limit]
         if self.server.mode.bare_list:
             return self.tell(200, shown)
-        self.tell(200, {"items": shown, "total": len(items), "limit": limit, "offset": asked["offset"]})
+        self.tell(
+            200,
+            {
+                "items": shown,
+                "total": len(items),
+                "limit": limit,
+                "offset": asked["offset"],
+            },
+        )
 
     def one(self, asked: Asked, token: str, name: str) -> None:
         tree = self.server.trees.get(name)
         if tree is None or self.server.owners[name] != token:
-            return self.tell(404, {"detail": {"message": "Conversation not found", "code": "conversation_not_found"}})
+            return self.tell(
+                404,
+                {
+                    "detail": {
+                        "message": "Conversation not found",
+                        "code": "conversation_not_found",
+                    }
+                },
+            )
         if self.server.mode.refuse_looks:
             status, headers, told = self.server.mode.refuse_looks
             return self.tell(status, told, headers)
         if self.server.mode.missed_polls > 0:
             self.server.mode.missed_polls -= 1
-            return self.tell(502, b"<html>bad gateway</html>", {"Content-Type": "text/html"})
+            return self.tell(
+                502, b"<html>bad gateway</html>", {"Content-Type": "text/html"}
+            )
         if asked.method == "PATCH":
             if asked.body.get("is_visible") is False:
                 del self.server.trees[name]
@@ -300,15 +406,24 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.mode.hand_off and self.server.mode.polls > 0:
             self.server.mode.polls -= 1
             last = shown["mapping"][shown["current_node"]]["message"]
-            last["status"], last["end_turn"], last["content"]["parts"] = "in_progress", None, ["Tur"]
+            last["status"], last["end_turn"], last["content"]["parts"] = (
+                "in_progress",
+                None,
+                ["Tur"],
+            )
         return self.tell(200, shown)
 
     def refusal(self, body: dict[str, Any]) -> str | None:
         """What is wrong with a turn's body, as strictly as the real one sees it."""
-        required = {"action", "parent_message_id", "model"} | ({"messages"} if body.get("action") == "next" else set())
+        required = {"action", "parent_message_id", "model"} | (
+            {"messages"} if body.get("action") == "next" else set()
+        )
         if missing := required - set(body):
             return f"missing: {missing}"
-        if body["action"] not in ("next", "continue", "variant") or body.get("conversation_id") == "":
+        if (
+            body["action"] not in ("next", "continue", "variant")
+            or body.get("conversation_id") == ""
+        ):
             return "action or conversation_id"
         if not body["parent_message_id"] or not isinstance(body["model"], str):
             return "parent_message_id or model"
@@ -326,13 +441,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def turn(self, asked: Asked, token: str) -> None:
         mode, body = self.server.mode, asked.body
-        if asked.headers.get("content-type") != "application/json" or "event-stream" not in asked.headers.get(
+        if asked.headers.get(
+            "content-type"
+        ) != "application/json" or "event-stream" not in asked.headers.get(
             "accept", ""
         ):
             return self.tell(415, {"detail": "Unsupported"})
         if wrong := self.refusal(body):
             return self.tell(
-                422, {"detail": [{"loc": ["body", wrong], "msg": "field required", "type": "value_error"}]}
+                422,
+                {
+                    "detail": [
+                        {
+                            "loc": ["body", wrong],
+                            "msg": "field required",
+                            "type": "value_error",
+                        }
+                    ]
+                },
             )
         if mode.refusals:
             status, headers, told = mode.refusals.pop(0)
@@ -341,9 +467,16 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, told = mode.refuse_rest
             return self.tell(status, told, headers)
         conversation = body.get("conversation_id")
-        if conversation and (self.server.trees.get(conversation) is None or self.server.owners[conversation] != token):
+        if conversation and (
+            self.server.trees.get(conversation) is None
+            or self.server.owners[conversation] != token
+        ):
             return self.tell(404, {"detail": f"Can't load conversation {conversation}"})
-        if conversation and body["parent_message_id"] not in self.server.trees[conversation]["mapping"]:
+        if (
+            conversation
+            and body["parent_message_id"]
+            not in self.server.trees[conversation]["mapping"]
+        ):
             return self.tell(400, {"detail": "Invalid parent"})
         with self.server.lock:
             busy = mode.one_at_a_time and token in self.server.running
@@ -359,7 +492,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.running.discard(token)
         return None
 
-    def events(self, body: dict[str, Any], conversation: str, question: Message, answer: Message) -> list[str]:
+    def events(
+        self,
+        body: dict[str, Any],
+        conversation: str,
+        question: Message,
+        answer: Message,
+    ) -> list[str]:
         mode = self.server.mode
         if mode.hand_off:
             handed = {
@@ -367,10 +506,18 @@ class Handler(BaseHTTPRequestHandler):
                 "conversation_id": conversation,
                 "options": [{"type": "resume_sse_endpoint"}],
             }
-            return ['event: delta_encoding\ndata: "v1"\n\n', data(handed), "data: [DONE]\n\n"]
+            return [
+                'event: delta_encoding\ndata: "v1"\n\n',
+                data(handed),
+                "data: [DONE]\n\n",
+            ]
         asked = "delta" if body.get("supported_encodings") == ["v1"] else "classic"
-        encode = {"classic": classic, "delta": delta}[asked if mode.encoding == "asked" else mode.encoding]
-        return encode(conversation, [*([question] if question else []), answer], mode.done)
+        encode = {"classic": classic, "delta": delta}[
+            asked if mode.encoding == "asked" else mode.encoding
+        ]
+        return encode(
+            conversation, [*([question] if question else []), answer], mode.done
+        )
 
     def stream(self, asked: Asked, events: list[str]) -> None:
         mode = self.server.mode
@@ -393,19 +540,29 @@ class Handler(BaseHTTPRequestHandler):
 
     def packets(self, events: list[str]) -> Iterator[bytes]:
         mode = self.server.mode
-        wire = [event.replace("\r\n", "\n").replace("\n", "\r\n") if mode.crlf else event for event in events]
-        pieces = [mode.raw] if mode.raw is not None else [event.encode() for event in wire]
+        wire = [
+            event.replace("\r\n", "\n").replace("\n", "\r\n") if mode.crlf else event
+            for event in events
+        ]
+        pieces = (
+            [mode.raw] if mode.raw is not None else [event.encode() for event in wire]
+        )
         if not mode.pieces_of:
             yield from filter(None, pieces)
             return
         whole = b"".join(pieces)
-        yield from (whole[at : at + mode.pieces_of] for at in range(0, len(whole), mode.pieces_of))
+        yield from (
+            whole[at : at + mode.pieces_of]
+            for at in range(0, len(whole), mode.pieces_of)
+        )
 
     def wait(self, asked: Asked, seconds: float) -> None:
         """Be silent, and note when the asker leaves."""
         readable = select.poll()  # select itself takes no descriptor over 1023
         readable.register(self.connection, select.POLLIN)
-        if readable.poll(seconds * 1000) and not self.connection.recv(1, socket.MSG_PEEK):
+        if readable.poll(seconds * 1000) and not self.connection.recv(
+            1, socket.MSG_PEEK
+        ):
             asked.left = time.monotonic()
             raise ConnectionResetError
 

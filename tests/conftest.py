@@ -70,14 +70,21 @@ def postgresql() -> Iterator[PostgreSQL]:
 def database(request: pytest.FixtureRequest) -> str:
     """The URL of the test's database; empty: a SQLite file of its own."""
     kind = getattr(request, "param", "sqlite")
-    return request.getfixturevalue("postgresql").database() if kind == "postgresql" else ""
+    return (
+        request.getfixturevalue("postgresql").database() if kind == "postgresql" else ""
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of a module that says ON_BOTH run on either database, as far as they use one and do not say which."""
-    if any("database" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+    if any(
+        "database" in mark.args[0]
+        for mark in metafunc.definition.iter_markers("parametrize")
+    ):
         return
-    if "database" in metafunc.fixturenames and getattr(metafunc.module, "ON_BOTH", False):
+    if "database" in metafunc.fixturenames and getattr(
+        metafunc.module, "ON_BOTH", False
+    ):
         metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 
 
@@ -88,7 +95,11 @@ def build(tmp_path: Path, database: str) -> Iterator[Callable[..., Flask]]:
 
     def make(*upstreams: Any, **settings: Any) -> Flask:
         known = {upstream.name: upstream for upstream in upstreams} or None
-        given = {"data_dir": str(tmp_path / "data"), "database_url": database, **settings}
+        given = {
+            "data_dir": str(tmp_path / "data"),
+            "database_url": database,
+            **settings,
+        }
         app = create_app(Settings(**given), known)
         app.testing = False  # the error handler is what callers meet
         built.append(app)
@@ -146,19 +157,45 @@ class Service:
         self._command = {
             "pywsgi": [sys.executable, str(ROOT / "chatgpt_webapi.py")],
             "wsgi": [sys.executable, str(ROOT / "wsgi.py")],
-            "gunicorn": [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"],
+            "gunicorn": [
+                sys.executable,
+                "-m",
+                "gunicorn",
+                "-c",
+                "deploy/gunicorn.conf.py",
+                "wsgi:app",
+            ],
             "gunicorn-bare": [
-                *(sys.executable, "-m", "gunicorn", "-k", "gevent", "-b", f"127.0.0.1:{self.port}", "wsgi:app")
+                *(
+                    sys.executable,
+                    "-m",
+                    "gunicorn",
+                    "-k",
+                    "gevent",
+                    "-b",
+                    f"127.0.0.1:{self.port}",
+                    "wsgi:app",
+                )
             ],
         }[server]
-        given = {"DATA_DIR": str(folder / "data"), "PORT": str(self.port), "LOG_FORMAT": "json"} | environ
-        self._environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONUNBUFFERED": "1"} | given
+        given = {
+            "DATA_DIR": str(folder / "data"),
+            "PORT": str(self.port),
+            "LOG_FORMAT": "json",
+        } | environ
+        self._environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "PYTHONUNBUFFERED": "1",
+        } | given
         self.process: subprocess.Popen[bytes]
         self.start()
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, cwd=ROOT, env=self._environ, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environ, stdout=log, stderr=log
+            )
         prefix = self._environ.get("API_PREFIX", "")
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -170,14 +207,18 @@ class Service:
                     break
                 time.sleep(0.05)
         self.stop()
-        raise RuntimeError(f"the service did not start{prefix}:\n{self.log.read_text()}")
+        raise RuntimeError(
+            f"the service did not start{prefix}:\n{self.log.read_text()}"
+        )
 
     def logged(self) -> str:
         return self.log.read_text()
 
     def kill(self) -> None:
         """As a power cut would, with all its children."""
-        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
+        children = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True
+        ).stdout.split()
         self.process.kill()
         for child in children:
             os.kill(int(child), signal.SIGKILL)
@@ -197,8 +238,13 @@ class Service:
     def resident(self) -> int:
         """Megabytes that the process and its children hold."""
         pids = [str(self.process.pid)]
-        pids += subprocess.run(["pgrep", "-P", pids[0]], capture_output=True, text=True).stdout.split()
-        sizes = [Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0] for pid in pids]
+        pids += subprocess.run(
+            ["pgrep", "-P", pids[0]], capture_output=True, text=True
+        ).stdout.split()
+        sizes = [
+            Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]
+            for pid in pids
+        ]
         return max(map(int, sizes)) // 1024
 
 
@@ -234,11 +280,16 @@ def nginx(tmp_path: Path) -> Iterator[Callable[[str], None]]:
             f"{user}daemon off;\nworker_processes 1;\nerror_log {folder}/error.log;\npid {folder}/pid;\n"
             f"events {{ worker_connections 512; }}\nhttp {{\naccess_log off;\n{paths}{text}\n}}\n"
         )
-        process = subprocess.Popen([program, "-e", str(folder / "error.log"), "-c", str(config)], stderr=sys.stderr)
+        process = subprocess.Popen(
+            [program, "-e", str(folder / "error.log"), "-c", str(config)],
+            stderr=sys.stderr,
+        )
         started.append(process)
         until = time.monotonic() + 10
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
-            assert process.poll() is None and time.monotonic() < until, (folder / "error.log").read_text()
+            assert process.poll() is None and time.monotonic() < until, (
+                folder / "error.log"
+            ).read_text()
             time.sleep(0.02)
 
     yield start

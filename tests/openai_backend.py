@@ -14,8 +14,26 @@ from tests import chatgpt_backend
 from tests.chatgpt_backend import Asked, data
 
 PARAMETERS = {
-    *("model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"),
-    *("seed", "stop", "n", "presence_penalty", "frequency_penalty", "user", "reasoning_effort", "response_format"),
+    *(
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "max_completion_tokens",
+    ),
+    *(
+        "seed",
+        "stop",
+        "n",
+        "presence_penalty",
+        "frequency_penalty",
+        "user",
+        "reasoning_effort",
+        "response_format",
+    ),
     *("tools", "tool_choice", "metadata"),
 }
 
@@ -34,12 +52,19 @@ class Mode(chatgpt_backend.Mode):
     usage_with_last: bool = False
     say: str | None = None  # this instead of its own words
     streams: bool = True  # else the whole answer is JSON, whatever is asked for
-    failing: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # a word of the prompt -> how it is refused
+    failing: dict[str, tuple[int, bytes]] = field(
+        default_factory=dict
+    )  # a word of the prompt -> how it is refused
     cutting: str = ""  # answers to prompts with this word are cut in the middle
     listing: float = 0.0  # seconds before the models are listed
 
 
-def error(message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None) -> Any:
+def error(
+    message: str,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    param: str | None = None,
+) -> Any:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -56,7 +81,9 @@ class OpenAIBackend(chatgpt_backend.Backend):
 
     @property
     def completions(self) -> list[Asked]:
-        return [asked for asked in self.asked if asked.path.endswith("/chat/completions")]
+        return [
+            asked for asked in self.asked if asked.path.endswith("/chat/completions")
+        ]
 
 
 class Handler(chatgpt_backend.Handler):
@@ -76,22 +103,38 @@ class Handler(chatgpt_backend.Handler):
         path = path.removeprefix(self.server.prefix)
         if asked.method == "GET" and path == "/models":
             self.wait(asked, mode.listing)
-            listed = [{"id": name, "object": "model", "created": 1, "owned_by": "tests"} for name in mode.models]
+            listed = [
+                {"id": name, "object": "model", "created": 1, "owned_by": "tests"}
+                for name in mode.models
+            ]
             return self.tell(200, {"object": "list", "data": listed})
         if asked.method == "POST" and path == "/chat/completions":
             return self.complete(asked)
-        return self.tell(404, error(f"Unknown request URL: {asked.method} {asked.path}."))
+        return self.tell(
+            404, error(f"Unknown request URL: {asked.method} {asked.path}.")
+        )
 
     def wrong(self, asked: Asked) -> tuple[int, Any] | None:
         body, mode = asked.body, self.server.mode
-        if asked.headers.get("content-type") != "application/json" or not isinstance(body, dict):
+        if asked.headers.get("content-type") != "application/json" or not isinstance(
+            body, dict
+        ):
             return 400, error("We could not parse the JSON body of your request.")
         if unknown := set(body) - PARAMETERS:
-            return 400, error(f"Unrecognized request argument supplied: {unknown}", code="unknown_parameter")
+            return 400, error(
+                f"Unrecognized request argument supplied: {unknown}",
+                code="unknown_parameter",
+            )
         if body.get("stream_options") is not None and not body.get("stream"):
-            return 400, error("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
+            return 400, error(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+            )
         if not isinstance(body.get("temperature", 1), (int, float)):
-            return 400, error("Invalid type for 'temperature'.", code="invalid_type", param="temperature")
+            return 400, error(
+                "Invalid type for 'temperature'.",
+                code="invalid_type",
+                param="temperature",
+            )
         if body.get("model") not in mode.models:
             said = f"The model `{body.get('model')}` does not exist or you do not have access to it."
             return 404, error(said, code="model_not_found", param="model")
@@ -99,9 +142,17 @@ class Handler(chatgpt_backend.Handler):
         if not isinstance(messages, list) or not messages:
             return 400, error("Invalid 'messages': empty array.", code="empty_array")
         for message in messages:
-            if message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
+            if message.get("role") not in (
+                "system",
+                "developer",
+                "user",
+                "assistant",
+                "tool",
+            ):
                 return 400, error("Invalid value for 'role'.", code="invalid_value")
-            if not isinstance(message.get("content"), (str, list)) and not message.get("tool_calls"):
+            if not isinstance(message.get("content"), (str, list)) and not message.get(
+                "tool_calls"
+            ):
                 return 400, error("Invalid type for 'content'.", code="invalid_type")
         return None
 
@@ -117,8 +168,16 @@ class Handler(chatgpt_backend.Handler):
             if word in prompt:
                 return self.tell(status, told)
         time.sleep(mode.delay) if mode.delay < 1 else self.wait(asked, mode.delay)
-        asks = [text_of(message) for message in body["messages"] if message["role"] == "user"]
-        text = f"Turn {len(asks)}. You said: {asks[-1]} — 你好 🙂." if mode.say is None else mode.say
+        asks = [
+            text_of(message)
+            for message in body["messages"]
+            if message["role"] == "user"
+        ]
+        text = (
+            f"Turn {len(asks)}. You said: {asks[-1]} — 你好 🙂."
+            if mode.say is None
+            else mode.say
+        )
         if not body.get("stream") or not mode.streams:
             return self.tell(200, whole(body["model"], text, mode))
         self.stream(asked, chunks(body["model"], text, mode))
@@ -144,7 +203,12 @@ def whole(model: str, text: str, mode: Mode) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "refusal": mode.refusal or None}
     if mode.reasoning:
         message[mode.reasoning_field] = mode.reasoning
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": mode.finish}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": mode.finish,
+    }
     return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": f"{model}-2026", "choices": [choice], "usage": USAGE}  # fmt: skip
 
 
@@ -153,20 +217,44 @@ def chunks(model: str, text: str, mode: Mode) -> list[str]:
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        told = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": f"{model}-2026"}
+        told = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": f"{model}-2026",
+        }
         usage = {"usage": None} if mode.usage else {}
         return data({**told, "choices": [choice], **usage, **more})
 
     events = [chunk({"role": "assistant", "content": "", "refusal": None})]
-    events += [chunk({mode.reasoning_field: mode.reasoning[at : at + 5]}) for at in range(0, len(mode.reasoning), 5)]
+    events += [
+        chunk({mode.reasoning_field: mode.reasoning[at : at + 5]})
+        for at in range(0, len(mode.reasoning), 5)
+    ]
     if mode.refusal:
-        return [*events, chunk({"refusal": mode.refusal}), chunk({}, "stop"), "data: [DONE]\n\n"]
+        return [
+            *events,
+            chunk({"refusal": mode.refusal}),
+            chunk({}, "stop"),
+            "data: [DONE]\n\n",
+        ]
     events += [chunk({"content": text[at : at + 4]}) for at in range(0, len(text), 4)]
     events.insert(len(events) // 2, ": keep-alive\n\n")
     if mode.finish:
-        events.append(chunk({}, mode.finish, **({"usage": USAGE} if mode.usage_with_last else {})))
+        events.append(
+            chunk({}, mode.finish, **({"usage": USAGE} if mode.usage_with_last else {}))
+        )
     if mode.usage and not mode.usage_with_last:
-        events.append(data({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": USAGE}))
+        events.append(
+            data(
+                {
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion.chunk",
+                    "choices": [],
+                    "usage": USAGE,
+                }
+            )
+        )
     return [*events, "data: [DONE]\n\n"] if mode.done else events
 
 

@@ -15,7 +15,10 @@ import psycopg
 
 def programs() -> Path | None:
     """The folder of the newest initdb and postgres: Debian keeps them out of PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: int(path.parts[-3]),
+    )
     if found:
         return found[-1].parent
     path = shutil.which("initdb")
@@ -33,9 +36,26 @@ class PostgreSQL:
         if os.geteuid() == 0:
             account = next(name for name in ("postgres", "nobody") if _known(name))
             shutil.chown(self._folder, account)
-            self._as = ["setpriv", f"--reuid={account}", f"--regid={pwd.getpwnam(account).pw_gid}", "--clear-groups"]
+            self._as = [
+                "setpriv",
+                f"--reuid={account}",
+                f"--regid={pwd.getpwnam(account).pw_gid}",
+                "--clear-groups",
+            ]
         data = str(self._folder / "data")
-        self._run("initdb", "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N")
+        self._run(
+            "initdb",
+            "-D",
+            data,
+            "-U",
+            "tests",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "-N",
+        )
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -46,7 +66,17 @@ class PostgreSQL:
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self._folder} "
         options += "-c fsync=off -c max_connections=60"
         log = str(self._folder / "log")
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-l", log, "-o", options, "start")
+        self._run(
+            "pg_ctl",
+            "-D",
+            str(self._folder / "data"),
+            "-w",
+            "-l",
+            log,
+            "-o",
+            options,
+            "start",
+        )
 
     def stop(self, how: str = "immediate") -> None:
         self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", how, "stop")
@@ -55,7 +85,9 @@ class PostgreSQL:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+    def execute(
+        self, statement: str, database: str = "postgres"
+    ) -> list[tuple[object, ...]]:
         with psycopg.connect(self._address(database), autocommit=True) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []

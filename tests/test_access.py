@@ -44,7 +44,10 @@ def test_owners() -> None:
     nobody = Access(()).caller("", None)
     assert (nobody.owner, nobody.may_spend) == ("anonymous", True)
     by_token = Access(()).caller("", "some-token").owner
-    assert by_token.startswith("token-") and by_token == Access(()).caller("Bearer some-token", None).owner
+    assert (
+        by_token.startswith("token-")
+        and by_token == Access(()).caller("Bearer some-token", None).owner
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,10 @@ def test_a_callers_own_token_needs_no_key() -> None:
 
 
 def test_a_key_beside_a_token_spends_the_token_for_the_keys_owner() -> None:
-    for header, field in (("Bearer the-only-key", "own"), ("Bearer own", "the-only-key")):
+    for header, field in (
+        ("Bearer the-only-key", "own"),
+        ("Bearer own", "the-only-key"),
+    ):
         caller = Access(ONE).caller(header, field)
         assert (caller.owner, caller.token) == ("owner", "own")
 
@@ -103,7 +109,11 @@ def test_what_is_known_to_be_no_token_opens_nothing() -> None:
 
     access = Access(ONE, knows=knows)
     assert access.caller("Bearer eyJ.own.token", None).token == "eyJ.own.token"
-    for header, field in (("Bearer mistyped", None), ("", "mistyped"), ("Bearer the-only-key", "mistyped")):
+    for header, field in (
+        ("Bearer mistyped", None),
+        ("", "mistyped"),
+        ("Bearer the-only-key", "mistyped"),
+    ):
         with pytest.raises(Unauthorized):
             access.caller(header, field)
     assert Access((), knows=knows).caller("Bearer dummy", None).token is None
@@ -127,7 +137,16 @@ def test_no_secret_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "entries", [("none", "key"), ("anonymous:key",), ("a b:key",), ("name:",), (":key",), ("a:x", "b:x"), ("x", "x")]
+    "entries",
+    [
+        ("none", "key"),
+        ("anonymous:key",),
+        ("a b:key",),
+        ("name:",),
+        (":key",),
+        ("a:x", "b:x"),
+        ("x", "x"),
+    ],
 )
 def test_keys_that_cannot_be(entries: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="AUTHORIZATION"):
@@ -167,33 +186,109 @@ LISTED = ("https://page.example",)
 BROWSERS = [
     pytest.param((), {}, True, id="curl"),
     pytest.param((), {"Sec-Fetch-Site": "none"}, True, id="typed-by-hand"),
-    pytest.param((), {"Sec-Fetch-Site": "same-origin", "Origin": "https://chat.example.org"}, True, id="own-page"),
+    pytest.param(
+        (),
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://chat.example.org"},
+        True,
+        id="own-page",
+    ),
     pytest.param((), {"Sec-Fetch-Site": "cross-site"}, False, id="another-site"),
-    pytest.param((), {"Sec-Fetch-Site": "same-site"}, False, id="another-origin-of-the-site"),
-    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site"}, False, id="another-site-without-origin"),
-    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site", "Origin": "https://page.example"}, True, id="listed"),
-    pytest.param(LISTED, {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}, False, id="not-listed"),
-    pytest.param(("*",), {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"}, True, id="any"),
+    pytest.param(
+        (), {"Sec-Fetch-Site": "same-site"}, False, id="another-origin-of-the-site"
+    ),
+    pytest.param(
+        LISTED,
+        {"Sec-Fetch-Site": "cross-site"},
+        False,
+        id="another-site-without-origin",
+    ),
+    pytest.param(
+        LISTED,
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://page.example"},
+        True,
+        id="listed",
+    ),
+    pytest.param(
+        LISTED,
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"},
+        False,
+        id="not-listed",
+    ),
     pytest.param(
         ("*",),
-        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example", "Cookie": "a=b"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"},
+        True,
+        id="any",
+    ),
+    pytest.param(
+        ("*",),
+        {
+            "Sec-Fetch-Site": "cross-site",
+            "Origin": "https://other.example",
+            "Cookie": "a=b",
+        },
         False,
         id="any-but-never-with-credentials",
     ),
-    pytest.param((), {"Origin": "https://other.example", "Cookie": "a=b"}, False, id="cookie"),
-    pytest.param((), {"Origin": "https://other.example", "Authorization": basic("k")}, False, id="basic"),
-    pytest.param((), {"Origin": "null", "Cookie": "a=b"}, False, id="null-origin"),
-    pytest.param((), {"Origin": "http://[", "Cookie": "a=b"}, False, id="no-origin-at-all"),
-    pytest.param((), {"Origin": "https://chat.example.org", "Cookie": "a=b"}, True, id="own-origin"),
-    pytest.param((), {"Origin": "https://other.example", "Authorization": "Bearer k"}, True, id="nothing-ambient"),
-    pytest.param(LISTED, {"Origin": "https://page.example", "Authorization": basic("k")}, True, id="listed-basic"),
-    pytest.param((), {"Origin": "https://other.example"}, False, id="nothing-is-needed"),
-    pytest.param((), {"Origin": "https://chat.example.org"}, True, id="nothing-is-needed-by-our-own-page"),
-    pytest.param(LISTED, {"Origin": "https://page.example"}, True, id="nothing-is-needed-by-a-listed-page"),
-    pytest.param(("*",), {"Origin": "https://other.example"}, True, id="nothing-is-needed-by-any-page"),
+    pytest.param(
+        (), {"Origin": "https://other.example", "Cookie": "a=b"}, False, id="cookie"
+    ),
     pytest.param(
         (),
-        {"Sec-Fetch-Site": "same-origin", "Origin": "https://before.the.proxy", "Authorization": basic("k")},
+        {"Origin": "https://other.example", "Authorization": basic("k")},
+        False,
+        id="basic",
+    ),
+    pytest.param((), {"Origin": "null", "Cookie": "a=b"}, False, id="null-origin"),
+    pytest.param(
+        (), {"Origin": "http://[", "Cookie": "a=b"}, False, id="no-origin-at-all"
+    ),
+    pytest.param(
+        (),
+        {"Origin": "https://chat.example.org", "Cookie": "a=b"},
+        True,
+        id="own-origin",
+    ),
+    pytest.param(
+        (),
+        {"Origin": "https://other.example", "Authorization": "Bearer k"},
+        True,
+        id="nothing-ambient",
+    ),
+    pytest.param(
+        LISTED,
+        {"Origin": "https://page.example", "Authorization": basic("k")},
+        True,
+        id="listed-basic",
+    ),
+    pytest.param(
+        (), {"Origin": "https://other.example"}, False, id="nothing-is-needed"
+    ),
+    pytest.param(
+        (),
+        {"Origin": "https://chat.example.org"},
+        True,
+        id="nothing-is-needed-by-our-own-page",
+    ),
+    pytest.param(
+        LISTED,
+        {"Origin": "https://page.example"},
+        True,
+        id="nothing-is-needed-by-a-listed-page",
+    ),
+    pytest.param(
+        ("*",),
+        {"Origin": "https://other.example"},
+        True,
+        id="nothing-is-needed-by-any-page",
+    ),
+    pytest.param(
+        (),
+        {
+            "Sec-Fetch-Site": "same-origin",
+            "Origin": "https://before.the.proxy",
+            "Authorization": basic("k"),
+        },
         True,
         id="the-browser-knows-better-than-a-host-that-a-proxy-changed",
     ),
@@ -201,7 +296,9 @@ BROWSERS = [
 
 
 @pytest.mark.parametrize(("origins", "headers", "allowed"), BROWSERS)
-def test_browsers_on_other_origins(origins: tuple[str, ...], headers: dict[str, str], allowed: bool) -> None:
+def test_browsers_on_other_origins(
+    origins: tuple[str, ...], headers: dict[str, str], allowed: bool
+) -> None:
     access = Access((), origins=origins)
     if allowed:
         access.check_browser(headers, HOST)
@@ -217,10 +314,19 @@ def test_where_a_key_is_needed_an_origin_alone_is_no_harm() -> None:
 def test_what_a_browser_may_read() -> None:
     assert Access(()).cors("https://page.example") == {}
     listed = Access((), origins=LISTED)
-    assert listed.cors("https://page.example")["Access-Control-Allow-Origin"] == "https://page.example"
-    assert listed.cors("https://page.example")["Access-Control-Allow-Credentials"] == "true"
+    assert (
+        listed.cors("https://page.example")["Access-Control-Allow-Origin"]
+        == "https://page.example"
+    )
+    assert (
+        listed.cors("https://page.example")["Access-Control-Allow-Credentials"]
+        == "true"
+    )
     assert listed.cors("https://other.example") == {"Vary": "Origin"}
     anyone = Access((), origins=("*",)).cors("https://other.example")
-    assert anyone["Access-Control-Allow-Origin"] == "*" and "Access-Control-Allow-Credentials" not in anyone
+    assert (
+        anyone["Access-Control-Allow-Origin"] == "*"
+        and "Access-Control-Allow-Credentials" not in anyone
+    )
     with pytest.raises(Forbidden):
         listed.preflight({"Origin": "https://other.example"})

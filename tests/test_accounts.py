@@ -6,7 +6,14 @@ import json
 import pytest
 
 from relay.accounts import REJECTED_SECONDS, Account, AccountPool, Attempts
-from relay.errors import RateLimited, RelayError, TokenRejected, Unreachable, UpstreamGone, UpstreamRefused
+from relay.errors import (
+    RateLimited,
+    RelayError,
+    TokenRejected,
+    Unreachable,
+    UpstreamGone,
+    UpstreamRefused,
+)
 
 
 class Clock:
@@ -41,7 +48,9 @@ def test_an_account_is_named_by_its_token_without_showing_it() -> None:
         claiming,
         f"sk-{claiming}",
     ):
-        assert Account.of(opaque).name.startswith("token-") and opaque not in repr(Account.of(opaque))
+        assert Account.of(opaque).name.startswith("token-") and opaque not in repr(
+            Account.of(opaque)
+        )
 
 
 def test_accounts_take_turns() -> None:
@@ -56,7 +65,10 @@ def test_another_account_is_tried_only_after_a_refusal_that_it_may_mend() -> Non
     assert attempts.next() is B
     attempts.refused(Unreachable("gone"))
     assert attempts.next() is C
-    for error in (UpstreamRefused("bad", status=500), UpstreamRefused("bad", status=404)):
+    for error in (
+        UpstreamRefused("bad", status=500),
+        UpstreamRefused("bad", status=404),
+    ):
         with pytest.raises(UpstreamRefused):
             attempts.refused(error)
 
@@ -90,17 +102,25 @@ def test_the_number_of_attempts_is_bounded() -> None:
         (Unreachable("gone"), 0),
     ],
 )
-def test_only_a_stated_limit_lets_an_account_rest(error: RelayError, rest: float) -> None:
+def test_only_a_stated_limit_lets_an_account_rest(
+    error: RelayError, rest: float
+) -> None:
     clock = Clock()
     pool = AccountPool((A, B), clock)
     pool.heard(A, error)
-    assert bool(pool.rests(A)) is bool(rest) and pool.rests(B) is None and not pool.rejected(A)
+    assert (
+        bool(pool.rests(A)) is bool(rest)
+        and pool.rests(B) is None
+        and not pool.rejected(A)
+    )
     clock.now = rest - 10 if rest else 0
     resting = pool.rests(A)
     assert bool(resting) is bool(rest)
     if resting is not None:
         assert resting.retry_after == 10, "the time that is left"
-        assert "slow" not in resting.message, "what was said to one caller is not told to another"
+        assert "slow" not in resting.message, (
+            "what was said to one caller is not told to another"
+        )
     clock.now = rest
     assert pool.rests(A) is None
 
@@ -118,14 +138,19 @@ def test_a_rejected_token_is_tried_after_all_others_for_a_while() -> None:
     pool = AccountPool((A, B, C), clock)
     pool.heard(A, TokenRejected("no"))
     attempts = Attempts(pool, (A, B, C), 3)
-    assert [attempts.next() for _ in range(3)] == [B, C, A], "it may have been one model's refusal"
+    assert [attempts.next() for _ in range(3)] == [B, C, A], (
+        "it may have been one model's refusal"
+    )
     assert Attempts(pool, (A,), 0).next() is A, "the only one is never shut off"
     clock.now = REJECTED_SECONDS
     assert Attempts(pool, (A, B, C), 3).next() is A
 
 
 def test_a_token_is_taken_out_of_what_is_told() -> None:
-    assert Account("a", "any-key-at-all").hidden_in(b"wrong key: any-key-at-all!") == b"wrong key: ...!"
+    assert (
+        Account("a", "any-key-at-all").hidden_in(b"wrong key: any-key-at-all!")
+        == b"wrong key: ...!"
+    )
     assert Account("a", "ollama").hidden_in(b"ollama is full") == b"ollama is full"
     assert Account("a", "").hidden_in(b"nothing") == b"nothing"
 

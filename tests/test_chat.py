@@ -37,7 +37,9 @@ STRANGER = Caller("token-x", may_spend=False, token="own-token")
 def chat_with(store: Store) -> Callable[..., Chat]:
     def make(*upstreams: Scripted, explicit: bool = False) -> Chat:
         known = {upstream.name: upstream for upstream in upstreams}
-        return Chat(known, Choice(upstreams[0].name, explicit), store, Leases(store.renew))
+        return Chat(
+            known, Choice(upstreams[0].name, explicit), store, Leases(store.renew)
+        )
 
     return make
 
@@ -59,18 +61,31 @@ def whole(chat: Chat, wanted: Ask) -> Turn:
     return turn
 
 
-def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(chat_with: Callable[..., Chat], store: Store) -> None:
+def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(
+    chat_with: Callable[..., Chat], store: Store
+) -> None:
     turn = opened(chat_with(Scripted()), ask(), form.Events(form.SEND_MESSAGE))
-    told = [turn.feed(piece) for piece in (b"S|", b"He", b"l|", b"lo|", b"F|", b"never|")] + [turn.end()]
+    told = [
+        turn.feed(piece) for piece in (b"S|", b"He", b"l|", b"lo|", b"F|", b"never|")
+    ] + [turn.end()]
     reply = turn.reply
     assert reply and (reply.text, reply.model) == ("Hello", "scripted-model")
-    assert told[:-1] == [b"", b"", b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n', b"", b""]
+    assert told[:-1] == [
+        b"",
+        b"",
+        b'data: {"text":"Hel"}\n\n',
+        b'data: {"text":"lo"}\n\n',
+        b"",
+        b"",
+    ]
     assert told[-1].startswith(b'event: done\ndata: {"text":"Hello"')
     kept = store.get("owner", turn.conversation_id)
     assert kept.newest == reply.message_id and kept.nodes[-1].text == "Hello"
 
 
-def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(chat_with: Callable[..., Chat]) -> None:
+def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(
+    chat_with: Callable[..., Chat],
+) -> None:
     chat, wire = chat_with(Scripted()), "S|Hé|llo 你|F|".encode()
     for cut in range(len(wire) + 1):
         turn = opened(chat, ask(), form.Raw())
@@ -78,17 +93,25 @@ def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(chat_with: Ca
         assert text.decode() == "Héllo 你"
 
 
-def test_nothing_is_kept_as_whole_before_its_end(chat_with: Callable[..., Chat], store: Store) -> None:
+def test_nothing_is_kept_as_whole_before_its_end(
+    chat_with: Callable[..., Chat], store: Store
+) -> None:
     turn = opened(chat_with(Scripted()), ask())
     turn.feed(b"S|Hel|lo|")
     with pytest.raises(UpstreamCut):
         turn.end()
     turn.fail(UpstreamCut())
     node = store.get("owner", turn.conversation_id).nodes[-1]
-    assert (node.text, node.status, node.finish_reason) == ("Hello", "broken", "upstream_cut")
+    assert (node.text, node.status, node.finish_reason) == (
+        "Hello",
+        "broken",
+        "upstream_cut",
+    )
 
 
-def test_garbage_in_the_middle_is_an_error_and_keeps_what_came(chat_with: Callable[..., Chat], store: Store) -> None:
+def test_garbage_in_the_middle_is_an_error_and_keeps_what_came(
+    chat_with: Callable[..., Chat], store: Store
+) -> None:
     turn = opened(chat_with(Scripted()), ask())
     turn.feed(b"S|Hel|")
     with pytest.raises(UpstreamFailed) as failed:
@@ -97,7 +120,9 @@ def test_garbage_in_the_middle_is_an_error_and_keeps_what_came(chat_with: Callab
     assert store.get("owner", turn.conversation_id).nodes[-1].text == "Hel"
 
 
-def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(chat_with: Callable[..., Chat], store: Store) -> None:
+def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(
+    chat_with: Callable[..., Chat], store: Store
+) -> None:
     limited = chat_with(Scripted(RateLimited("Slow down.", retry_after=5)))
     with pytest.raises(RateLimited):
         limited.open(ask(), Silent())
@@ -106,14 +131,26 @@ def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(chat_with: Callabl
     assert store.list("owner", 0, 10) == []
     left = opened(chat_with(Scripted()), ask())
     left.fail(CallerLeft())
-    assert [node.status for node in store.get("owner", left.conversation_id).nodes] == ["whole", "broken"]
+    assert [node.status for node in store.get("owner", left.conversation_id).nodes] == [
+        "whole",
+        "broken",
+    ]
 
 
-def test_the_upstream_is_asked_with_the_way_from_the_root(chat_with: Callable[..., Chat]) -> None:
+def test_the_upstream_is_asked_with_the_way_from_the_root(
+    chat_with: Callable[..., Chat],
+) -> None:
     upstream = Scripted()
     chat = chat_with(upstream)
     first = whole(chat, ask("one", before=(Message("system", "Be kind."),), model="m"))
-    whole(chat, ask("two", conversation_id=first.conversation_id, before=(Message("system", "never seen again"),)))
+    whole(
+        chat,
+        ask(
+            "two",
+            conversation_id=first.conversation_id,
+            before=(Message("system", "never seen again"),),
+        ),
+    )
     assert upstream.asked[0].model == "m"
     assert upstream.asked[1].messages == (
         Message("system", "Be kind."),
@@ -135,7 +172,9 @@ def test_a_busy_conversation_is_not_asked(chat_with: Callable[..., Chat]) -> Non
     assert len(upstream.asked) == 3
 
 
-def test_a_conversation_goes_on_at_its_own_upstream(chat_with: Callable[..., Chat]) -> None:
+def test_a_conversation_goes_on_at_its_own_upstream(
+    chat_with: Callable[..., Chat],
+) -> None:
     one, other = Scripted(name="one"), Scripted(name="other")
     first = whole(chat_with(one), ask())
     whole(chat_with(other, one), ask(conversation_id=first.conversation_id))
@@ -158,11 +197,15 @@ def test_ids_that_do_not_fit(chat_with: Callable[..., Chat]) -> None:
 def test_no_caller_names_the_host(chat_with: Callable[..., Chat]) -> None:
     upstream = Scripted()
     with pytest.raises(Forbidden, match="reverse_proxy"):
-        chat_with(upstream).open(ask(reverse_proxy="https://evil.example/api/conversation"), Silent())
+        chat_with(upstream).open(
+            ask(reverse_proxy="https://evil.example/api/conversation"), Silent()
+        )
     assert upstream.asked == []
 
 
-def test_an_upstream_that_fails_in_an_unforeseen_way_leaves_no_lease_held(chat_with: Callable[..., Chat]) -> None:
+def test_an_upstream_that_fails_in_an_unforeseen_way_leaves_no_lease_held(
+    chat_with: Callable[..., Chat],
+) -> None:
     upstream = Scripted()
     chat = chat_with(upstream)
     first = whole(chat, ask())
@@ -176,17 +219,35 @@ SPENDING = [
     # protected upstream, by caller -> whose credential travels, or which error
     pytest.param(OWNER, True, False, "ours", id="key"),
     pytest.param(STRANGER, True, False, "own", id="own-token"),
-    pytest.param(Caller("owner", True, "own-token"), True, False, "own", id="key-and-token-spends-the-token"),
+    pytest.param(
+        Caller("owner", True, "own-token"),
+        True,
+        False,
+        "own",
+        id="key-and-token-spends-the-token",
+    ),
     pytest.param(Caller("anonymous", False), True, False, Unauthorized, id="nothing"),
-    pytest.param(STRANGER, False, False, Unauthorized, id="token-where-none-is-checked"),
-    pytest.param(Caller("owner", True, "own-token"), False, True, BadRequest, id="token-that-cannot-be-used"),
+    pytest.param(
+        STRANGER, False, False, Unauthorized, id="token-where-none-is-checked"
+    ),
+    pytest.param(
+        Caller("owner", True, "own-token"),
+        False,
+        True,
+        BadRequest,
+        id="token-that-cannot-be-used",
+    ),
     pytest.param(OWNER, False, True, "ours", id="key-where-no-token-is-checked"),
 ]
 
 
 @pytest.mark.parametrize(("caller", "checks_tokens", "explicit", "outcome"), SPENDING)
 def test_who_may_spend_what(
-    chat_with: Callable[..., Chat], caller: Caller, checks_tokens: bool, explicit: bool, outcome: Any
+    chat_with: Callable[..., Chat],
+    caller: Caller,
+    checks_tokens: bool,
+    explicit: bool,
+    outcome: Any,
 ) -> None:
     upstream = Scripted(protected=True, checks_tokens=checks_tokens)
     chat = chat_with(upstream, explicit=explicit)
@@ -201,7 +262,9 @@ def test_who_may_spend_what(
 
 def test_leases_are_renewed_while_turns_run_and_rest_when_none_does() -> None:
     renewed: list[tuple[str, ...]] = []
-    leases = Leases(lambda holders, seconds: renewed.append(tuple(sorted(holders))), every=0.02)
+    leases = Leases(
+        lambda holders, seconds: renewed.append(tuple(sorted(holders))), every=0.02
+    )
     leases.hold("a")
     leases.hold("b")
     until = time.monotonic() + 5
@@ -223,7 +286,12 @@ def test_leases_are_renewed_while_turns_run_and_rest_when_none_does() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "title"),
-    [("  two\n lines ", "two lines"), ("x" * 100, "x" * 59 + "…"), ("你" * 60, "你" * 60), (" \u2003", "New chat")],
+    [
+        ("  two\n lines ", "two lines"),
+        ("x" * 100, "x" * 59 + "…"),
+        ("你" * 60, "你" * 60),
+        (" \u2003", "New chat"),
+    ],
 )
 def test_a_title_is_the_prompts_first_words(
     chat_with: Callable[..., Chat], store: Store, prompt: str, title: str

@@ -38,7 +38,9 @@ DONE = {"done": True, "error": False, "content": "[DONE]"}
 def lines(body: bytes) -> list[dict[str, Any]]:
     assert not body.endswith(b"\n"), "the last line has no end"
     told = [json.loads(line) for line in body.decode().split("\n") if line.strip()]
-    assert told[-1] == DONE and all(list(line) == ["done", "error", "content"] for line in told)
+    assert told[-1] == DONE and all(
+        list(line) == ["done", "error", "content"] for line in told
+    )
     return told
 
 
@@ -52,28 +54,55 @@ def text_of(body: bytes) -> str:
 
 def test_before_the_offline_upstream(client: FlaskClient) -> None:
     answer = chat(client, json=HI)
-    assert answer.status_code == 200 and answer.content_type == "application/x-ndjson; charset=utf-8"
-    assert "You said: hi" in text_of(answer.data) and "X-Conversation-Id" not in answer.headers
+    assert (
+        answer.status_code == 200
+        and answer.content_type == "application/x-ndjson; charset=utf-8"
+    )
+    assert (
+        "You said: hi" in text_of(answer.data)
+        and "X-Conversation-Id" not in answer.headers
+    )
     assert client.get("/conversations").json == []
 
 
 def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> None:
-    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), authorization=("the-key",)).test_client()
-    dialogue = [*HI["messages"], {"role": "assistant", "content": "ho"}, {"role": "user", "content": "你好"}]
-    answer = chat(client, json={"messages": dialogue, "temperature": 0.5}, headers={"Authorization": "the-key"})
+    client = build(
+        openai_base_url=api.url,
+        openai_api_key=("sk-invented-1",),
+        authorization=("the-key",),
+    ).test_client()
+    dialogue = [
+        *HI["messages"],
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "你好"},
+    ]
+    answer = chat(
+        client,
+        json={"messages": dialogue, "temperature": 0.5},
+        headers={"Authorization": "the-key"},
+    )
     assert text_of(answer.data) == "Turn 2. You said: 你好 — 你好 🙂."
-    assert api.completions[0].body["messages"] == dialogue and api.completions[0].body["temperature"] == 0.5
+    assert (
+        api.completions[0].body["messages"] == dialogue
+        and api.completions[0].body["temperature"] == 0.5
+    )
     parts = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
         {"type": "text", "text": "what?"},
     ]
-    chat(client, json={"messages": [{"role": "user", "content": parts}]}, headers={"Authorization": "the-key"})
+    chat(
+        client,
+        json={"messages": [{"role": "user", "content": parts}]},
+        headers={"Authorization": "the-key"},
+    )
     assert api.completions[1].body["messages"][0]["content"] == parts
 
 
 def test_before_chatgpt(build: Build, backend: Backend) -> None:
     """A temporary chat with the whole dialogue; what names a conversation goes on with it."""
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
+    client = build(
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+    ).test_client()
     key = {"Authorization": "the-key"}
     dialogue = [
         {"role": "system", "content": "s"},
@@ -82,17 +111,29 @@ def test_before_chatgpt(build: Build, backend: Backend) -> None:
         {"role": "user", "content": "so?"},
     ]
     answer = chat(client, json={"messages": dialogue}, headers=key)
-    assert "You said: so?" in text_of(answer.data) and "X-Conversation-Id" not in answer.headers
+    assert (
+        "You said: so?" in text_of(answer.data)
+        and "X-Conversation-Id" not in answer.headers
+    )
     sent = backend.turns[0].body
-    assert sent["history_and_training_disabled"] is True and "conversation_id" not in sent
+    assert (
+        sent["history_and_training_disabled"] is True and "conversation_id" not in sent
+    )
     roles = [message["author"]["role"] for message in sent["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
-    kept = client.post("/ask", data={"msg": "one"}, headers=key).json["data"]["conversation_id"]
+    kept = client.post("/ask", data={"msg": "one"}, headers=key).json["data"][
+        "conversation_id"
+    ]
     named = chat(client, json={**HI, "conversation_id": kept}, headers=key)
-    assert "Turn 2." in text_of(named.data) and backend.turns[-1].body["history_and_training_disabled"] is False
+    assert (
+        "Turn 2." in text_of(named.data)
+        and backend.turns[-1].body["history_and_training_disabled"] is False
+    )
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
     refused = chat(client, json=image, headers=key)
-    assert refused.status_code == 400 and "text alone" in lines(refused.data)[0]["content"]
+    assert (
+        refused.status_code == 400 and "text alone" in lines(refused.data)[0]["content"]
+    )
 
 
 def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
@@ -106,30 +147,50 @@ def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
     conversation_id = first.headers["X-Conversation-Id"]
     assert "Turn 2." in text_of(first.data)
     second = chat(client, json={**HI, "conversation_id": conversation_id})
-    assert "Turn 3." in text_of(second.data) and "Before that you said: two" in text_of(second.data)
+    assert "Turn 3." in text_of(second.data) and "Before that you said: two" in text_of(
+        second.data
+    )
     assert len(client.get(f"/conversation/{conversation_id}").json["mapping"]) == 8
 
 
 def test_names_that_no_header_holds_do_no_harm(client: FlaskClient) -> None:
-    kept = chat(client, json={**HI, "history_disabled": False}).headers["X-Conversation-Id"]
+    kept = chat(client, json={**HI, "history_disabled": False}).headers[
+        "X-Conversation-Id"
+    ]
     odd = {"a\nb": 1, "ключ": 2, "x\0y": 3, "y" * 300: 4, "top_k": 5}
     answer = chat(client, json={**HI, "conversation_id": kept, **odd})
-    assert answer.status_code == 200 and answer.headers["X-Ignored-Parameters"] == "top_k"
-    assert "Turn 3." in text_of(chat(client, json={**HI, "conversation_id": kept, "timeout": 2000}).data)
+    assert (
+        answer.status_code == 200 and answer.headers["X-Ignored-Parameters"] == "top_k"
+    )
+    assert "Turn 3." in text_of(
+        chat(client, json={**HI, "conversation_id": kept, "timeout": 2000}).data
+    )
 
 
 def test_the_last_message_is_a_users(client: FlaskClient) -> None:
     for role in ("assistant", "system"):
-        answer = chat(client, json={"messages": [*HI["messages"], {"role": role, "content": "x"}]})
+        answer = chat(
+            client, json={"messages": [*HI["messages"], {"role": role, "content": "x"}]}
+        )
         assert answer.status_code == 400 and "role must be user" in answer.text
 
 
-def test_all_that_a_dialogue_begins_with_stays(build: Build, api: OpenAIBackend) -> None:
-    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), authorization=("the-key",)).test_client()
+def test_all_that_a_dialogue_begins_with_stays(
+    build: Build, api: OpenAIBackend
+) -> None:
+    client = build(
+        openai_base_url=api.url,
+        openai_api_key=("sk-invented-1",),
+        authorization=("the-key",),
+    ).test_client()
     key = {"Authorization": "the-key"}
     system = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}]
     api.mode = Mode(cut_after=4)
-    first = chat(client, json={"messages": [*system, *HI["messages"]], "history_disabled": False}, headers=key)
+    first = chat(
+        client,
+        json={"messages": [*system, *HI["messages"]], "history_disabled": False},
+        headers=key,
+    )
     named = {**HI, "conversation_id": first.headers["X-Conversation-Id"]}
     api.mode = Mode()
     for more in ({}, {"parent_message_id": "client-created-root"}):
@@ -145,13 +206,21 @@ def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> N
         answer.content_type == "application/x-ndjson; charset=utf-8"
         and answer.headers["X-Error-Code"] == "rate_limited"
     )
-    assert lines(answer.data) == [{"done": False, "error": True, "content": "Slow down."}, DONE]
+    assert lines(answer.data) == [
+        {"done": False, "error": True, "content": "Slow down."},
+        DONE,
+    ]
 
 
 def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> None:
     answer = chat(build(Scripted(b"S|", b"Hel|")).test_client(), json=HI)
     told = lines(answer.data)
-    assert answer.status_code == 200 and told[0]["content"] == "Hel" and told[1]["error"] and len(told) == 3
+    assert (
+        answer.status_code == 200
+        and told[0]["content"] == "Hel"
+        and told[1]["error"]
+        and len(told) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,16 +230,39 @@ def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> No
         ({"data": b"{", "content_type": "application/json"}, 400),
         ({"json": HI, "headers": {"Authorization": "wrong"}}, 401),
         ({"json": HI}, 401),
-        ({"json": HI, "headers": {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}}, 403),
-        ({"data": b"x" * 200, "content_type": "text/plain", "headers": {"Authorization": "the-key"}}, 413),
+        (
+            {
+                "json": HI,
+                "headers": {
+                    "Sec-Fetch-Site": "cross-site",
+                    "Origin": "https://evil.example",
+                },
+            },
+            403,
+        ),
+        (
+            {
+                "data": b"x" * 200,
+                "content_type": "text/plain",
+                "headers": {"Authorization": "the-key"},
+            },
+            413,
+        ),
     ],
 )
-def test_every_failure_has_the_lines(build: Build, given: dict[str, Any], status: int) -> None:
+def test_every_failure_has_the_lines(
+    build: Build, given: dict[str, Any], status: int
+) -> None:
     client = build(authorization=("the-key",), max_body=100).test_client()
     key = {} if status in (401, 403) else {"Authorization": "the-key"}
     answer = chat(client, **{**given, "headers": {**key, **given.get("headers", {})}})
     told = lines(answer.data)
-    assert answer.status_code == status and len(told) == 2 and told[0]["error"] and told[0]["content"]
+    assert (
+        answer.status_code == status
+        and len(told) == 2
+        and told[0]["error"]
+        and told[0]["content"]
+    )
     wrong = client.get("/chat", headers={"Authorization": "the-key"})
     assert wrong.status_code == 405 and lines(wrong.data)
 
@@ -192,7 +284,10 @@ ORIGIN = "http://page.example"
 def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
     client = build(authorization=("the-key",), cors_origins=(ORIGIN,)).test_client()
     page = {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
     preflight = client.options("/chat", headers={**page, **asks})
     assert preflight.status_code == 204
     allowed = preflight.headers["Access-Control-Allow-Headers"].lower()
@@ -201,13 +296,22 @@ def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
         and "content-type" in allowed
         and "POST" in preflight.headers["Access-Control-Allow-Methods"]
     )
-    for headers, status in (({"Authorization": "the-key"}, 200), ({}, 401), ({"Authorization": "wrong"}, 401)):
+    for headers, status in (
+        ({"Authorization": "the-key"}, 200),
+        ({}, 401),
+        ({"Authorization": "wrong"}, 401),
+    ):
         answer = chat(client, json=HI, headers={**page, **headers})
-        assert answer.status_code == status and answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert (
+            answer.status_code == status
+            and answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        )
         assert answer.headers["Access-Control-Allow-Credentials"] == "true"
     assert (
         "Access-Control-Allow-Origin"
-        not in chat(client, json=HI, headers={**page, "Origin": "http://x.example"}).headers
+        not in chat(
+            client, json=HI, headers={**page, "Origin": "http://x.example"}
+        ).headers
     )
 
 
@@ -263,15 +367,34 @@ class Page(http.server.ThreadingHTTPServer):
         self.text = ""
         self.seen: dict[str, Any] = {}
         self.reported = threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def browsed(self, text: str, folder: Path) -> dict[str, Any]:
         """What a browser has of the page once its script is done."""
         self.text = text
-        command = [need("chromium"), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        command += ["--disable-dev-shm-usage", "--remote-debugging-port=0", f"--user-data-dir={folder}/profile"]
-        with subprocess.Popen([*command, self.address], stderr=subprocess.DEVNULL) as browser:
+        command = [
+            need("chromium"),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+        ]
+        command += [
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        command += [
+            "--disable-dev-shm-usage",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}/profile",
+        ]
+        with subprocess.Popen(
+            [*command, self.address], stderr=subprocess.DEVNULL
+        ) as browser:
             try:
                 assert self.reported.wait(60), "the page did not come to its end"
             finally:
@@ -294,7 +417,9 @@ class PageHandler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(told)
 
     def do_POST(self) -> None:
-        self.server.seen = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen = json.loads(
+            self.rfile.read(int(self.headers["Content-Length"]))
+        )
         self.send_response(204)
         self.end_headers()
         self.server.reported.set()
@@ -305,48 +430,80 @@ def page() -> Iterator[Page]:
     yield from running(Page())
 
 
-@pytest.mark.parametrize("key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"])
+@pytest.mark.parametrize(
+    "key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"]
+)
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
 def test_the_documents_own_code_in_a_browser_from_another_origin(
     serve: Start, page: Page, tmp_path: Path, key: str, listed: bool
 ) -> None:
     settings = {"AUTHORIZATION_KEY": "the-key"} if key else {}
-    service = serve(CORS_ORIGINS=page.address if listed else "http://other.example", **settings)
+    service = serve(
+        CORS_ORIGINS=page.address if listed else "http://other.example", **settings
+    )
     seen = page.browsed(PAGE % {"url": service.url, "key": key, "word": "🙂"}, tmp_path)
     if listed:
-        assert "Turn 2." in seen["text"] and "You said: 又 🙂" in seen["text"] and seen["title"] == "done"
-        assert [message["role"] for message in seen["messages"]] == ["user", "assistant"] * 2
+        assert (
+            "Turn 2." in seen["text"]
+            and "You said: 又 🙂" in seen["text"]
+            and seen["title"] == "done"
+        )
+        assert [message["role"] for message in seen["messages"]] == [
+            "user",
+            "assistant",
+        ] * 2
         assert "You said: 你好 chatgpt" in seen["messages"][1]["content"]
     else:
         assert seen["text"].startswith("failed: TypeError")
 
 
-def test_the_documents_own_code_sees_failures(serve: Start, page: Page, tmp_path: Path) -> None:
+def test_the_documents_own_code_sees_failures(
+    serve: Start, page: Page, tmp_path: Path
+) -> None:
     service = serve(CORS_ORIGINS=page.address)
-    seen = page.browsed(PAGE % {"url": service.url, "key": "", "word": "offline:limit=9"}, tmp_path)
+    seen = page.browsed(
+        PAGE % {"url": service.url, "key": "", "word": "offline:limit=9"}, tmp_path
+    )
     assert "too many requests" in seen["text"] and seen["title"] == "done"
 
 
-def test_it_streams_through_nginx_as_debian_ships_it(serve: Start, nginx: Callable[[str], None]) -> None:
+def test_it_streams_through_nginx_as_debian_ships_it(
+    serve: Start, nginx: Callable[[str], None]
+) -> None:
     service, port = serve(), free_port()
-    nginx(f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}")
+    nginx(
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}"
+    )
     told = {"messages": [{"role": "user", "content": "hi offline:pace=0.3"}]}
     began, arrived = time.monotonic(), list[float]()
-    with requests.post(f"http://127.0.0.1:{port}/chat", json=told, stream=True, timeout=20) as answer:
+    with requests.post(
+        f"http://127.0.0.1:{port}/chat", json=told, stream=True, timeout=20
+    ) as answer:
         body = b""
         for piece in answer.iter_content(None):
             arrived.append(time.monotonic() - began)
             body += piece
-    assert "You said: hi" in text_of(body) and len(arrived) > 3 and arrived[-1] - arrived[0] > 0.5
+    assert (
+        "You said: hi" in text_of(body)
+        and len(arrived) > 3
+        and arrived[-1] - arrived[0] > 0.5
+    )
     cut = requests.post(
-        f"http://127.0.0.1:{port}/chat", json={"messages": [{"role": "user", "content": "x offline:cut"}]}, timeout=20
+        f"http://127.0.0.1:{port}/chat",
+        json={"messages": [{"role": "user", "content": "x offline:cut"}]},
+        timeout=20,
     )
     assert lines(cut.content)[-2]["error"]
 
 
-def test_every_mode_of_the_upstream_ends_with_the_done_line(build: Build, api: OpenAIBackend) -> None:
+def test_every_mode_of_the_upstream_ends_with_the_done_line(
+    build: Build, api: OpenAIBackend
+) -> None:
     client = build(
-        openai_base_url=api.url, openai_api_key=("sk-invented-1",), openai_model="tiny-1", authorization=("k",)
+        openai_base_url=api.url,
+        openai_api_key=("sk-invented-1",),
+        openai_model="tiny-1",
+        authorization=("k",),
     ).test_client()
     for mode in (
         Mode(cut_after=4),

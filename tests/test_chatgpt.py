@@ -35,17 +35,26 @@ KEY = {"Authorization": "Bearer the-key"}
 @pytest.fixture
 def service(build: Build, backend: Backend) -> Callable[..., FlaskClient]:
     def make(**settings: Any) -> FlaskClient:
-        given = {"reverse_proxy": backend.url, "access_token": ("token-1",), "authorization": ("the-key",)}
+        given = {
+            "reverse_proxy": backend.url,
+            "access_token": ("token-1",),
+            "authorization": ("the-key",),
+        }
         return build(**{**given, **settings}).test_client()
 
     return make
 
 
 def post(
-    client: FlaskClient, route: str = "/send_message", headers: dict[str, str] = KEY, **fields: Any
+    client: FlaskClient,
+    route: str = "/send_message",
+    headers: dict[str, str] = KEY,
+    **fields: Any,
 ) -> TestResponse:
     prompt = {"/send_message": "prompt", "/ask": "msg"}[route]
-    return client.post(route, data={prompt: "hello", **fields}, headers=headers, buffered=True)
+    return client.post(
+        route, data={prompt: "hello", **fields}, headers=headers, buffered=True
+    )
 
 
 ENCODINGS = ["classic", "delta"]
@@ -62,25 +71,48 @@ def test_a_conversation_goes_on_branches_and_is_remembered(
     assert first["conversation_id"] in backend.trees
     second = said(post(client, **{**first, "prompt": "two"}))
     assert "Turn 2. You said: two" in second["text"]
-    third = said(post(service(), prompt="three", conversation_id=first["conversation_id"]))
+    third = said(
+        post(service(), prompt="three", conversation_id=first["conversation_id"])
+    )
     assert "Turn 3." in third["text"], "another process knows where to go on"
     said(post(client, **{**first, "prompt": "branch"}))
     tree = backend.trees[first["conversation_id"]]["mapping"]
     assert len(tree[first["parent_message_id"]]["children"]) == 2
-    assert len(backend.turns) == 4 and len(backend.asked) == 4, "one POST an ask, and nothing else"
+    assert len(backend.turns) == 4 and len(backend.asked) == 4, (
+        "one POST an ask, and nothing else"
+    )
 
 
 def test_what_is_sent(service: Callable[..., FlaskClient], backend: Backend) -> None:
     client = service(
-        chatgpt_headers={"Oai-Language": "en", "user-agent": "Custom"}, chatgpt_body={"x": 1, "model": "m"}
+        chatgpt_headers={"Oai-Language": "en", "user-agent": "Custom"},
+        chatgpt_body={"x": 1, "model": "m"},
     )
-    first = said(post(client, system="Be kind.", headers={**KEY, "X-Request-Id": "mine"}))
+    first = said(
+        post(client, system="Be kind.", headers={**KEY, "X-Request-Id": "mine"})
+    )
     asked = backend.turns[0]
-    assert asked.path == "/backend-api/conversation" and asked.headers["authorization"] == "Bearer token-1"
-    assert asked.headers["user-agent"] == "Custom" and asked.headers["oai-language"] == "en"
-    assert asked.headers["x-request-id"] == "mine" and asked.body["x"] == 1 and asked.body["model"] == "m"
-    assert [message["author"]["role"] for message in asked.body["messages"]] == ["system", "user"]
-    assert "conversation_id" not in asked.body and asked.body["history_and_training_disabled"] is False
+    assert (
+        asked.path == "/backend-api/conversation"
+        and asked.headers["authorization"] == "Bearer token-1"
+    )
+    assert (
+        asked.headers["user-agent"] == "Custom"
+        and asked.headers["oai-language"] == "en"
+    )
+    assert (
+        asked.headers["x-request-id"] == "mine"
+        and asked.body["x"] == 1
+        and asked.body["model"] == "m"
+    )
+    assert [message["author"]["role"] for message in asked.body["messages"]] == [
+        "system",
+        "user",
+    ]
+    assert (
+        "conversation_id" not in asked.body
+        and asked.body["history_and_training_disabled"] is False
+    )
     said(post(client, **{**first, "prompt": "more"}))
     assert backend.turns[1].body["conversation_id"] == first["conversation_id"]
     assert backend.turns[1].body["parent_message_id"] == first["parent_message_id"]
@@ -90,13 +122,24 @@ def test_what_is_sent(service: Callable[..., FlaskClient], backend: Backend) -> 
 @pytest.mark.parametrize("size", [0, 1, 3, 1000])
 @pytest.mark.parametrize("crlf", [False, True])
 def test_every_framing_gives_the_same_answer(
-    service: Callable[..., FlaskClient], backend: Backend, encoding: str, size: int, crlf: bool
+    service: Callable[..., FlaskClient],
+    backend: Backend,
+    encoding: str,
+    size: int,
+    crlf: bool,
 ) -> None:
     backend.mode = Mode(encoding=encoding, pieces_of=size, crlf=crlf)
     assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     streamed = post(service(), route="/ask", stream="true").text
-    pieces = [json.loads(line[6:])["text"] for line in streamed.splitlines() if line.startswith('data: {"text"')]
-    assert "".join(pieces) == "Turn 1. You said: hello — 你好 🙂." and "event: done" in streamed
+    pieces = [
+        json.loads(line[6:])["text"]
+        for line in streamed.splitlines()
+        if line.startswith('data: {"text"')
+    ]
+    assert (
+        "".join(pieces) == "Turn 1. You said: hello — 你好 🙂."
+        and "event: done" in streamed
+    )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -106,8 +149,15 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
     backend.mode = Mode(encoding=encoding, length_stops=2)
     client = service()
     told = said(post(client))
-    assert told["text"] == "Turn 1. You said: hello — 你好 🙂. and more and the rest of it."
-    assert [asked.body["action"] for asked in backend.turns] == ["next", "continue", "continue"]
+    assert (
+        told["text"]
+        == "Turn 1. You said: hello — 你好 🙂. and more and the rest of it."
+    )
+    assert [asked.body["action"] for asked in backend.turns] == [
+        "next",
+        "continue",
+        "continue",
+    ]
     assert "Turn 2." in said(post(client, **{**told, "prompt": "on"}))["text"]
 
 
@@ -116,12 +166,23 @@ def test_the_rest_of_an_answer_is_asked_of_no_other_account(
 ) -> None:
     limit = (429, {**JSON, "Retry-After": "60"}, b'{"detail": "Slow down"}')
     backend.mode = Mode(length_stops=1, refuse_rest=limit)
-    told = post(service(access_token=("token-1", "token-2")), route="/ask", stream="true").text
-    assert '"error":"rate_limited"' in told and "Turn 1." in told and "event: done" not in told
-    assert len({asked.headers["authorization"] for asked in backend.turns}) == 1 and len(backend.turns) == 2
+    told = post(
+        service(access_token=("token-1", "token-2")), route="/ask", stream="true"
+    ).text
+    assert (
+        '"error":"rate_limited"' in told
+        and "Turn 1." in told
+        and "event: done" not in told
+    )
+    assert (
+        len({asked.headers["authorization"] for asked in backend.turns}) == 1
+        and len(backend.turns) == 2
+    )
 
 
-def test_a_handed_off_answer_is_looked_for(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_handed_off_answer_is_looked_for(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     backend.mode = Mode(hand_off=True, polls=1)
     assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
@@ -146,13 +207,23 @@ def test_a_stream_whose_type_is_not_named_is_read_all_the_same(
 def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    made, _, answer = backend.say("token-1", {"action": "next", "messages": [user("before")], "parent_message_id": "x"})
+    made, _, answer = backend.say(
+        "token-1",
+        {"action": "next", "messages": [user("before")], "parent_message_id": "x"},
+    )
     told = said(post(service(), conversation_id=made))
-    assert "Turn 2." in told["text"] and backend.turns[0].body["parent_message_id"] == answer["id"]
+    assert (
+        "Turn 2." in told["text"]
+        and backend.turns[0].body["parent_message_id"] == answer["id"]
+    )
 
 
 def user(text: str) -> dict[str, Any]:
-    return {"id": f"id-of-{text}", "author": {"role": "user"}, "content": {"content_type": "text", "parts": [text]}}
+    return {
+        "id": f"id-of-{text}",
+        "author": {"role": "user"},
+        "content": {"content_type": "text", "parts": [text]},
+    }
 
 
 JSON = {"Content-Type": "application/json"}
@@ -161,12 +232,47 @@ REFUSALS: list[tuple[str, int, dict[str, str], Any, int, str]] = [
     ("expired", 401, JSON, EXPIRED, 401, "token_rejected"),
     ("challenge", 403, PAGE, CHALLENGE, 403, "challenged"),
     ("forbidden", 403, JSON, {"detail": "Unusual activity"}, 403, "upstream_refused"),
-    ("unknown", 404, JSON, {"detail": "Conversation not found"}, 404, "upstream_refused"),
-    ("too-long", 413, JSON, {"detail": {"message": "too long"}}, 413, "upstream_refused"),
+    (
+        "unknown",
+        404,
+        JSON,
+        {"detail": "Conversation not found"},
+        404,
+        "upstream_refused",
+    ),
+    (
+        "too-long",
+        413,
+        JSON,
+        {"detail": {"message": "too long"}},
+        413,
+        "upstream_refused",
+    ),
     ("invalid", 422, JSON, FASTAPI, 422, "upstream_refused"),
-    ("clears-in", 429, JSON, {"detail": {"message": "cap", "clears_in": 60}}, 429, "rate_limited"),
-    ("retry-after", 429, {**JSON, "Retry-After": "20"}, {"detail": "Slow down"}, 429, "rate_limited"),
-    ("server-error", 500, JSON, {"detail": "Internal Server Error"}, 500, "upstream_refused"),
+    (
+        "clears-in",
+        429,
+        JSON,
+        {"detail": {"message": "cap", "clears_in": 60}},
+        429,
+        "rate_limited",
+    ),
+    (
+        "retry-after",
+        429,
+        {**JSON, "Retry-After": "20"},
+        {"detail": "Slow down"},
+        429,
+        "rate_limited",
+    ),
+    (
+        "server-error",
+        500,
+        JSON,
+        {"detail": "Internal Server Error"},
+        500,
+        "upstream_refused",
+    ),
     ("gateway", 502, PAGE, b"<html>502</html>", 502, "upstream_refused"),
     ("redirect", 302, {"Location": "http://127.0.0.1:1/"}, b"", 502, "upstream_failed"),
     ("page", 200, PAGE, b"<html>Welcome</html>", 502, "upstream_failed"),
@@ -178,7 +284,9 @@ REFUSALS: list[tuple[str, int, dict[str, str], Any, int, str]] = [
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
 @pytest.mark.parametrize("stream", ["", "true"], ids=["whole", "stream"])
 @pytest.mark.parametrize(
-    ("name", "status", "headers", "body", "as_status", "code"), REFUSALS, ids=[row[0] for row in REFUSALS]
+    ("name", "status", "headers", "body", "as_status", "code"),
+    REFUSALS,
+    ids=[row[0] for row in REFUSALS],
 )
 def test_every_refusal_on_every_route(
     service: Callable[..., FlaskClient], backend: Backend, route: str, stream: str,
@@ -188,8 +296,13 @@ def test_every_refusal_on_every_route(
     backend.mode = Mode(refusals=[(status, headers, told)])
     answer = post(service(), route=route, stream=stream)
     assert answer.status_code == (500 if route == "/send_message" else as_status)
-    assert answer.headers["X-Error-Code"] == code and answer.headers["X-Error-Source"] == "upstream"
-    assert set(answer.json) == ({"message"} if route == "/send_message" else {"code", "msg", "error", "source"})
+    assert (
+        answer.headers["X-Error-Code"] == code
+        and answer.headers["X-Error-Source"] == "upstream"
+    )
+    assert set(answer.json) == (
+        {"message"} if route == "/send_message" else {"code", "msg", "error", "source"}
+    )
     assert "token-1" not in answer.text and len(backend.turns) == 1, "never asked twice"
 
 
@@ -202,23 +315,38 @@ BREAKS = [
     ("empty", Mode(raw=b""), "upstream_cut"),
     ("done-only", Mode(raw=b"data: [DONE]\n\n"), "upstream_cut"),
     ("garbage", Mode(raw=b"\x00\xff garbage"), "upstream_cut"),
-    ("error-event", Mode(raw=b'data: {"message":null,"error":"Something went wrong"}\n\n'), "upstream_failed"),
+    (
+        "error-event",
+        Mode(raw=b'data: {"message":null,"error":"Something went wrong"}\n\n'),
+        "upstream_failed",
+    ),
     ("crash", Mode(raw=b"internal server error\n\n"), "upstream_failed"),
 ]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("stream", ["", "true"], ids=["whole", "stream"])
-@pytest.mark.parametrize(("mode", "code"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS])
+@pytest.mark.parametrize(
+    ("mode", "code"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS]
+)
 def test_half_an_answer_is_never_told_as_a_whole_one(
-    service: Callable[..., FlaskClient], backend: Backend, mode: Mode, code: str, stream: str, encoding: str
+    service: Callable[..., FlaskClient],
+    backend: Backend,
+    mode: Mode,
+    code: str,
+    stream: str,
+    encoding: str,
 ) -> None:
     mode.encoding = encoding
     backend.mode = mode
     client = service(first_byte_timeout=0.4, read_timeout=0.4)
     answer = post(client, route="/ask", stream=stream)
     if answer.status_code == 200:
-        assert stream and "event: done" not in answer.text and f'"error":"{code}"' in answer.text
+        assert (
+            stream
+            and "event: done" not in answer.text
+            and f'"error":"{code}"' in answer.text
+        )
     else:
         assert answer.json["error"] == code and answer.json["source"] == "upstream"
     assert len(backend.turns) == 1
@@ -226,7 +354,9 @@ def test_half_an_answer_is_never_told_as_a_whole_one(
     assert post(client, route="/ask").status_code == 200
 
 
-def test_an_end_that_never_comes_costs_no_answer(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_an_end_that_never_comes_costs_no_answer(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     backend.mode = Mode(encoding="classic", done=False)
     assert "Turn 1." in said(post(service()))["text"]
     backend.mode = Mode(encoding="delta", stall_after=12)
@@ -234,7 +364,9 @@ def test_an_end_that_never_comes_costs_no_answer(service: Callable[..., FlaskCli
     assert "event: done" in told or "upstream_timeout" in told
 
 
-def test_a_limited_account_rests_and_another_answers(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_limited_account_rests_and_another_answers(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     limit = (429, {**JSON, "Retry-After": "60"}, b'{"detail": "Slow down"}')
     client = service(access_token=("token-1", "token-2"))
     backend.mode = Mode(refuse_tokens={"token-1": limit})
@@ -244,20 +376,33 @@ def test_a_limited_account_rests_and_another_answers(service: Callable[..., Flas
     assert tokens.count("Bearer token-1") == 1 and tokens.count("Bearer token-2") == 4
     backend.mode.refuse_tokens["token-2"] = limit
     told = post(client, route="/ask")
-    assert (told.status_code, told.json["error"]) == (429, "rate_limited") and 50 <= int(
-        told.headers["Retry-After"]
-    ) <= 60
+    assert (told.status_code, told.json["error"]) == (
+        429,
+        "rate_limited",
+    ) and 50 <= int(told.headers["Retry-After"]) <= 60
 
 
-def test_a_conversation_stays_at_its_account(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_conversation_stays_at_its_account(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client = service(access_token=("token-1", "token-2"))
     for _ in range(3):
         first = said(post(client))
         owner = backend.owners[first["conversation_id"]]
-        assert "Turn 2." in said(post(client, conversation_id=first["conversation_id"]))["text"]
+        assert (
+            "Turn 2."
+            in said(post(client, conversation_id=first["conversation_id"]))["text"]
+        )
         assert backend.turns[-1].headers["authorization"] == f"Bearer {owner}"
-    gone = post(service(access_token=("token-3", "token-4")), route="/ask", conversation_id=first["conversation_id"])
-    assert (gone.status_code, gone.json["error"]) == (409, "upstream_gone") and "account" in gone.json["msg"]
+    gone = post(
+        service(access_token=("token-3", "token-4")),
+        route="/ask",
+        conversation_id=first["conversation_id"],
+    )
+    assert (gone.status_code, gone.json["error"]) == (
+        409,
+        "upstream_gone",
+    ) and "account" in gone.json["msg"]
 
 
 def test_an_account_that_takes_one_message_at_a_time_is_waited_for(
@@ -266,35 +411,52 @@ def test_an_account_that_takes_one_message_at_a_time_is_waited_for(
     backend.mode = Mode(one_at_a_time=True, delay=0.4)
     app = service().application
     with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(3)))
-    assert [f"q{n}" in said(answer)["text"] for n, answer in enumerate(answers)] == [True] * 3
+        answers = list(
+            pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(3))
+        )
+    assert [f"q{n}" in said(answer)["text"] for n, answer in enumerate(answers)] == [
+        True
+    ] * 3
     assert len(backend.trees) == 3
     backend.running.add("token-1")
     late = post(service(), route="/ask", timeout="300")
     assert (late.status_code, late.json["error"]) == (429, "one_at_a_time")
 
 
-def test_the_asks_of_an_account_can_be_bounded(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_the_asks_of_an_account_can_be_bounded(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     backend.mode = Mode(one_at_a_time=True, delay=0.1)
     app = service(account_concurrency=1).application
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(4)))
-    assert all(answer.status_code == 200 for answer in answers) and len(backend.turns) == 4, "never one too many"
+        answers = list(
+            pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(4))
+        )
+    assert (
+        all(answer.status_code == 200 for answer in answers) and len(backend.turns) == 4
+    ), "never one too many"
 
 
-def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(backend: Backend) -> None:
+def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(
+    backend: Backend,
+) -> None:
     pool = AccountPool((account := Account.of("token-1"),))
     transport = Plain(5)
     known = Known(transport, (place(backend.url),), pool, concurrency=1)
     pool.take(account, 1)
     stream, _ = ChatGPTWeb(known).ask(
-        Question((Message("user", "hello"),), question_id="11111111-1111-4111-8111-111111111111")
+        Question(
+            (Message("user", "hello"),),
+            question_id="11111111-1111-4111-8111-111111111111",
+        )
     )
     assert stream.read(0.2) is None and not stream.asked, "the account has enough to do"
     pool.leave(account)
     backend.running.add("token-1")
     backend.mode = Mode(one_at_a_time=True)
-    assert stream.read(0.5) is None and not stream.asked and len(backend.turns) == 1, "it was refused"
+    assert stream.read(0.5) is None and not stream.asked and len(backend.turns) == 1, (
+        "it was refused"
+    )
     backend.running.clear()
     while not (piece := stream.read(5)):
         assert piece is None
@@ -306,55 +468,106 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(backend: Back
 def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
     build: Build, api: OpenAIBackend, backend: Backend
 ) -> None:
-    given = {"openai_base_url": api.url, "chatgpt_base_url": (backend.url,), "authorization": ("a:the-key", "b:k2")}
+    given = {
+        "openai_base_url": api.url,
+        "chatgpt_base_url": (backend.url,),
+        "authorization": ("a:the-key", "b:k2"),
+    }
     client = build(**given).test_client()
-    for mistyped in ("the-keyy", "sk-theirs"):  # a server that we have no keys for checks none
+    for mistyped in (
+        "the-keyy",
+        "sk-theirs",
+    ):  # a server that we have no keys for checks none
         for route in ("/ask", "/chat", "/conversations", "/readyz"):
-            method = client.get if route in ("/conversations", "/readyz") else client.post
-            for how in ({"headers": {"Authorization": f"Bearer {mistyped}"}}, {"data": {"access_token": mistyped}}):
+            method = (
+                client.get if route in ("/conversations", "/readyz") else client.post
+            )
+            for how in (
+                {"headers": {"Authorization": f"Bearer {mistyped}"}},
+                {"data": {"access_token": mistyped}},
+            ):
                 told = method(route, **how)
-                assert (told.status_code, told.headers["X-Error-Code"]) == (401, "unauthorized")
+                assert (told.status_code, told.headers["X-Error-Code"]) == (
+                    401,
+                    "unauthorized",
+                )
                 assert mistyped not in told.text
     assert not api.asked and not backend.asked
     client = build(**{**given, "openai_api_key": ("sk-invented-1",)}).test_client()
     own = {"Authorization": "Bearer sk-theirs"}
-    assert said(client.get("/conversations", headers=own)) == [] and not backend.asked, "it is not ChatGPT's to see"
+    assert (
+        said(client.get("/conversations", headers=own)) == [] and not backend.asked
+    ), "it is not ChatGPT's to see"
     said(post(client, headers={"Authorization": f"Bearer {jwt(sub='me')}"}))
     for forged in (f"sk-{jwt(sub='me')}", f"sk-x.{jwt(sub='me').split('.')[1]}"):
-        told = client.get("/conversations", headers={"Authorization": f"Bearer {forged}"})
+        told = client.get(
+            "/conversations", headers={"Authorization": f"Bearer {forged}"}
+        )
         assert said(told) == [], "no claims are read of what ChatGPT does not check"
     backend.asked.clear()
     gone = client.get("/conversation/none", headers=own)
     assert gone.status_code == 404 and not backend.asked
-    told = client.post("/ask", data={"msg": "hello"}, headers={"Authorization": f"Bearer {jwt(sub='me')}"})
+    told = client.post(
+        "/ask",
+        data={"msg": "hello"},
+        headers={"Authorization": f"Bearer {jwt(sub='me')}"},
+    )
     assert said(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
 
 
 def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
     build: Build, api: OpenAIBackend, backend: Backend
 ) -> None:
-    given = {"openai_base_url": api.url, "chatgpt_base_url": (backend.url,), "authorization": ("the-key",)}
+    given = {
+        "openai_base_url": api.url,
+        "chatgpt_base_url": (backend.url,),
+        "authorization": ("the-key",),
+    }
     api.mode.keys = ("gsk_theirs", "gsk_ours")
-    client = build(**given, openai_api_key=("gsk_ours",), upstream="openai").test_client()
+    client = build(
+        **given, openai_api_key=("gsk_ours",), upstream="openai"
+    ).test_client()
     said(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
     assert api.completions[0].headers["authorization"] == "Bearer gsk_theirs"
-    client = build(**given, access_token=("token-1",), upstream="chatgpt-web").test_client()
+    client = build(
+        **given, access_token=("token-1",), upstream="chatgpt-web"
+    ).test_client()
     for route in ("/ask", "/conversations", "/conversation/none"):
-        told = client.open(route, method="POST" if route == "/ask" else "GET", headers={"Authorization": "Bearer x"})
+        told = client.open(
+            route,
+            method="POST" if route == "/ask" else "GET",
+            headers={"Authorization": "Bearer x"},
+        )
         assert told.status_code == 401
     assert not backend.asked
 
 
-def test_no_message_quotes_the_token(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_no_message_quotes_the_token(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     token = "an-opaque-token-of-ours"
     client = service(access_token=(token,))
     kept = said(post(client))["conversation_id"]
     quoting = json.dumps({"detail": f"token {token} is expired"}).encode()
     backend.mode = Mode(refuse_tokens={token: (401, {}, quoting)})
-    paths = ("/ask", f"/conversation/{kept}", f"/conversation/{kept}/title", f"/conversation/{kept}/delete")
+    paths = (
+        "/ask",
+        f"/conversation/{kept}",
+        f"/conversation/{kept}/title",
+        f"/conversation/{kept}/delete",
+    )
     for path in paths:
-        told = client.open(path, method="GET" if path == paths[1] else "POST", data={"msg": "x"}, headers=KEY)
-        assert told.status_code == 401 and "token ... is expired" in told.json["msg"] and token not in told.text
+        told = client.open(
+            path,
+            method="GET" if path == paths[1] else "POST",
+            data={"msg": "x"},
+            headers=KEY,
+        )
+        assert (
+            told.status_code == 401
+            and "token ... is expired" in told.json["msg"]
+            and token not in told.text
+        )
     failures = {
         502: {"error": f"bad {token}", "conversation_id": "c"},
         429: {"type": "stream_quota_check", "message": f"bad {token}"},
@@ -362,53 +575,98 @@ def test_no_message_quotes_the_token(service: Callable[..., FlaskClient], backen
     for status, event in failures.items():
         backend.mode = Mode(raw=b"data: " + json.dumps(event).encode() + b"\n\n")
         told = post(client, "/ask")
-        assert told.status_code == status and "bad ..." in told.json["msg"] and token not in told.text
+        assert (
+            told.status_code == status
+            and "bad ..." in told.json["msg"]
+            and token not in told.text
+        )
 
 
-def test_an_open_service_leaves_alone_what_clients_cannot_but_send(build: Build, backend: Backend) -> None:
+def test_an_open_service_leaves_alone_what_clients_cannot_but_send(
+    build: Build, backend: Backend
+) -> None:
     given = {"chatgpt_base_url": (backend.url,), "authorization": ("none",)}
     dummy = {"Authorization": "Bearer dummy"}
-    assert said(post(build(access_token=("token-1",), **given).test_client(), headers=dummy))["text"]
+    assert said(
+        post(build(access_token=("token-1",), **given).test_client(), headers=dummy)
+    )["text"]
     assert backend.turns[0].headers["authorization"] == "Bearer token-1"
-    assert "offline responder" in said(post(build(**given).test_client(), headers=dummy))["text"]
-    told = post(build(**given).test_client(), access_token="dummy", headers={}, route="/ask")
+    assert (
+        "offline responder"
+        in said(post(build(**given).test_client(), headers=dummy))["text"]
+    )
+    told = post(
+        build(**given).test_client(), access_token="dummy", headers={}, route="/ask"
+    )
     assert (told.status_code, told.json["error"]) == (401, "unauthorized")
 
 
 def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    secrets = {"Cookie": "_puid=ours", "Authkey": "ours", "Chatgpt-Account-Id": "ours", "Oai-Language": "en"}
+    secrets = {
+        "Cookie": "_puid=ours",
+        "Authkey": "ours",
+        "Chatgpt-Account-Id": "ours",
+        "Oai-Language": "en",
+    }
     client = service(chatgpt_headers=secrets)
     first = said(post(client, headers={}, access_token="their-own"))
     asked = backend.turns[0]
-    assert asked.headers["authorization"] == "Bearer their-own" and "ours" not in json.dumps(asked.headers)
+    assert asked.headers[
+        "authorization"
+    ] == "Bearer their-own" and "ours" not in json.dumps(asked.headers)
     assert asked.headers["oai-language"] == "en"
-    again = post(client, headers={"Authorization": "Bearer their-own"}, conversation_id=first["conversation_id"])
+    again = post(
+        client,
+        headers={"Authorization": "Bearer their-own"},
+        conversation_id=first["conversation_id"],
+    )
     assert "Turn 2." in said(again)["text"]
     stranger = post(
-        client, route="/ask", headers={"Authorization": "Bearer other"}, conversation_id=first["conversation_id"]
+        client,
+        route="/ask",
+        headers={"Authorization": "Bearer other"},
+        conversation_id=first["conversation_id"],
     )
-    assert stranger.status_code == 404 and len(backend.turns) == 2, "the index says whose it is"
-    rejected = Mode(refuse_tokens={"their-own": (401, JSON, json.dumps(EXPIRED).encode())})
+    assert stranger.status_code == 404 and len(backend.turns) == 2, (
+        "the index says whose it is"
+    )
+    rejected = Mode(
+        refuse_tokens={"their-own": (401, JSON, json.dumps(EXPIRED).encode())}
+    )
     backend.mode = rejected
     told = post(client, route="/ask", headers={}, access_token="their-own")
-    assert (told.status_code, told.json["error"], told.json["source"]) == (401, "token_rejected", "upstream")
+    assert (told.status_code, told.json["error"], told.json["source"]) == (
+        401,
+        "token_rejected",
+        "upstream",
+    )
     assert said(post(client))["text"], "our own account is none the worse"
 
 
-def test_a_renewed_token_still_owns_its_conversations(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_renewed_token_still_owns_its_conversations(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client, renewed = service(), jwt(sub="me", exp=2)
     first = said(post(client, headers={}, access_token=jwt(sub="me", exp=1)))
     backend.owners[first["conversation_id"]] = renewed
-    assert "Turn 2." in said(post(client, headers={}, access_token=renewed, **{**first, "prompt": "on"}))["text"]
+    assert (
+        "Turn 2."
+        in said(
+            post(client, headers={}, access_token=renewed, **{**first, "prompt": "on"})
+        )["text"]
+    )
 
 
 def test_without_any_token_the_caller_is_told_to_bring_one(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     told = post(service(access_token=(), authorization=()), route="/ask", headers={})
-    assert (told.status_code, told.json["error"]) == (401, "unauthorized") and "access_token" in told.json["msg"]
+    assert (told.status_code, told.json["error"]) == (
+        401,
+        "unauthorized",
+    ) and "access_token" in told.json["msg"]
     assert backend.asked == []
 
 
@@ -420,37 +678,73 @@ def test_a_service_with_a_token_makes_a_key(
     assert post(client, route="/ask", headers={}).status_code == 401
 
 
-@pytest.mark.parametrize("below", ["", "/", "/backend-api", "/backend-api/", "/backend-api/conversation"])
+@pytest.mark.parametrize(
+    "below", ["", "/", "/backend-api", "/backend-api/", "/backend-api/conversation"]
+)
 def test_a_reverse_proxy_is_given_in_any_of_the_known_ways(
     service: Callable[..., FlaskClient], backend: Backend, below: str
 ) -> None:
     client = service(reverse_proxy=backend.url + below)
     first = said(post(client))
-    assert client.get(f"/conversation/{first['conversation_id']}", headers=KEY).status_code == 200
+    assert (
+        client.get(f"/conversation/{first['conversation_id']}", headers=KEY).status_code
+        == 200
+    )
 
 
 def test_an_older_proxys_prefix_and_another_path(build: Build) -> None:
     backend = Backend(prefix="/api")
     given = {"access_token": ("token-1",), "authorization": ("none",)}
-    said(post(build(reverse_proxy=f"{backend.url}/api/conversation", **given).test_client()))
+    said(
+        post(
+            build(
+                reverse_proxy=f"{backend.url}/api/conversation", **given
+            ).test_client()
+        )
+    )
     said(post(build(chatgpt_base_url=(f"{backend.url}/api/",), **given).test_client()))
-    said(post(build(reverse_proxy=f"{backend.url}/api", conversation_path="f/conversation", **given).test_client()))
-    assert [asked.path for asked in backend.turns] == ["/api/conversation"] * 2 + ["/api/f/conversation"]
+    said(
+        post(
+            build(
+                reverse_proxy=f"{backend.url}/api",
+                conversation_path="f/conversation",
+                **given,
+            ).test_client()
+        )
+    )
+    assert [asked.path for asked in backend.turns] == ["/api/conversation"] * 2 + [
+        "/api/f/conversation"
+    ]
     backend.shutdown()
     backend.server_close()
 
 
-def test_only_an_allowed_reverse_proxy_gets_a_token(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_only_an_allowed_reverse_proxy_gets_a_token(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     other = Backend()
-    client = service(reverse_proxy_allow=(other.url, "http://127.0.0.1:1/api/conversation"))
-    said(post(client, headers={}, access_token="own", reverse_proxy=f"{other.url}/backend-api/conversation"))
-    assert other.turns[0].headers["authorization"] == "Bearer own" and backend.asked == []
+    client = service(
+        reverse_proxy_allow=(other.url, "http://127.0.0.1:1/api/conversation")
+    )
+    said(
+        post(
+            client,
+            headers={},
+            access_token="own",
+            reverse_proxy=f"{other.url}/backend-api/conversation",
+        )
+    )
+    assert (
+        other.turns[0].headers["authorization"] == "Bearer own" and backend.asked == []
+    )
     for evil in (
         f"{backend.url}/", f"{other.url}.evil.example/", f"{other.url}@evil.example/", other.url.replace("http", "https"),
         "http://127.0.0.1:1/api/conversation/x", "http://127.0.0.1:1/api", "file:///etc/passwd", "//evil.example",
         f"{other.url}/x?y=http://evil.example", f"{other.url}/#x", "http://169.254.169.254/",
     ):  # fmt: skip
-        told = post(client, route="/ask", headers={}, access_token="own", reverse_proxy=evil)
+        told = post(
+            client, route="/ask", headers={}, access_token="own", reverse_proxy=evil
+        )
         assert (told.status_code, told.json["error"]) == (403, "forbidden"), evil
     assert backend.asked == [] and len(other.asked) == 1
     default = service()
@@ -465,40 +759,77 @@ def test_nobody_at_the_address(service: Callable[..., FlaskClient]) -> None:
     assert (told.status_code, told.json["error"]) == (502, "upstream_unreachable")
 
 
-def test_a_picture_is_told_not_waited_for(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_picture_is_told_not_waited_for(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     backend.mode = Mode(hand_off=True, polls=0, no_text=True)
     told = post(service(), route="/ask")
-    assert (told.status_code, told.json["error"]) == (502, "upstream_failed") and "no text" in told.json["msg"]
+    assert (told.status_code, told.json["error"]) == (
+        502,
+        "upstream_failed",
+    ) and "no text" in told.json["msg"]
 
 
-def test_an_id_that_could_break_a_header_is_an_error(service: Callable[..., FlaskClient], backend: Backend) -> None:
-    backend.mode = Mode(raw=b'data: {"message":null,"conversation_id":"a\\r\\nX-Evil: 1","error":null}\n\n')
+def test_an_id_that_could_break_a_header_is_an_error(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    backend.mode = Mode(
+        raw=b'data: {"message":null,"conversation_id":"a\\r\\nX-Evil: 1","error":null}\n\n'
+    )
     told = post(service(), route="/ask")
-    assert (told.status_code, told.json["error"]) == (502, "upstream_failed") and "X-Evil" not in told.headers
+    assert (told.status_code, told.json["error"]) == (
+        502,
+        "upstream_failed",
+    ) and "X-Evil" not in told.headers
 
 
-def test_history_at_chatgpt(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_history_at_chatgpt(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client = service(access_token=("token-1", "token-2"))
     made = [said(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
-    older, _, _ = backend.say("token-2", {"action": "next", "messages": [user("before us")], "parent_message_id": "x"})
+    older, _, _ = backend.say(
+        "token-2",
+        {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
+    )
     backend.trees[older]["update_time"] = 1.0
     listed = client.get("/conversations", headers=KEY).json
     assert [item["id"] for item in listed] == [*made[::-1], older]
-    assert [item["id"] for item in client.get("/conversations?limit=2&offset=1", headers=KEY).json] == [
+    assert [
+        item["id"]
+        for item in client.get("/conversations?limit=2&offset=1", headers=KEY).json
+    ] == [
         made[1],
         made[0],
     ]
     shown = client.get(f"/conversation/{made[0]}", headers=KEY).json
-    assert shown == json.loads(json.dumps(backend.trees[made[0]])), "just as ChatGPT shows it"
+    assert shown == json.loads(json.dumps(backend.trees[made[0]])), (
+        "just as ChatGPT shows it"
+    )
     for name in (made[0], older):
-        assert client.post(f"/conversation/{name}/title", data={"title": "New"}, headers=KEY).status_code == 200
+        assert (
+            client.post(
+                f"/conversation/{name}/title", data={"title": "New"}, headers=KEY
+            ).status_code
+            == 200
+        )
         assert backend.trees[name]["title"] == "New"
-        assert client.post(f"/conversation/{name}/delete", headers=KEY).json["code"] == 0
+        assert (
+            client.post(f"/conversation/{name}/delete", headers=KEY).json["code"] == 0
+        )
         assert name not in backend.trees
         for method, path in (("GET", ""), ("POST", "/delete"), ("POST", "/title")):
-            gone = client.open(f"/conversation/{name}{path}", method=method, headers=KEY, json={"title": "x"})
+            gone = client.open(
+                f"/conversation/{name}{path}",
+                method=method,
+                headers=KEY,
+                json={"title": "x"},
+            )
             assert gone.status_code == 404, (name, path)
-    assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [made[2], made[1]]
+    assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [
+        made[2],
+        made[1],
+    ]
 
 
 @pytest.mark.parametrize(("page", "bare"), [(28, False), (100, False), (100, True)])
@@ -506,15 +837,29 @@ def test_a_long_list_is_read_in_pages(
     service: Callable[..., FlaskClient], backend: Backend, page: int, bare: bool
 ) -> None:
     for number in range(130):
-        backend.say("token-1", {"action": "next", "messages": [user(f"q{number}")], "parent_message_id": "x"})
+        backend.say(
+            "token-1",
+            {
+                "action": "next",
+                "messages": [user(f"q{number}")],
+                "parent_message_id": "x",
+            },
+        )
     backend.mode = Mode(page=page, bare_list=bare)
     client = service()
-    ids = [item["id"] for item in client.get("/conversations?limit=130", headers=KEY).json]
+    ids = [
+        item["id"] for item in client.get("/conversations?limit=130", headers=KEY).json
+    ]
     assert ids == list(backend.trees)[::-1]
-    assert [item["id"] for item in client.get("/conversations?limit=5&offset=120", headers=KEY).json] == ids[120:125]
+    assert [
+        item["id"]
+        for item in client.get("/conversations?limit=5&offset=120", headers=KEY).json
+    ] == ids[120:125]
 
 
-def test_a_head_asks_nobody(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_head_asks_nobody(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client = service()
     for path in ("/conversations", "/conversation/some-id", "/readyz", "/healthz"):
         assert client.head(path, headers=KEY).status_code == 200
@@ -531,54 +876,84 @@ def test_an_index_that_cannot_be_written_withholds_no_answer(
     assert "Turn 1." in said(post(client))["text"]
 
 
-def test_chatgpt_finds_a_title(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_chatgpt_finds_a_title(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client = service()
     made = said(post(client))["conversation_id"]
     for _ in range(2):
         told = client.post(f"/conversation/{made}/title", headers=KEY)
         assert (
-            told.json == {"code": 0, "msg": "A generated title"} and backend.trees[made]["title"] == "A generated title"
+            told.json == {"code": 0, "msg": "A generated title"}
+            and backend.trees[made]["title"] == "A generated title"
         )
     assert client.post("/conversation/no-such/title", headers=KEY).status_code == 404
 
 
-def test_history_of_a_callers_own_account(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_history_of_a_callers_own_account(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client, own = service(), {"Authorization": "Bearer own"}
     made = said(post(client, headers=own))["conversation_id"]
     said(post(client))
-    assert [item["id"] for item in client.get("/conversations", headers=own).json] == [made]
+    assert [item["id"] for item in client.get("/conversations", headers=own).json] == [
+        made
+    ]
     assert client.get(f"/conversation/{made}", headers=own).json["title"] == "New chat"
     assert client.post(f"/conversation/{made}/delete", headers=own).status_code == 200
     backend.mode = Mode(refuse_tokens={"own": (401, JSON, b"{}")})
     assert client.get("/conversations", headers=own).status_code == 401
 
 
-def test_with_several_keys_each_sees_its_own_alone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_with_several_keys_each_sees_its_own_alone(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     client = service(authorization=("alice:a", "bob:b"))
     alice, bob = {"Authorization": "a"}, {"Authorization": "b"}
     made = said(post(client, headers=alice))["conversation_id"]
-    before, _, _ = backend.say("token-1", {"action": "next", "messages": [user("before us")], "parent_message_id": "x"})
-    assert [item["id"] for item in client.get("/conversations", headers=alice).json] == [made]
+    before, _, _ = backend.say(
+        "token-1",
+        {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
+    )
+    assert [
+        item["id"] for item in client.get("/conversations", headers=alice).json
+    ] == [made]
     assert client.get("/conversations", headers=bob).json == []
     for headers, name in ((bob, made), (alice, before), (bob, before)):
         assert client.get(f"/conversation/{name}", headers=headers).status_code == 404
-        assert client.post(f"/conversation/{name}/delete", headers=headers).status_code == 404
-        assert post(client, route="/ask", headers=headers, conversation_id=name).status_code == 404
+        assert (
+            client.post(f"/conversation/{name}/delete", headers=headers).status_code
+            == 404
+        )
+        assert (
+            post(
+                client, route="/ask", headers=headers, conversation_id=name
+            ).status_code
+            == 404
+        )
     assert before in backend.trees and len(backend.turns) == 1
 
 
-def test_a_proxy_that_passes_on_the_asking_alone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_proxy_that_passes_on_the_asking_alone(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     backend.mode = Mode(only_asking=True)
     client = service()
     first = said(post(client))
-    assert "Turn 2." in said(post(client, conversation_id=first["conversation_id"]))["text"], (
-        "the index knows the parent"
-    )
+    assert (
+        "Turn 2."
+        in said(post(client, conversation_id=first["conversation_id"]))["text"]
+    ), "the index knows the parent"
     listed = client.get("/conversations", headers=KEY)
-    assert [item["id"] for item in listed.json] == [first["conversation_id"]] and listed.headers["X-Incomplete"]
+    assert [item["id"] for item in listed.json] == [
+        first["conversation_id"]
+    ] and listed.headers["X-Incomplete"]
     for method, path in (("GET", ""), ("POST", "/title"), ("POST", "/delete")):
         told = client.open(
-            f"/conversation/{first['conversation_id']}{path}", method=method, headers=KEY, json={"title": "x"}
+            f"/conversation/{first['conversation_id']}{path}",
+            method=method,
+            headers=KEY,
+            json={"title": "x"},
         )
         assert told.status_code == 404 and "reverse proxy" in told.json["msg"]
 
@@ -591,22 +966,45 @@ def test_a_turn_of_a_conversation_waits_for_the_one_before(
     backend.mode = Mode(delay=0.3)
     with ThreadPoolExecutor(3) as pool:
         turns = pool.map(
-            lambda n: post(app.test_client(), prompt=f"q{n}", conversation_id=first["conversation_id"]), range(3)
+            lambda n: post(
+                app.test_client(),
+                prompt=f"q{n}",
+                conversation_id=first["conversation_id"],
+            ),
+            range(3),
         )
-        assert sorted(said(turn)["text"][:7] for turn in turns) == ["Turn 2.", "Turn 3.", "Turn 4."]
+        assert sorted(said(turn)["text"][:7] for turn in turns) == [
+            "Turn 2.",
+            "Turn 3.",
+            "Turn 4.",
+        ]
 
 
-def test_a_caller_that_leaves_in_a_wait_is_gone(service: Callable[..., FlaskClient], backend: Backend) -> None:
+def test_a_caller_that_leaves_in_a_wait_is_gone(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
     """Within the process: what the driver tells the session reaches the backend, in each of its waits."""
     transport = Plain()
-    known = Known(transport, (place(backend.url),), AccountPool((Account("a", "token-1"),)))
-    for mode in (Mode(delay=30), Mode(quiet=30), Mode(stall_after=3), Mode(hand_off=True, polls=99)):
+    known = Known(
+        transport, (place(backend.url),), AccountPool((Account("a", "token-1"),))
+    )
+    for mode in (
+        Mode(delay=30),
+        Mode(quiet=30),
+        Mode(stall_after=3),
+        Mode(hand_off=True, polls=99),
+    ):
         backend.mode = mode
-        stream, decoder = ChatGPTWeb(known).ask(Question((Message("user", "x"),), question_id="q-1"))
+        stream, decoder = ChatGPTWeb(known).ask(
+            Question((Message("user", "x"),), question_id="q-1")
+        )
         threading.Timer(0.3, stream.interrupt).start()
         began = time.monotonic()
         while piece := stream.read(20):
             decoder.feed(piece)
         stream.close()
-        assert time.monotonic() - began < 1.3 and known.pool.in_flight(Account("a", "")) == 0
+        assert (
+            time.monotonic() - began < 1.3
+            and known.pool.in_flight(Account("a", "")) == 0
+        )
     transport.close()

@@ -25,7 +25,11 @@ Start = Callable[..., Service]
 @pytest.fixture
 def start(serve: Start, backend: Backend) -> Start:
     def begin(server: str = "pywsgi", **environ: str) -> Service:
-        given = {"REVERSE_PROXY": backend.url, "ACCESS_TOKEN": "secret-token-1", "AUTHORIZATION": "secret-key"}
+        given = {
+            "REVERSE_PROXY": backend.url,
+            "ACCESS_TOKEN": "secret-token-1",
+            "AUTHORIZATION": "secret-key",
+        }
         return serve(server, **{**given, **environ})
 
     return begin
@@ -35,13 +39,19 @@ def ask(service: Service, **fields: Any) -> dict[str, Any]:
     given = {"prompt": "hello", "access_token": "secret-key", **fields}
     answer = requests.post(f"{service.url}/send_message", data=given, timeout=60)
     assert answer.status_code == 200, answer.text
-    text = answer.text.partition("event: done\ndata: ")[2] if fields.get("stream") else answer.text
+    text = (
+        answer.text.partition("event: done\ndata: ")[2]
+        if fields.get("stream")
+        else answer.text
+    )
     told: dict[str, Any] = json.loads(text)
     return told
 
 
 @pytest.mark.parametrize("encoding", ["classic", "delta"])
-def test_fifty_conversations_of_four_turns_at_once(start: Start, backend: Backend, encoding: str) -> None:
+def test_fifty_conversations_of_four_turns_at_once(
+    start: Start, backend: Backend, encoding: str
+) -> None:
     backend.mode = Mode(encoding=encoding, pieces_of=97)
     service = start()
 
@@ -51,14 +61,30 @@ def test_fifty_conversations_of_four_turns_at_once(start: Start, backend: Backen
             prompt = f"secret of {number} in turn {turn}"
             told = ask(service, prompt=prompt, stream="true" if turn % 2 else "", **ids)
             assert told["text"] == f"Turn {turn}. You said: {prompt} — 你好 🙂."
-            ids = {name: told[name] for name in ("conversation_id", "parent_message_id")}
+            ids = {
+                name: told[name] for name in ("conversation_id", "parent_message_id")
+            }
 
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(talk, range(50)))
     assert len(backend.turns) == 200 and len(backend.asked) == 200, "one POST an ask"
     assert len(backend.trees) == 50
-    asked = [node["message"] for tree in backend.trees.values() for node in tree["mapping"].values() if node["message"]]
-    assert len({message["content"]["parts"][0] for message in asked if message["author"]["role"] == "user"}) == 200
+    asked = [
+        node["message"]
+        for tree in backend.trees.values()
+        for node in tree["mapping"].values()
+        if node["message"]
+    ]
+    assert (
+        len(
+            {
+                message["content"]["parts"][0]
+                for message in asked
+                if message["author"]["role"] == "user"
+            }
+        )
+        == 200
+    )
 
 
 PHASES = {
@@ -71,9 +97,7 @@ PHASES = {
 def leave(port: int, backend: Backend, kind: dict[str, str]) -> float:
     """Ask, leave after a moment, and give the seconds until the backend saw it."""
     body = urlencode({"msg": "x", "access_token": "secret-key", **kind}).encode()
-    head = (
-        "POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
-    )
+    head = "POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
     asked = len(backend.turns)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall((head % len(body)).encode() + body)
@@ -100,7 +124,9 @@ def test_a_caller_that_leaves_is_gone_upstream_within_a_second(
             for way, port in ports.items():
                 backend.mode = mode
                 took = leave(port, backend, fields)
-                table.append(f"{server:9} {phase:22} {kind:7} {way:14} {took * 1000:6.0f} ms")
+                table.append(
+                    f"{server:9} {phase:22} {kind:7} {way:14} {took * 1000:6.0f} ms"
+                )
                 assert took < 1
     print("\n" + "\n".join(table))
     backend.mode = Mode()
@@ -122,7 +148,9 @@ def test_a_kill_leaves_conversations_that_go_on(start: Start, backend: Backend) 
     service.start()
     assert "Turn 2." in ask(service, conversation_id=first["conversation_id"])["text"]
     headers = {"Authorization": "secret-key"}
-    listed = requests.get(f"{service.url}/conversations", headers=headers, timeout=5).json()
+    listed = requests.get(
+        f"{service.url}/conversations", headers=headers, timeout=5
+    ).json()
     assert len(listed) == 2
 
 
@@ -141,10 +169,22 @@ def test_the_log_holds_no_secret(start: Start, backend: Backend) -> None:
     service = start(LOG_LEVEL="debug")
     ask(service, prompt="secret-prompt")
     ask(service, prompt="secret-prompt", access_token="secret-own")
-    for mode in (Mode(cut_after=3), Mode(refusals=[(401, {}, b"{}")]), Mode(raw=b"garbage secret-reply")):
+    for mode in (
+        Mode(cut_after=3),
+        Mode(refusals=[(401, {}, b"{}")]),
+        Mode(raw=b"garbage secret-reply"),
+    ):
         backend.mode = mode
-        requests.post(f"{service.url}/ask", data={"msg": "secret-prompt", "access_token": "secret-key"}, timeout=10)
-    requests.get(f"{service.url}/conversations", headers={"Authorization": "Bearer secret-own"}, timeout=10)
+        requests.post(
+            f"{service.url}/ask",
+            data={"msg": "secret-prompt", "access_token": "secret-key"},
+            timeout=10,
+        )
+    requests.get(
+        f"{service.url}/conversations",
+        headers={"Authorization": "Bearer secret-own"},
+        timeout=10,
+    )
     log = wait_for(lambda: len(outcomes(service)) >= 6 and service.logged())
     assert "secret" not in log and "You said" not in log
 

@@ -37,8 +37,13 @@ def test_deleted_words_leave_the_file(store: Store, tmp_path: Path) -> None:
     assert b"a-word-that-nobody-else-says" not in files
 
 
-def test_a_reader_elsewhere_holds_up_nobody_and_the_words_leave_after_it(store: Store, tmp_path: Path) -> None:
-    first, second = said(store, new("a-word-that-nobody-else-says")), said(store, new("x"))
+def test_a_reader_elsewhere_holds_up_nobody_and_the_words_leave_after_it(
+    store: Store, tmp_path: Path
+) -> None:
+    first, second = (
+        said(store, new("a-word-that-nobody-else-says")),
+        said(store, new("x")),
+    )
     reader = sqlite3.connect(tmp_path / "data" / "test.db")
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM messages").fetchall()
@@ -58,13 +63,21 @@ def test_a_log_that_cannot_be_emptied_fails_no_write(store: Store) -> None:
     writer = store._database._writer
     connection = writer._engine.raw_connection()
     connection.driver_connection.set_authorizer(
-        lambda action, name, *_: sqlite3.SQLITE_DENY if name == "wal_checkpoint" else sqlite3.SQLITE_OK
+        lambda action, name, *_: (
+            sqlite3.SQLITE_DENY if name == "wal_checkpoint" else sqlite3.SQLITE_OK
+        )
     )
     store.delete("owner", first.conversation_id)
     second = said(store, new("two"))
     assert writer._log_is_due
-    connection.driver_connection.set_authorizer(lambda *_: sqlite3.SQLITE_OK)  # Python 3.10 knows no None here
-    assert texts(store.begin(following(second, "three"), 15)) == ["two", "Hello", "three"]
+    connection.driver_connection.set_authorizer(
+        lambda *_: sqlite3.SQLITE_OK
+    )  # Python 3.10 knows no None here
+    assert texts(store.begin(following(second, "three"), 15)) == [
+        "two",
+        "Hello",
+        "three",
+    ]
     assert not writer._log_is_due
     cursor = connection.cursor()
     assert cursor.execute("PRAGMA busy_timeout").fetchone() == (BUSY_SECONDS * 1000,)
@@ -76,7 +89,9 @@ def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     store = Store(f"sqlite:///{tmp_path}/open/test.db", in_place)
     said(store, new("x"))
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()}
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()
+    }
     store.close()
     assert len(modes) == 3 and set(modes.values()) == {0o600}
 
@@ -98,7 +113,11 @@ def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None
         except NoConversation as error:
             outcome[name] = error
 
-    openings = {"good": following(first), "bad": following(first, conversation_id="none"), "other": new()}
+    openings = {
+        "good": following(first),
+        "bad": following(first, conversation_id="none"),
+        "other": new(),
+    }
     blocker = threading.Thread(target=store._write, args=(slow,))
     blocker.start()
     inside.wait(10)
@@ -126,8 +145,12 @@ def test_a_database_that_fails_is_told_as_ours(store: Store, tmp_path: Path) -> 
         store.check()
 
 
-def test_a_file_that_is_no_database_is_told_as_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "test.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
+def test_a_file_that_is_no_database_is_told_as_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "test.db").write_bytes(
+        b"not a database, but long enough to be looked at" * 100
+    )
     with pytest.raises(StoreFailed):
         Store(f"sqlite:///{tmp_path}/test.db", in_place)
     assert "file is not a database" in caplog.text
@@ -159,8 +182,14 @@ def shape(url: str) -> dict[str, object]:
         seen = inspect(engine)
         return {
             table: (
-                sorted((column["name"], str(column["type"]), column["nullable"]) for column in seen.get_columns(table)),
-                sorted((str(index["name"]), index["column_names"]) for index in seen.get_indexes(table)),
+                sorted(
+                    (column["name"], str(column["type"]), column["nullable"])
+                    for column in seen.get_columns(table)
+                ),
+                sorted(
+                    (str(index["name"]), index["column_names"])
+                    for index in seen.get_indexes(table)
+                ),
                 sorted(seen.get_pk_constraint(table)["constrained_columns"]),
             )
             for table in seen.get_table_names()
@@ -177,10 +206,18 @@ def run(url: str, statements: str) -> None:
     engine.dispose()
 
 
-def test_an_older_versions_database_becomes_todays_and_goes_on(database: str, tmp_path: Path) -> None:
+def test_an_older_versions_database_becomes_todays_and_goes_on(
+    database: str, tmp_path: Path
+) -> None:
     url = address(database, tmp_path)
     postgres = url.startswith("postgresql")
-    run(url, VERSION_1.format(serial="SERIAL" if postgres else "INTEGER", false="FALSE" if postgres else "0"))
+    run(
+        url,
+        VERSION_1.format(
+            serial="SERIAL" if postgres else "INTEGER",
+            false="FALSE" if postgres else "0",
+        ),
+    )
     for _ in range(2):  # the second start finds nothing to do
         store = Store(url, in_place)
         try:
@@ -200,7 +237,9 @@ def test_an_older_versions_database_becomes_todays_and_goes_on(database: str, tm
     assert shape(url) == shape(fresh)
 
 
-def test_a_newer_versions_database_refuses_the_start(database: str, tmp_path: Path) -> None:
+def test_a_newer_versions_database_refuses_the_start(
+    database: str, tmp_path: Path
+) -> None:
     url = address(database, tmp_path)
     Store(url, in_place).close()
     run(url, f"UPDATE schema_version SET version = {NEWEST + 1}")
@@ -208,34 +247,54 @@ def test_a_newer_versions_database_refuses_the_start(database: str, tmp_path: Pa
         Store(url, in_place)
 
 
-def test_many_that_start_at_once_make_the_tables_once(database: str, tmp_path: Path) -> None:
+def test_many_that_start_at_once_make_the_tables_once(
+    database: str, tmp_path: Path
+) -> None:
     url = address(database, tmp_path)
     stores: list[Store] = []
-    threads = [threading.Thread(target=lambda: stores.append(Store(url, in_place))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: stores.append(Store(url, in_place)))
+        for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
     assert len(stores) == 6
     first = said(stores[0], new("one"))
-    assert texts(stores[5].begin(following(first, "two"), 15)) == ["one", "Hello", "two"]
+    assert texts(stores[5].begin(following(first, "two"), 15)) == [
+        "one",
+        "Hello",
+        "two",
+    ]
     for store in stores:
         store.close()
 
 
-def test_text_that_a_database_cannot_hold_is_kept_as_far_as_it_can(database: str, tmp_path: Path) -> None:
+def test_text_that_a_database_cannot_hold_is_kept_as_far_as_it_can(
+    database: str, tmp_path: Path
+) -> None:
     store = Store(address(database, tmp_path), in_place)
     first = said(store, new("one"), "before\0after \U0001f600 \u2028")
-    assert store.get("owner", first.conversation_id).nodes[-1].text == "before\ufffdafter \U0001f600 \u2028"
+    assert (
+        store.get("owner", first.conversation_id).nodes[-1].text
+        == "before\ufffdafter \U0001f600 \u2028"
+    )
     second = following(first)
     assert store.begin(second, 15)
-    store.finish(second, Reply("x", second.conversation_id, second.answer_id, "m\0", "s\0p"), "whole")
+    store.finish(
+        second,
+        Reply("x", second.conversation_id, second.answer_id, "m\0", "s\0p"),
+        "whole",
+    )
     told = store.get("owner", first.conversation_id).nodes[-1]
     assert (told.model, told.finish_reason) == ("m\ufffd", "s\ufffdp")
     store.close()
 
 
-def test_a_postgresql_that_restarts_costs_no_later_turn_and_one_that_is_gone_is_told(postgresql: PostgreSQL) -> None:
+def test_a_postgresql_that_restarts_costs_no_later_turn_and_one_that_is_gone_is_told(
+    postgresql: PostgreSQL,
+) -> None:
     store = Store(postgresql.database(), in_place)
     first = said(store, new("one"))
     postgresql.stop()
@@ -246,7 +305,9 @@ def test_a_postgresql_that_restarts_costs_no_later_turn_and_one_that_is_gone_is_
     store.close()
 
 
-def test_leases_go_by_the_servers_clock(postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_go_by_the_servers_clock(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine whose clock is wrong takes no lease too early."""
     url = postgresql.database()
     right = open_database(url, in_place)

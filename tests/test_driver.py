@@ -36,10 +36,22 @@ FAST = Clocks(first_byte=0.3, silence=0.2, total=1.0, keep_alive=0.05)
 
 @pytest.fixture
 def drive(store: Store) -> Callable[..., Drive]:
-    def make(upstream: Scripted, printer: Printer | None = None, clocks: Clocks = FAST, **more: Any) -> Drive:
-        chat = Chat({upstream.name: upstream}, Choice(upstream.name), store, Leases(store.renew))
+    def make(
+        upstream: Scripted,
+        printer: Printer | None = None,
+        clocks: Clocks = FAST,
+        **more: Any,
+    ) -> Drive:
+        chat = Chat(
+            {upstream.name: upstream}, Choice(upstream.name), store, Leases(store.renew)
+        )
         printer, timeout = printer or Silent(), more.pop("timeout", None)
-        return Drive(lambda: chat.open(Ask("Hi", OWNER, **more), printer), printer, clocks, timeout)
+        return Drive(
+            lambda: chat.open(Ask("Hi", OWNER, **more), printer),
+            printer,
+            clocks,
+            timeout,
+        )
 
     return make
 
@@ -48,7 +60,10 @@ EVENTS = form.Events(form.SEND_MESSAGE)
 
 
 def statuses(store: Store) -> list[str]:
-    return [store.get("owner", kept.id).nodes[-1].status for kept in store.list("owner", 0, 10)]
+    return [
+        store.get("owner", kept.id).nodes[-1].status
+        for kept in store.list("owner", 0, 10)
+    ]
 
 
 def test_a_whole_reply(drive: Callable[..., Drive], store: Store) -> None:
@@ -56,7 +71,11 @@ def test_a_whole_reply(drive: Callable[..., Drive], store: Store) -> None:
     driven = drive(upstream)
     assert driven.reply().text == "Hello"
     driven.close()
-    assert driven.outcome == "whole" and upstream.streams[0].closed and statuses(store) == ["whole"]
+    assert (
+        driven.outcome == "whole"
+        and upstream.streams[0].closed
+        and statuses(store) == ["whole"]
+    )
 
 
 def test_a_stream_is_told_piece_by_piece(drive: Callable[..., Drive]) -> None:
@@ -68,10 +87,19 @@ def test_a_stream_is_told_piece_by_piece(drive: Callable[..., Drive]) -> None:
 
 PHASES = [
     pytest.param([RateLimited("Slow.")], RateLimited, "", id="at-once"),
-    pytest.param([Wait(0.01), UpstreamRefused("No.", status=503)], UpstreamRefused, "", id="with-the-status"),
+    pytest.param(
+        [Wait(0.01), UpstreamRefused("No.", status=503)],
+        UpstreamRefused,
+        "",
+        id="with-the-status",
+    ),
     pytest.param([Wait(9)], UpstreamTimeout, "", id="silent-before-the-first-byte"),
-    pytest.param([b"S|", Wait(9)], UpstreamTimeout, "", id="silent-before-the-first-word"),
-    pytest.param([b"S|Hel|", Wait(9)], UpstreamTimeout, "Hel", id="silent-in-the-middle"),
+    pytest.param(
+        [b"S|", Wait(9)], UpstreamTimeout, "", id="silent-before-the-first-word"
+    ),
+    pytest.param(
+        [b"S|Hel|", Wait(9)], UpstreamTimeout, "Hel", id="silent-in-the-middle"
+    ),
     pytest.param([b"S|Hel|"], UpstreamCut, "Hel", id="cut"),
     pytest.param([], UpstreamCut, "", id="nothing"),
     pytest.param([b"S|Hel|", RuntimeError("a bug")], InternalError, "Hel", id="a-bug"),
@@ -80,7 +108,11 @@ PHASES = [
 
 @pytest.mark.parametrize(("script", "error", "text"), PHASES)
 def test_a_plain_answer_is_never_half(
-    drive: Callable[..., Drive], script: list[Any], error: type[RelayError], text: str, store: Store
+    drive: Callable[..., Drive],
+    script: list[Any],
+    error: type[RelayError],
+    text: str,
+    store: Store,
 ) -> None:
     upstream = Scripted(*script)
     upstream.script = script
@@ -122,13 +154,17 @@ def test_silence_is_filled_with_signs_of_life(drive: Callable[..., Drive]) -> No
     driven = drive(Scripted(Wait(0.18), b"S|", Wait(0.18), b"Hi|F|"), EVENTS, clocks)
     began = time.monotonic()
     pieces = driven.stream()
-    assert next(pieces) == b": keep-alive\n\n" and time.monotonic() - began < 0.15, "the status waits only so long"
+    assert next(pieces) == b": keep-alive\n\n" and time.monotonic() - began < 0.15, (
+        "the status waits only so long"
+    )
     rest = list(pieces)
     assert rest.count(b": keep-alive\n\n") >= 4
     assert rest[-2] == b'data: {"text":"Hi"}\n\n'
 
 
-def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(drive: Callable[..., Drive]) -> None:
+def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(
+    drive: Callable[..., Drive],
+) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
     pings: list[Any] = [step for _ in range(10) for step in (Wait(0.02), b"x")]
     wire = list(drive(Scripted(b"S|", *pings, b"|F|"), EVENTS, clocks).stream())
@@ -137,7 +173,10 @@ def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(drive: 
 
 def test_the_total_clock_ends_an_endless_answer(drive: Callable[..., Drive]) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=0.2)
-    endless: list[Any] = [b"S|", *(step for _ in range(100) for step in (Wait(0.02), b"x|"))]
+    endless: list[Any] = [
+        b"S|",
+        *(step for _ in range(100) for step in (Wait(0.02), b"x|")),
+    ]
     with pytest.raises(UpstreamTimeout, match=r"within 0\.2 s"):
         drive(Scripted(*endless), clocks=clocks).reply()
 
@@ -149,7 +188,9 @@ def test_a_callers_timeout_can_only_shorten(drive: Callable[..., Drive]) -> None
         drive(Scripted(Wait(9)), timeout=0.05).reply()
 
 
-def test_the_next_turn_waits_for_the_one_before_and_gives_up_in_time(drive: Callable[..., Drive]) -> None:
+def test_the_next_turn_waits_for_the_one_before_and_gives_up_in_time(
+    drive: Callable[..., Drive],
+) -> None:
     upstream = Scripted(b"S|", Wait(0.15), b"Hello|F|")
     first = drive(Scripted())
     conversation = first.reply().conversation_id
@@ -171,7 +212,9 @@ LEAVING = [
 ]
 
 
-@pytest.mark.parametrize("printer", [Silent(), EVENTS, form.Raw()], ids=["plain", "events", "raw"])
+@pytest.mark.parametrize(
+    "printer", [Silent(), EVENTS, form.Raw()], ids=["plain", "events", "raw"]
+)
 @pytest.mark.parametrize("script", LEAVING)
 def test_a_caller_that_leaves_ends_the_upstreams_work(
     drive: Callable[..., Drive], script: list[Any], printer: Printer, store: Store
@@ -198,14 +241,24 @@ def test_a_caller_that_leaves_ends_the_upstreams_work(
     time.sleep(0.05)
     driven.leave()
     assert done.wait(1)
-    assert upstream.streams[0].closed and driven.outcome == "caller_left" and statuses(store) == ["broken"]
+    assert (
+        upstream.streams[0].closed
+        and driven.outcome == "caller_left"
+        and statuses(store) == ["broken"]
+    )
 
 
-def test_a_caller_that_leaves_while_its_conversation_is_busy(drive: Callable[..., Drive]) -> None:
+def test_a_caller_that_leaves_while_its_conversation_is_busy(
+    drive: Callable[..., Drive],
+) -> None:
     conversation = drive(Scripted()).reply().conversation_id
-    holder = drive(Scripted(b"S|", Wait(30)), EVENTS, Clocks(), conversation_id=conversation)
+    holder = drive(
+        Scripted(b"S|", Wait(30)), EVENTS, Clocks(), conversation_id=conversation
+    )
     pieces = holder.stream()
-    waiting = drive(upstream := Scripted(), conversation_id=conversation, clocks=Clocks())
+    waiting = drive(
+        upstream := Scripted(), conversation_id=conversation, clocks=Clocks()
+    )
     threading.Timer(0.1, waiting.leave).start()
     with pytest.raises(CallerLeft):
         waiting.reply()
@@ -214,7 +267,9 @@ def test_a_caller_that_leaves_while_its_conversation_is_busy(drive: Callable[...
     holder.close()
 
 
-def test_a_body_that_nobody_reads_to_its_end_is_let_go(drive: Callable[..., Drive], store: Store) -> None:
+def test_a_body_that_nobody_reads_to_its_end_is_let_go(
+    drive: Callable[..., Drive], store: Store
+) -> None:
     upstream = Scripted(b"S|", b"Hel|", b"lo|F|")
     driven = drive(upstream, EVENTS)
     next(driven.stream())

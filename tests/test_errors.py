@@ -19,7 +19,11 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 @pytest.mark.parametrize("member", members(), ids=lambda member: member.__name__)
 def test_the_tree_at_the_top_of_the_file_is_true(member: type[RelayError]) -> None:
-    lines = [line for line in str(errors.__doc__).splitlines() if re.search(rf"\b{member.__name__}\b", line)]
+    lines = [
+        line
+        for line in str(errors.__doc__).splitlines()
+        if re.search(rf"\b{member.__name__}\b", line)
+    ]
     assert lines, f"{member.__name__} is missing in the drawing"
     if drawn := re.search(r" (\d{3})\b", lines[0]):
         assert int(drawn[1]) == member.status

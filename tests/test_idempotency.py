@@ -43,16 +43,31 @@ def client(build: Build, api: OpenAIBackend) -> FlaskClient:
 
 
 def service(build: Build, api: OpenAIBackend, **settings: Any) -> Flask:
-    given = {"openai_base_url": api.url, "openai_api_key": ("sk-invented-1",), "openai_model": "tiny-1"}
-    return build(**{**given, "authorization": ("owner:the-key", "other:other-key"), **settings})
+    given = {
+        "openai_base_url": api.url,
+        "openai_api_key": ("sk-invented-1",),
+        "openai_model": "tiny-1",
+    }
+    return build(
+        **{**given, "authorization": ("owner:the-key", "other:other-key"), **settings}
+    )
 
 
-def ask(client: FlaskClient, key: str = "k1", headers: dict[str, str] = KEY, **fields: Any) -> TestResponse:
+def ask(
+    client: FlaskClient, key: str = "k1", headers: dict[str, str] = KEY, **fields: Any
+) -> TestResponse:
     given = {**headers, **({"Idempotency-Key": key} if key else {})}
-    return client.post(fields.pop("route", "/ask"), data={"msg": "hello", **fields}, headers=given, buffered=True)
+    return client.post(
+        fields.pop("route", "/ask"),
+        data={"msg": "hello", **fields},
+        headers=given,
+        buffered=True,
+    )
 
 
-def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     first = ask(client)
     data = said(first)["data"]
     again = ask(client)
@@ -63,14 +78,25 @@ def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(client: Flask
     assert data["parent_id"] in stream.text and "event: done" in stream.text
     assert stream.headers["X-Conversation-Id"] == data["conversation_id"]
     field = client.post("/ask", data={"msg": "hello", "request_id": "k1"}, headers=KEY)
-    quoted = client.post("/ask", data={"msg": "hello"}, headers={**KEY, "Idempotency-Key": '"k1"'})
+    quoted = client.post(
+        "/ask", data={"msg": "hello"}, headers={**KEY, "Idempotency-Key": '"k1"'}
+    )
     assert said(field) == said(quoted) == said(first)
-    assert len(api.completions) == 1 and len(said(client.get("/conversations", headers=KEY))) == 1
+    assert (
+        len(api.completions) == 1
+        and len(said(client.get("/conversations", headers=KEY))) == 1
+    )
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"msg": "other"}, {"model": "tiny-2"}, {"route": "/send_message"}, {"temperature": "1"}, {"system": "s"}],
+    [
+        {"msg": "other"},
+        {"model": "tiny-2"},
+        {"route": "/send_message"},
+        {"temperature": "1"},
+        {"system": "s"},
+    ],
     ids=str,
 )
 def test_another_ask_under_the_same_key_is_refused(
@@ -83,15 +109,27 @@ def test_another_ask_under_the_same_key_is_refused(
     said(ask(client)), said(ask(client, key="k2", **other))
 
 
-@pytest.mark.parametrize("given", [{"headers": {"Idempotency-Key": ""}}, {"data": {"request_id": ""}}])
-def test_an_empty_key_is_an_error(client: FlaskClient, api: OpenAIBackend, given: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "given", [{"headers": {"Idempotency-Key": ""}}, {"data": {"request_id": ""}}]
+)
+def test_an_empty_key_is_an_error(
+    client: FlaskClient, api: OpenAIBackend, given: dict[str, Any]
+) -> None:
     answer = client.post(
-        "/ask", data={"msg": "x", **given.get("data", {})}, headers={**KEY, **given.get("headers", {})}
+        "/ask",
+        data={"msg": "x", **given.get("data", {})},
+        headers={**KEY, **given.get("headers", {})},
     )
-    assert answer.status_code == 400 and "idempotency key" in answer.json["msg"] and not api.asked
+    assert (
+        answer.status_code == 400
+        and "idempotency key" in answer.json["msg"]
+        and not api.asked
+    )
 
 
-def test_a_plain_text_has_its_key_in_the_query(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_a_plain_text_has_its_key_in_the_query(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     given = {"data": "hello", "content_type": "text/plain", "headers": KEY}
     answers = [said(client.post("/ask?request_id=k1", **given)) for _ in range(2)]
     assert answers[0] == answers[1] and len(api.completions) == 1
@@ -99,19 +137,30 @@ def test_a_plain_text_has_its_key_in_the_query(client: FlaskClient, api: OpenAIB
 
 def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
     mine = said(ask(client))["data"]
-    theirs = said(ask(client, headers={"Authorization": "other-key"}, msg="something else"))["data"]
-    assert mine["conversation_id"] != theirs["conversation_id"] and len(api.completions) == 2
+    theirs = said(
+        ask(client, headers={"Authorization": "other-key"}, msg="something else")
+    )["data"]
+    assert (
+        mine["conversation_id"] != theirs["conversation_id"]
+        and len(api.completions) == 2
+    )
 
 
 @pytest.mark.parametrize("key", ["two words", "ü", "x" * 256])
 def test_a_key_that_is_none(client: FlaskClient, api: OpenAIBackend, key: str) -> None:
     answer = client.post("/ask", data={"msg": "x", "request_id": key}, headers=KEY)
     assert answer.status_code == 400 and "idempotency key" in answer.json["msg"]
-    both = client.post("/ask", data={"msg": "x", "request_id": "a"}, headers={**KEY, "Idempotency-Key": "b"})
+    both = client.post(
+        "/ask",
+        data={"msg": "x", "request_id": "a"},
+        headers={**KEY, "Idempotency-Key": "b"},
+    )
     assert both.status_code == 400 and not api.completions
 
 
-def test_a_failure_before_it_was_taken_frees_the_key(client: FlaskClient, api: OpenAIBackend, build: Build) -> None:
+def test_a_failure_before_it_was_taken_frees_the_key(
+    client: FlaskClient, api: OpenAIBackend, build: Build
+) -> None:
     api.mode = Mode(refusals=[(429, {}, b"{}"), (400, {}, b"{}"), (401, {}, b"{}")])
     assert [ask(client).status_code for _ in range(2)] == [429, 400]
     assert ask(client).status_code == 401
@@ -119,16 +168,25 @@ def test_a_failure_before_it_was_taken_frees_the_key(client: FlaskClient, api: O
     assert ask(gone).json["error"] == "upstream_unreachable"
     assert ask(client, conversation_id="none").status_code == 404
     api.mode = Mode()
-    assert said(ask(service(build, api).test_client()))["code"] == 0 and len(api.completions) == 4
+    assert (
+        said(ask(service(build, api).test_client()))["code"] == 0
+        and len(api.completions) == 4
+    )
 
 
-def test_what_fails_before_the_question_itself_is_sent_frees_the_key(build: Build, api: OpenAIBackend) -> None:
+def test_what_fails_before_the_question_itself_is_sent_frees_the_key(
+    build: Build, api: OpenAIBackend
+) -> None:
     api.mode = Mode(listing=5.0)
     client = service(build, api, openai_model="", total_timeout=0.5).test_client()
     late = [ask(client), ask(client, key="")]
-    assert [answer.headers["X-Error-Code"] for answer in late] == ["upstream_timeout"] * 2
+    assert [answer.headers["X-Error-Code"] for answer in late] == [
+        "upstream_timeout"
+    ] * 2
     time.sleep(0.3)  # the first one's caller may be told before its end is kept
-    assert said(client.get("/conversations", headers=KEY)) == [], "what was never asked is not kept"
+    assert said(client.get("/conversations", headers=KEY)) == [], (
+        "what was never asked is not kept"
+    )
     api.mode = Mode()
     assert said(ask(client))["code"] == 0 and len(api.completions) == 1
 
@@ -137,7 +195,11 @@ UNKNOWN = [
     (Mode(cut_after=3), 502, "upstream_cut"),
     (Mode(cut_after=0), 502, "upstream_cut"),
     (Mode(finish=None), 502, "upstream_cut"),
-    (Mode(refusals=[(500, {}, b'{"error": {"message": "boom"}}')]), 500, "upstream_refused"),
+    (
+        Mode(refusals=[(500, {}, b'{"error": {"message": "boom"}}')]),
+        500,
+        "upstream_refused",
+    ),
     (Mode(raw=b"garbage", content_type="text/plain"), 502, "upstream_failed"),
 ]
 
@@ -158,28 +220,45 @@ def test_an_unknown_outcome_is_never_asked_again(
     assert "error" in ask(client, stream="true").json
 
 
-def test_an_error_within_the_stream_does_not_free_the_key(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_an_error_within_the_stream_does_not_free_the_key(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     started = b'data: {"choices": [{"index": 0, "delta": {"reasoning": "hm"}}]}\n\n'
-    api.mode = Mode(raw=started + b'data: {"error": {"message": "slow down", "code": 429}}\n\n')
-    assert ask(client).status_code == 429 and ask(client).json["error"] == "outcome_unknown"
+    api.mode = Mode(
+        raw=started + b'data: {"error": {"message": "slow down", "code": 429}}\n\n'
+    )
+    assert (
+        ask(client).status_code == 429
+        and ask(client).json["error"] == "outcome_unknown"
+    )
     api.mode = Mode(refusals=[(408, {}, b"{}")])
-    assert ask(client, key="k2").status_code == 408 and ask(client, key="k2").json["error"] == "outcome_unknown"
+    assert (
+        ask(client, key="k2").status_code == 408
+        and ask(client, key="k2").json["error"] == "outcome_unknown"
+    )
     assert len(api.completions) == 2
 
 
-def test_what_nests_too_deeply_is_refused(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_what_nests_too_deeply_is_refused(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     nested = "[" * 300 + "]" * 300
     body = '{"request_id": "k", "messages": [{"role": "user", "content": "x", "name": NESTED}]}'.replace(
         "NESTED", nested
     )
-    answer = client.post("/chat", data=body, content_type="application/json", headers=KEY, buffered=True)
+    answer = client.post(
+        "/chat", data=body, content_type="application/json", headers=KEY, buffered=True
+    )
     assert answer.status_code == 400 and not api.completions
 
 
 def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
     """Renewing locks many rows and ending frees two of them: neither waits for the other."""
     stop, errors = threading.Event(), list[BaseException]()
-    openings = [new(f"{number}", claim=Claim("owner", f"k{number}", "print")) for number in range(120)]
+    openings = [
+        new(f"{number}", claim=Claim("owner", f"k{number}", "print"))
+        for number in range(120)
+    ]
     holders = [opening.holder for opening in openings]
 
     def renew() -> None:
@@ -192,8 +271,13 @@ def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
     def answer(part: int) -> None:
         for opening in openings[part::4]:
             try:
-                assert opening.claim and store.claim(opening.claim, opening.holder, 15).state == "mine"
-                assert store.begin(opening, 15) and store.dispatch(opening.claim, opening.holder)
+                assert (
+                    opening.claim
+                    and store.claim(opening.claim, opening.holder, 15).state == "mine"
+                )
+                assert store.begin(opening, 15) and store.dispatch(
+                    opening.claim, opening.holder
+                )
                 end(store, opening, "x", outcome=Claimed("done", {"text": "x"}))
             except BaseException as error:
                 errors.append(error)
@@ -209,32 +293,57 @@ def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
     assert errors == []
 
 
-def test_a_forged_token_is_no_key_to_anothers_answers(build: Build, backend: Backend) -> None:
+def test_a_forged_token_is_no_key_to_anothers_answers(
+    build: Build, backend: Backend
+) -> None:
     """What a token says of itself is unverified: nothing is told by it before the upstream took it."""
     client = build(reverse_proxy=backend.url).test_client()
     real, forged = jwt(sub="alice", jti="real"), jwt(sub="alice", jti="forged")
-    first = said(ask(client, headers={"Authorization": f"Bearer {real}"}, msg="alices secret"))["data"]
+    first = said(
+        ask(client, headers={"Authorization": f"Bearer {real}"}, msg="alices secret")
+    )["data"]
     backend.mode.refuse_tokens = {forged: (401, {}, b'{"detail": "Unauthorized"}')}
     mallory = {"Authorization": f"Bearer {forged}"}
     assert ask(client, headers=mallory, msg="alices secret").status_code == 401
     assert client.get("/conversations?q=secret", headers=mallory).status_code == 401
-    assert client.get(f"/conversation/{first['conversation_id']}?format=markdown", headers=mallory).status_code == 401
-    [found] = said(client.get("/conversations?q=secret", headers={"Authorization": f"Bearer {real}"}))
+    assert (
+        client.get(
+            f"/conversation/{first['conversation_id']}?format=markdown", headers=mallory
+        ).status_code
+        == 401
+    )
+    [found] = said(
+        client.get(
+            "/conversations?q=secret", headers={"Authorization": f"Bearer {real}"}
+        )
+    )
     assert found["title"] == "alices secret"
 
 
 def test_a_refusal_is_an_outcome(client: FlaskClient, api: OpenAIBackend) -> None:
     api.mode = Mode(refusal="I can't.")
     first, again = ask(client), ask(client)
-    assert first.json == again.json and (again.status_code, again.json["error"]) == (403, "refused")
+    assert first.json == again.json and (again.status_code, again.json["error"]) == (
+        403,
+        "refused",
+    )
     assert len(api.completions) == 1
 
 
-def test_a_repeat_waits_while_the_first_runs(client: FlaskClient, api: OpenAIBackend, build: Build) -> None:
+def test_a_repeat_waits_while_the_first_runs(
+    client: FlaskClient, api: OpenAIBackend, build: Build
+) -> None:
     api.mode = Mode(delay=0.5)
     app = client.application
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda number: ask(app.test_client(), stream="" if number % 2 else "true"), range(8)))
+        answers = list(
+            pool.map(
+                lambda number: ask(
+                    app.test_client(), stream="" if number % 2 else "true"
+                ),
+                range(8),
+            )
+        )
     assert len(api.completions) == 1
     bodies = [answer.json for answer in answers if answer.is_json]
     assert len(bodies) == 4 and all(body == bodies[0] for body in bodies)
@@ -242,68 +351,121 @@ def test_a_repeat_waits_while_the_first_runs(client: FlaskClient, api: OpenAIBac
         assert bodies[0]["data"]["parent_id"] in answer.text
 
 
-def test_it_waits_for_a_busy_conversation_too(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_it_waits_for_a_busy_conversation_too(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     first = said(ask(client, key="k0"))["data"]
     api.mode = Mode(delay=0.4)
     app = client.application
     named = {"conversation_id": first["conversation_id"]}
     with ThreadPoolExecutor(3) as pool:
-        told = list(pool.map(lambda key: said(ask(app.test_client(), key=key, **named)), ["k1", "k2", "k1"]))
+        told = list(
+            pool.map(
+                lambda key: said(ask(app.test_client(), key=key, **named)),
+                ["k1", "k2", "k1"],
+            )
+        )
     assert told[0] == told[2] != told[1] and len(api.completions) == 3
 
 
-def test_what_is_deleted_is_not_told_again(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_what_is_deleted_is_not_told_again(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     first = said(ask(client))["data"]
     said(client.post(f"/conversation/{first['conversation_id']}/delete", headers=KEY))
     again = ask(client)
-    assert again.status_code == 404 and again.json["error"] == "no_conversation" and len(api.completions) == 1
+    assert (
+        again.status_code == 404
+        and again.json["error"] == "no_conversation"
+        and len(api.completions) == 1
+    )
 
 
-def test_chat_keeps_nothing_but_what_the_key_needs(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_chat_keeps_nothing_but_what_the_key_needs(
+    client: FlaskClient, api: OpenAIBackend
+) -> None:
     def chat() -> TestResponse:
         told = {"messages": [{"role": "user", "content": "hi"}]}
-        return client.post("/chat", json=told, headers={**KEY, "Idempotency-Key": "k"}, buffered=True)
+        return client.post(
+            "/chat", json=told, headers={**KEY, "Idempotency-Key": "k"}, buffered=True
+        )
 
     first, again = chat(), chat()
     content = [line for line in first.text.split("\n") if line]
-    assert "".join(json.loads(line)["content"] for line in content[:-1]) == "Turn 1. You said: hi — 你好 🙂."
-    assert "Turn 1. You said: hi — 你好 🙂." in again.text and again.headers["Idempotent-Replayed"] == "true"
-    assert len(api.completions) == 1 and said(client.get("/conversations", headers=KEY)) == []
+    assert (
+        "".join(json.loads(line)["content"] for line in content[:-1])
+        == "Turn 1. You said: hi — 你好 🙂."
+    )
+    assert (
+        "Turn 1. You said: hi — 你好 🙂." in again.text
+        and again.headers["Idempotent-Replayed"] == "true"
+    )
+    assert (
+        len(api.completions) == 1
+        and said(client.get("/conversations", headers=KEY)) == []
+    )
 
 
 def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
+    client = build(
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+    ).test_client()
     first, again = ask(client), ask(client)
     assert said(first) == said(again) and len(backend.turns) == 1
-    later = said(ask(client, key="k2", conversation_id=said(first)["data"]["conversation_id"]))
+    later = said(
+        ask(client, key="k2", conversation_id=said(first)["data"]["conversation_id"])
+    )
     assert "Turn 2." in later["data"]["message"]
 
 
-def test_what_is_deleted_while_it_is_answered_stays_so(build: Build, backend: Backend) -> None:
+def test_what_is_deleted_while_it_is_answered_stays_so(
+    build: Build, backend: Backend
+) -> None:
     """The index row of a conversation at ChatGPT does not come back, nor is the answer kept for its key."""
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("a:the-key", "b:other")).test_client()
+    client = build(
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("a:the-key", "b:other"),
+    ).test_client()
     backend.mode.pace = 0.15
     with ThreadPoolExecutor(1) as beside:
         answering = beside.submit(ask, client)
         found: list[Any] = []
         while not found and not answering.done():
             found = said(client.get("/conversations", headers=KEY))
-        assert said(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))["code"] == 0
+        assert (
+            said(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))[
+                "code"
+            ]
+            == 0
+        )
         assert not answering.done() and said(answering.result())["code"] == 0
     assert said(client.get("/conversations", headers=KEY)) == []
     again = ask(client)
-    assert again.status_code == 404 and again.json["error"] == "no_conversation" and len(backend.turns) == 1
+    assert (
+        again.status_code == 404
+        and again.json["error"] == "no_conversation"
+        and len(backend.turns) == 1
+    )
 
 
-def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(build: Build, backend: Backend) -> None:
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("a:the-key", "b:other")).test_client()
+def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(
+    build: Build, backend: Backend
+) -> None:
+    client = build(
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("a:the-key", "b:other"),
+    ).test_client()
     kept = said(ask(client))["data"]["conversation_id"]
     backend.mode.quiet = 0.8
     with ThreadPoolExecutor(1) as beside:
         answering = beside.submit(ask, client, "k2", conversation_id=kept)
         while len(backend.turns) < 2:
             time.sleep(0.02)
-        assert said(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"] == 0
+        assert (
+            said(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"] == 0
+        )
         assert said(answering.result())["code"] == 0
     assert said(client.get("/conversations", headers=KEY)) == []
     again = ask(client, "k2", conversation_id=kept)
@@ -315,14 +477,25 @@ def test_what_was_taken_is_not_asked_again_though_its_answer_is_refused(
     build: Build, backend: Backend, status: int
 ) -> None:
     """ChatGPT handed the answer off, and will not show it."""
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)).test_client()
-    backend.mode = ChatGPTMode(hand_off=True, refuse_looks=(status, {}, b'{"detail": "no"}'))
+    client = build(
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+    ).test_client()
+    backend.mode = ChatGPTMode(
+        hand_off=True, refuse_looks=(status, {}, b'{"detail": "no"}')
+    )
     first = ask(client)
-    assert first.status_code == status and ask(client).json["error"] == "outcome_unknown" and len(backend.turns) == 1
+    assert (
+        first.status_code == status
+        and ask(client).json["error"] == "outcome_unknown"
+        and len(backend.turns) == 1
+    )
     backend.mode = ChatGPTMode(
         raw=b'data: {"conversation_id": "c1", "message": null}\n\ndata: {"error": "x", "error_code": "rate_limit_exceeded"}\n\n'
     )
-    assert ask(client, "k2").status_code == 429 and ask(client, "k2").json["error"] == "outcome_unknown"
+    assert (
+        ask(client, "k2").status_code == 429
+        and ask(client, "k2").json["error"] == "outcome_unknown"
+    )
     assert len(backend.turns) == 2
 
 
@@ -334,28 +507,42 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
     claim, other = Claim("owner", "k", "print"), Claim("owner", "k", "another")
     try:
         assert store.claim(claim, "one", 15).state == "mine"
-        assert store.claim(claim, "two", 15).state == "running" and store.claim(other, "two", 15).state == "other"
-        clock.now += 16
-        assert store.claim(other, "zero", 0).state == "mine" and store.claim(claim, "two", 15).state == "mine", (
-            "not sent"
+        assert (
+            store.claim(claim, "two", 15).state == "running"
+            and store.claim(other, "two", 15).state == "other"
         )
+        clock.now += 16
+        assert (
+            store.claim(other, "zero", 0).state == "mine"
+            and store.claim(claim, "two", 15).state == "mine"
+        ), "not sent"
         assert not store.dispatch(claim, "one") and store.dispatch(claim, "two")
         clock.now += 16
-        assert store.claim(claim, "three", 15).state == "unknown", "its process died after it sent"
+        assert store.claim(claim, "three", 15).state == "unknown", (
+            "its process died after it sent"
+        )
         assert store.claim(claim, "four", 15).state == "unknown"
         slept = new("y", claim=claim, answer_id="two")
-        assert store.begin(slept, 15) and not store.dispatch(claim, "two"), "it is never sent again"
+        assert store.begin(slept, 15) and not store.dispatch(claim, "two"), (
+            "it is never sent again"
+        )
         end(store, slept, outcome=Claimed("done", {"text": "late"}))
-        assert store.claim(claim, "four", 15) == Claimed("done", {"text": "late"}), "that process lives after all"
+        assert store.claim(claim, "four", 15) == Claimed("done", {"text": "late"}), (
+            "that process lives after all"
+        )
         clock.now += 24 * 3600
         opening = new("x", claim=claim)
-        assert store.claim(claim, opening.holder, 15).state == "mine" and store.begin(opening, 15)
+        assert store.claim(claim, opening.holder, 15).state == "mine" and store.begin(
+            opening, 15
+        )
         assert store.dispatch(claim, opening.holder)
         end(
             store,
             opening,
             "Hello",
-            outcome=Claimed("done", {"text": "Hello", "conversation_id": opening.conversation_id}),
+            outcome=Claimed(
+                "done", {"text": "Hello", "conversation_id": opening.conversation_id}
+            ),
         )
         assert store.claim(claim, "five", 15).outcome["text"] == "Hello"
         clock.now += 24 * 3600 - 1
@@ -388,7 +575,11 @@ def test_one_of_many_takes_it(store: Store) -> None:
 
 
 def settings(api: OpenAIBackend, database: str) -> dict[str, str]:
-    given = {"OPENAI_BASE_URL": api.url, "OPENAI_API_KEY": "sk-invented-1", "OPENAI_MODEL": "tiny-1"}
+    given = {
+        "OPENAI_BASE_URL": api.url,
+        "OPENAI_API_KEY": "sk-invented-1",
+        "OPENAI_MODEL": "tiny-1",
+    }
     return {**given, "AUTHORIZATION": "the-key", "DATABASE_URL": database}
 
 
@@ -404,7 +595,12 @@ def hang_up(service: Service, key: str, after: float) -> None:
 
 def keyed(service: Service, key: str, **fields: str) -> requests.Response:
     headers = {"Authorization": "the-key", "Idempotency-Key": key}
-    return requests.post(f"{service.url}/ask", data={"msg": "hello", **fields}, headers=headers, timeout=30)
+    return requests.post(
+        f"{service.url}/ask",
+        data={"msg": "hello", **fields},
+        headers=headers,
+        timeout=30,
+    )
 
 
 SERVERS = pytest.mark.parametrize(
@@ -415,12 +611,17 @@ SERVERS = pytest.mark.parametrize(
 
 
 @SERVERS
-def test_it_outlives_its_caller(serve: Start, api: OpenAIBackend, database: str, server: str) -> None:
+def test_it_outlives_its_caller(
+    serve: Start, api: OpenAIBackend, database: str, server: str
+) -> None:
     api.mode = Mode(quiet=1.0)
     service = serve(server, **settings(api, database))
     hang_up(service, "k", 0.3)
     answer = keyed(service, "k")
-    assert answer.json()["data"]["message"].startswith("Turn 1.") and answer.headers["Idempotent-Replayed"] == "true"
+    assert (
+        answer.json()["data"]["message"].startswith("Turn 1.")
+        and answer.headers["Idempotent-Replayed"] == "true"
+    )
     impatient = keyed(service, "k2", timeout="300")
     assert impatient.status_code == 504 and "same key" in impatient.json()["msg"]
     assert keyed(service, "k2").status_code == 200 and len(api.completions) == 2
@@ -429,7 +630,9 @@ def test_it_outlives_its_caller(serve: Start, api: OpenAIBackend, database: str,
 
 
 @SERVERS
-def test_a_stop_lets_it_end(serve: Start, api: OpenAIBackend, database: str, server: str) -> None:
+def test_a_stop_lets_it_end(
+    serve: Start, api: OpenAIBackend, database: str, server: str
+) -> None:
     api.mode = Mode(quiet=2.0)
     service = serve(server, **settings(api, database))
     hang_up(service, "k", 0.3)
@@ -438,7 +641,11 @@ def test_a_stop_lets_it_end(serve: Start, api: OpenAIBackend, database: str, ser
     service.process.wait(20)
     service.start()
     answer = keyed(service, "k")
-    assert answer.status_code == 200 and answer.headers["Idempotent-Replayed"] == "true" and len(api.completions) == 1
+    assert (
+        answer.status_code == 200
+        and answer.headers["Idempotent-Replayed"] == "true"
+        and len(api.completions) == 1
+    )
     assert "Traceback" not in service.logged()
 
 
@@ -454,31 +661,45 @@ def test_a_kill_in_the_middle_leaves_an_unknown_outcome(
     service.start()
     began = time.monotonic()
     answer = keyed(service, "k")
-    assert (answer.status_code, answer.json()["error"]) == (502, "outcome_unknown") and len(api.completions) == 1
+    assert (answer.status_code, answer.json()["error"]) == (
+        502,
+        "outcome_unknown",
+    ) and len(api.completions) == 1
     assert time.monotonic() - began < 25, "the dead process's lease runs out by itself"
 
 
-def test_two_processes_ask_once(serve: Start, api: OpenAIBackend, database: str) -> None:
+def test_two_processes_ask_once(
+    serve: Start, api: OpenAIBackend, database: str
+) -> None:
     api.mode = Mode(quiet=0.3)
     services = [serve(**settings(api, database)) for _ in range(2)]
     for number in range(5):
         with ThreadPoolExecutor(16) as pool:
-            answers = [pool.submit(keyed, services[caller % 2], f"k{number}") for caller in range(16)]
+            answers = [
+                pool.submit(keyed, services[caller % 2], f"k{number}")
+                for caller in range(16)
+            ]
             told = [answer.result().json() for answer in answers]
         assert all(answer == told[0] and answer["code"] == 0 for answer in told)
     assert len(api.completions) == 5
 
 
-def test_a_killed_process_leaves_its_ask_to_another(serve: Start, api: OpenAIBackend, database: str) -> None:
+def test_a_killed_process_leaves_its_ask_to_another(
+    serve: Start, api: OpenAIBackend, database: str
+) -> None:
     """Killed before anything was sent, while it waited for a busy conversation: the key is free."""
     one, two = (serve(**settings(api, database)) for _ in range(2))
     first = keyed(one, "k0").json()["data"]["conversation_id"]
     api.mode = Mode(quiet=4.0)
-    busy = threading.Thread(target=keyed, args=(two, "k1"), kwargs={"conversation_id": first})
+    busy = threading.Thread(
+        target=keyed, args=(two, "k1"), kwargs={"conversation_id": first}
+    )
     busy.start()
     time.sleep(0.5)
     waiting = threading.Thread(
-        target=lambda: pytest.raises(requests.RequestException, keyed, one, "k2", conversation_id=first)
+        target=lambda: pytest.raises(
+            requests.RequestException, keyed, one, "k2", conversation_id=first
+        )
     )
     waiting.start()
     time.sleep(0.5)

@@ -18,21 +18,38 @@ import requests
 from tests.conftest import IN_CI, ROOT, free_port, need
 
 LINES = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
-FINAL = LINES[max(number for number, line in enumerate(LINES) if line.startswith("FROM")) :]
+FINAL = LINES[
+    max(number for number, line in enumerate(LINES) if line.startswith("FROM")) :
+]
 
 
 def all_of(word: str) -> list[str]:
-    return [line.removeprefix(word).strip() for line in FINAL if line.startswith(f"{word} ")]
+    return [
+        line.removeprefix(word).strip() for line in FINAL if line.startswith(f"{word} ")
+    ]
 
 
 def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
-    assert all_of("USER") == ["chatgpt"] and all_of("HEALTHCHECK") and all_of("VOLUME") == ["/data"]
+    assert (
+        all_of("USER") == ["chatgpt"]
+        and all_of("HEALTHCHECK")
+        and all_of("VOLUME") == ["/data"]
+    )
     assert len([line for line in LINES if line.startswith("FROM")]) == 2
 
 
 def test_what_is_copied_is_not_ignored() -> None:
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {name for line in LINES if line.startswith("COPY") and "--from" not in line for name in line.split()[1:-1]}
+    kept = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        name
+        for line in LINES
+        if line.startswith("COPY") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
     assert copied == kept
 
 
@@ -42,7 +59,9 @@ def test_the_steps_of_the_dockerfile_serve(tmp_path: Path) -> None:
     need("pgrep")
     venv, srv, data = tmp_path / "venv", tmp_path / "srv", tmp_path / "data"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    subprocess.run([venv / "bin/pip", "install", "-q", "-r", ROOT / "requirements.txt"], check=True)
+    subprocess.run(
+        [venv / "bin/pip", "install", "-q", "-r", ROOT / "requirements.txt"], check=True
+    )
     srv.mkdir()
     data.mkdir(mode=0o700)
     for line in all_of("COPY"):
@@ -53,16 +72,29 @@ def test_the_steps_of_the_dockerfile_serve(tmp_path: Path) -> None:
             place = srv / target / (Path(source).name if target.endswith("/") else "")
             place.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__")
+                )
             else:
                 shutil.copy(ROOT / source, place)
-    environ = dict(word.split("=", 1) for line in all_of("ENV") for word in shlex.split(line))
+    environ = dict(
+        word.split("=", 1) for line in all_of("ENV") for word in shlex.split(line)
+    )
     port = str(free_port())
-    environ |= {"PATH": f"{venv}/bin:{os.environ['PATH']}", "DATA_DIR": str(data), "HOST": "127.0.0.1", "PORT": port}
+    environ |= {
+        "PATH": f"{venv}/bin:{os.environ['PATH']}",
+        "DATA_DIR": str(data),
+        "HOST": "127.0.0.1",
+        "PORT": port,
+    }
     command = json.loads(all_of("CMD")[0])
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [venv / "bin" / command[0], *command[1:]], cwd=srv, env=environ, stdout=log, stderr=log
+            [venv / "bin" / command[0], *command[1:]],
+            cwd=srv,
+            env=environ,
+            stdout=log,
+            stderr=log,
         )
     try:
         check = re.fullmatch(r"CMD (.*)", all_of("HEALTHCHECK")[0])
@@ -70,11 +102,18 @@ def test_the_steps_of_the_dockerfile_serve(tmp_path: Path) -> None:
         health = json.loads(check[1])
         until = time.monotonic() + 20
         while subprocess.run(
-            [venv / "bin" / health[0], *health[1:]], cwd=srv, env=environ, capture_output=True
+            [venv / "bin" / health[0], *health[1:]],
+            cwd=srv,
+            env=environ,
+            capture_output=True,
         ).returncode:
-            assert time.monotonic() < until and process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until and process.poll() is None, (
+                tmp_path / "log"
+            ).read_text()
             time.sleep(0.2)
-        answer = requests.post(f"http://127.0.0.1:{port}/ask", data={"msg": "hi"}, timeout=5)
+        answer = requests.post(
+            f"http://127.0.0.1:{port}/ask", data={"msg": "hi"}, timeout=5
+        )
         assert "You said: hi" in answer.json()["data"]["message"]
     finally:
         process.terminate()

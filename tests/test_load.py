@@ -34,11 +34,19 @@ class Caller(threading.Thread):
 
     def run(self) -> None:
         for number in range(ASKS):
-            how = self.random.choices(["", "cut-it", "refuse-it", "fail-it"], [95, 2, 1, 2])[0]
+            how = self.random.choices(
+                ["", "cut-it", "refuse-it", "fail-it"], [95, 2, 1, 2]
+            )[0]
             prompt = f"{self.key} asks {number} {how}".strip()
-            fields = {"msg": prompt} | ({"conversation_id": self.conversation_id} if self.conversation_id else {})
+            fields = {"msg": prompt} | (
+                {"conversation_id": self.conversation_id}
+                if self.conversation_id
+                else {}
+            )
             url = f"{self.services[number % 2].url}/ask"
-            answer = requests.post(url, data=fields, headers={"Authorization": self.key}, timeout=60).json()
+            answer = requests.post(
+                url, data=fields, headers={"Authorization": self.key}, timeout=60
+            ).json()
             if answer["code"] == 0:
                 data = answer["data"]
                 if (
@@ -57,9 +65,16 @@ class Caller(threading.Thread):
                 self.wrong.append(str(answer))
 
 
-def test_two_thousand_asks(serve: Callable[..., Service], api: OpenAIBackend, postgresql: PostgreSQL) -> None:
-    limit = json.dumps(error("Rate limit reached", "requests", "rate_limit_exceeded")).encode()
-    failing = {"refuse-it": (429, limit), "fail-it": (500, json.dumps(error("boom", "server_error")).encode())}
+def test_two_thousand_asks(
+    serve: Callable[..., Service], api: OpenAIBackend, postgresql: PostgreSQL
+) -> None:
+    limit = json.dumps(
+        error("Rate limit reached", "requests", "rate_limit_exceeded")
+    ).encode()
+    failing = {
+        "refuse-it": (429, limit),
+        "fail-it": (500, json.dumps(error("boom", "server_error")).encode()),
+    }
     api.mode = Mode(failing=failing, cutting="cut-it")
     keys = ",".join(f"caller{number}:key-{number}" for number in range(CALLERS))
     given = {
@@ -69,14 +84,17 @@ def test_two_thousand_asks(serve: Callable[..., Service], api: OpenAIBackend, po
         "HISTORY_BUDGET": "0",
     }
     database = postgresql.database()
-    services = [serve(AUTHORIZATION=keys, DATABASE_URL=database, **given) for _ in range(2)]
+    services = [
+        serve(AUTHORIZATION=keys, DATABASE_URL=database, **given) for _ in range(2)
+    ]
     callers = [Caller(number, services) for number in range(CALLERS)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join(100)
     assert (
-        not any(caller.is_alive() for caller in callers) and [caller.wrong for caller in callers if caller.wrong] == []
+        not any(caller.is_alive() for caller in callers)
+        and [caller.wrong for caller in callers if caller.wrong] == []
     )
     assert len(api.completions) == CALLERS * ASKS
     outcomes: Counter[str] = Counter()
@@ -87,18 +105,31 @@ def test_two_thousand_asks(serve: Callable[..., Service], api: OpenAIBackend, po
         rows = [
             json.loads(line)
             for item in listed
-            for line in requests.get(f"{url}/{item['id']}?format=jsonl", headers=headers, timeout=20).text.splitlines()
+            for line in requests.get(
+                f"{url}/{item['id']}?format=jsonl", headers=headers, timeout=20
+            ).text.splitlines()
         ]
         answers = {row["parent"]: row for row in rows if row["role"] == "assistant"}
         asked = [row for row in rows if row["role"] == "user"]
         kept = [row["text"] for row in asked if answers[row["id"]]["status"] == "whole"]
         assert kept == caller.whole, "whole and in order"
-        assert sorted(row["text"] for row in asked if answers[row["id"]]["status"] == "broken") == sorted(caller.broken)
-        outcomes.update(whole=len(kept), broken=len(caller.broken), refused=caller.refused)
-    assert outcomes.total() == CALLERS * ASKS and outcomes["broken"] > 20 and outcomes["refused"] > 5
+        assert sorted(
+            row["text"] for row in asked if answers[row["id"]]["status"] == "broken"
+        ) == sorted(caller.broken)
+        outcomes.update(
+            whole=len(kept), broken=len(caller.broken), refused=caller.refused
+        )
+    assert (
+        outcomes.total() == CALLERS * ASKS
+        and outcomes["broken"] > 20
+        and outcomes["refused"] > 5
+    )
     print(dict(outcomes))
     for service in services:
-        assert "Traceback" not in service.logged() and "deadlock" not in service.logged()
+        assert (
+            "Traceback" not in service.logged() and "deadlock" not in service.logged()
+        )
     assert postgresql.execute(
-        "SELECT count(*) FROM leases WHERE name LIKE 'conversation/%'", database.rpartition("/")[2]
+        "SELECT count(*) FROM leases WHERE name LIKE 'conversation/%'",
+        database.rpartition("/")[2],
     ) == [(0,)]

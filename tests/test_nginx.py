@@ -20,9 +20,26 @@ Nginx = Callable[[str], None]
 
 def certificate(folder: Path) -> tuple[Path, Path]:
     key, chain = folder / "privkey.pem", folder / "fullchain.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    command = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    subject = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    ]
+    command = [
+        need("openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *subject,
+    ]
+    subprocess.run(
+        [*command, "-keyout", key, "-out", chain], check=True, capture_output=True
+    )
     return key, chain
 
 
@@ -44,7 +61,9 @@ def deployed(service: Service, folder: Path) -> tuple[str, str]:
         "listen 80", f"listen 127.0.0.1:{free_port()}"
     )
     assert "http://127.0.0.1:8080" in text
-    return text.replace("http://127.0.0.1:8080", service.url), f"https://localhost:{port}"
+    return text.replace(
+        "http://127.0.0.1:8080", service.url
+    ), f"https://localhost:{port}"
 
 
 def of_seed_2(service: Service, folder: Path) -> tuple[str, str]:
@@ -76,7 +95,11 @@ FORM = ["--data-urlencode"]
 @pytest.mark.parametrize("server", ["pywsgi", "gunicorn"])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.__name__)
 def test_behind_nginx(
-    serve: Serve, nginx: Nginx, tmp_path: Path, file: Callable[..., tuple[str, str]], server: str
+    serve: Serve,
+    nginx: Nginx,
+    tmp_path: Path,
+    file: Callable[..., tuple[str, str]],
+    server: str,
 ) -> None:
     """One start of both for all that has to be seen: answers, pieces, failures, and a caller that leaves."""
     service = serve(server)
@@ -93,14 +116,30 @@ def test_behind_nginx(
     with session.post(f"{url}/ask", data=fields, stream=True, timeout=20) as answer:
         times = [time.monotonic() for _ in answer.iter_content(None)]
     assert len(times) >= 8 and times[-1] - times[0] > 0.5, "nginx holds nothing back"
-    assert session.post(f"{url}/ask", data={"msg": "x" * 900_000}, timeout=20).status_code == 200
+    assert (
+        session.post(f"{url}/ask", data={"msg": "x" * 900_000}, timeout=20).status_code
+        == 200
+    )
 
     broken = curl(
-        "-k", *FORM, "msg=offline:cut", "-d", "stream=1", "-d", "format=text", "-w", " %{http_code}", f"{url}/ask"
+        "-k",
+        *FORM,
+        "msg=offline:cut",
+        "-d",
+        "stream=1",
+        "-d",
+        "format=text",
+        "-w",
+        " %{http_code}",
+        f"{url}/ask",
     )
-    assert (broken.returncode == 18 and broken.stdout) or broken.stdout.endswith(" 502"), "never whole"
+    assert (broken.returncode == 18 and broken.stdout) or broken.stdout.endswith(
+        " 502"
+    ), "never whole"
     limited = curl("-k", "-i", *FORM, "msg=offline:limit=9", f"{url}/ask")
-    assert " 429" in limited.stdout.splitlines()[0] and re.search("(?im)^retry-after: 9", limited.stdout)
+    assert " 429" in limited.stdout.splitlines()[0] and re.search(
+        "(?im)^retry-after: 9", limited.stdout
+    )
 
     # a line of the log follows its answer, so the last one has to be there before the next are counted
     wait_for(lambda: outcomes(service)[-1]["outcome"] == "rate_limited")
@@ -108,7 +147,17 @@ def test_behind_nginx(
         for kind in ([], ["-d", "stream=1"]):
             seen = len(outcomes(service))
             subprocess.run(
-                [need("curl"), "-sk", "-m", "0.6", *FORM, f"msg={phase}", *kind, f"{url}/ask"], capture_output=True
+                [
+                    need("curl"),
+                    "-sk",
+                    "-m",
+                    "0.6",
+                    *FORM,
+                    f"msg={phase}",
+                    *kind,
+                    f"{url}/ask",
+                ],
+                capture_output=True,
             )
             left = time.monotonic()
             wait_for(lambda seen=seen: len(outcomes(service)) > seen, 3)
@@ -125,13 +174,31 @@ def test_the_deployed_file_takes_large_bodies_and_refuses_plain_http(
     text, url = deployed(service, tmp_path)
     nginx(text)
     (tmp_path / "f").write_text("x" * 20_000_000)
-    large = curl("-k", "-o", "/dev/null", "-w", "%{http_code}", "-F", "msg=<f", f"{url}/ask", cwd=tmp_path)
+    large = curl(
+        "-k",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "-F",
+        "msg=<f",
+        f"{url}/ask",
+        cwd=tmp_path,
+    )
     assert large.stdout == "200"
     plain = re.search(r"listen (127\.0\.0\.1:\d+);", text)
-    assert plain and requests.post(f"http://{plain[1]}/ask", data={"msg": "x"}, timeout=5).status_code == 403
+    assert (
+        plain
+        and requests.post(
+            f"http://{plain[1]}/ask", data={"msg": "x"}, timeout=5
+        ).status_code
+        == 403
+    )
 
 
-def test_a_browsers_own_page_is_told_from_another_through_tls(serve: Serve, nginx: Nginx, tmp_path: Path) -> None:
+def test_a_browsers_own_page_is_told_from_another_through_tls(
+    serve: Serve, nginx: Nginx, tmp_path: Path
+) -> None:
     service = serve(AUTHORIZATION="the-key")
     text, url = deployed(service, tmp_path)
     nginx(text)

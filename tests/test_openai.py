@@ -24,7 +24,11 @@ KEY = {"Authorization": "Bearer the-key"}
 @pytest.fixture
 def service(build: Build, api: OpenAIBackend) -> Callable[..., FlaskClient]:
     def make(**settings: Any) -> FlaskClient:
-        given = {"openai_base_url": api.url, "openai_api_key": ("sk-invented-1",), "authorization": ("the-key",)}
+        given = {
+            "openai_base_url": api.url,
+            "openai_api_key": ("sk-invented-1",),
+            "authorization": ("the-key",),
+        }
         return build(**{**given, **settings}).test_client()
 
     return make
@@ -33,8 +37,12 @@ def service(build: Build, api: OpenAIBackend) -> Callable[..., FlaskClient]:
 Service = Callable[..., FlaskClient]
 
 
-def ask(client: FlaskClient, headers: dict[str, str] = KEY, **fields: Any) -> TestResponse:
-    return client.post("/ask", data={"msg": "hello", **fields}, headers=headers, buffered=True)
+def ask(
+    client: FlaskClient, headers: dict[str, str] = KEY, **fields: Any
+) -> TestResponse:
+    return client.post(
+        "/ask", data={"msg": "hello", **fields}, headers=headers, buffered=True
+    )
 
 
 def sent(api: OpenAIBackend) -> Any:
@@ -44,50 +52,105 @@ def sent(api: OpenAIBackend) -> Any:
 def test_the_two_ids_carry_a_conversation(service: Service, api: OpenAIBackend) -> None:
     client = service()
     first = said(ask(client, msg="one", system="Be kind."))["data"]
-    assert first["message"] == "Turn 1. You said: one — 你好 🙂." and first["model"] == "tiny-1-2026"
-    assert first["finish_details"] == "stop" and first["usage"] == USAGE and first["reasoning"] is None
+    assert (
+        first["message"] == "Turn 1. You said: one — 你好 🙂."
+        and first["model"] == "tiny-1-2026"
+    )
+    assert (
+        first["finish_details"] == "stop"
+        and first["usage"] == USAGE
+        and first["reasoning"] is None
+    )
     ids = {"conversation_id": first["conversation_id"], "parent_id": first["parent_id"]}
     second = said(ask(client, msg="two", **ids))["data"]
     assert second["message"].startswith("Turn 2.")
-    third = said(ask(service(), msg="three", conversation_id=ids["conversation_id"]))["data"]
-    assert third["message"].startswith("Turn 3."), "another process goes on by the id alone"
+    third = said(ask(service(), msg="three", conversation_id=ids["conversation_id"]))[
+        "data"
+    ]
+    assert third["message"].startswith("Turn 3."), (
+        "another process goes on by the id alone"
+    )
     roles = [message["role"] for message in sent(api)["messages"]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
     said(ask(client, msg="branch", **ids))
-    assert [message["content"] for message in sent(api)["messages"]] == ["Be kind.", "one", first["message"], "branch"]
+    assert [message["content"] for message in sent(api)["messages"]] == [
+        "Be kind.",
+        "one",
+        first["message"],
+        "branch",
+    ]
 
 
 def test_what_is_sent(service: Service, api: OpenAIBackend) -> None:
-    client = service(openai_headers={"OpenAI-Project": "p"}, openai_body={"seed": 7, "stream_options": None})
-    fields = {"temperature": "0.2", "stop": '["END"]', "user": "42", "proxy": "", "model": "tiny-2", "unheard": "of"}
+    client = service(
+        openai_headers={"OpenAI-Project": "p"},
+        openai_body={"seed": 7, "stream_options": None},
+    )
+    fields = {
+        "temperature": "0.2",
+        "stop": '["END"]',
+        "user": "42",
+        "proxy": "",
+        "model": "tiny-2",
+        "unheard": "of",
+    }
     said(ask(client, headers={**KEY, "X-Request-Id": "mine"}, **fields))
     asked = api.completions[0]
     messages = [{"role": "user", "content": "hello"}]
     more = {"temperature": 0.2, "stop": ["END"], "user": "42", "seed": 7}
-    assert asked.body == {"model": "tiny-2", "messages": messages, "stream": True, **more}
-    assert asked.headers["authorization"] == "Bearer sk-invented-1" and asked.headers["user-agent"] == "chatgpt-webapi"
-    assert asked.headers["x-request-id"] == "mine" and asked.headers["openai-project"] == "p"
+    assert asked.body == {
+        "model": "tiny-2",
+        "messages": messages,
+        "stream": True,
+        **more,
+    }
+    assert (
+        asked.headers["authorization"] == "Bearer sk-invented-1"
+        and asked.headers["user-agent"] == "chatgpt-webapi"
+    )
+    assert (
+        asked.headers["x-request-id"] == "mine"
+        and asked.headers["openai-project"] == "p"
+    )
     assert len(api.asked) == 1
 
 
 @pytest.mark.parametrize("field", [{"temperature": "warm"}, {"n": "2"}])
-def test_parameters_that_cannot_be_are_refused(service: Service, api: OpenAIBackend, field: dict[str, str]) -> None:
+def test_parameters_that_cannot_be_are_refused(
+    service: Service, api: OpenAIBackend, field: dict[str, str]
+) -> None:
     answer = ask(service(), **field)
-    assert answer.status_code == 400 and next(iter(field)) in answer.json["msg"] and not api.completions
-
-
-def test_a_parameter_that_the_server_refuses_is_told_in_its_words(service: Service, api: OpenAIBackend) -> None:
-    answer = ask(service(), reasoning_effort="high", tools_of_mine="x", logit_bias='{"1": 2}')
     assert (
-        answer.status_code == 400 and "unknown_parameter" in answer.json["msg"] and answer.json["source"] == "upstream"
+        answer.status_code == 400
+        and next(iter(field)) in answer.json["msg"]
+        and not api.completions
     )
 
 
-def test_without_a_model_the_first_listed_is_asked_and_remembered(service: Service, api: OpenAIBackend) -> None:
+def test_a_parameter_that_the_server_refuses_is_told_in_its_words(
+    service: Service, api: OpenAIBackend
+) -> None:
+    answer = ask(
+        service(), reasoning_effort="high", tools_of_mine="x", logit_bias='{"1": 2}'
+    )
+    assert (
+        answer.status_code == 400
+        and "unknown_parameter" in answer.json["msg"]
+        and answer.json["source"] == "upstream"
+    )
+
+
+def test_without_a_model_the_first_listed_is_asked_and_remembered(
+    service: Service, api: OpenAIBackend
+) -> None:
     client = service()
     for _ in range(2):
         said(ask(client))
-    assert [asked.path for asked in api.asked] == ["/v1/models", "/v1/chat/completions", "/v1/chat/completions"]
+    assert [asked.path for asked in api.asked] == [
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+    ]
     said(ask(service(openai_model="tiny-2")))
     assert sent(api)["model"] == "tiny-2" and len(api.asked) == 4
 
@@ -96,7 +159,9 @@ def test_a_server_that_lists_no_model(service: Service, api: OpenAIBackend) -> N
     api.mode = Mode(models=())
     answer = ask(service())
     assert answer.status_code == 502 and "OPENAI_MODEL" in answer.json["msg"]
-    assert said(service().get("/conversations", headers=KEY)) == [], "nothing was asked, so nothing is kept"
+    assert said(service().get("/conversations", headers=KEY)) == [], (
+        "nothing was asked, so nothing is kept"
+    )
 
 
 def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
@@ -116,23 +181,43 @@ def test_a_callers_own_key_is_spent_alone(service: Service, api: OpenAIBackend) 
     client = service(openai_headers={"OpenAI-Organization": "ours"})
     said(ask(client, headers={"Authorization": "Bearer sk-own"}, model="tiny-1"))
     headers = api.completions[0].headers
-    assert headers["authorization"] == "Bearer sk-own" and "openai-organization" not in headers
-    assert said(client.get("/conversations", headers=KEY)) == [], "it is that key's conversation"
+    assert (
+        headers["authorization"] == "Bearer sk-own"
+        and "openai-organization" not in headers
+    )
+    assert said(client.get("/conversations", headers=KEY)) == [], (
+        "it is that key's conversation"
+    )
 
 
-def test_the_next_key_is_tried_after_a_refusal_and_only_then(service: Service, api: OpenAIBackend) -> None:
-    limit = json.dumps(error("Rate limit reached", "requests", "rate_limit_exceeded")).encode()
-    api.mode = Mode(keys=("sk-2",), refuse_tokens={"sk-2": (429, {"Retry-After": "30"}, limit)})
+def test_the_next_key_is_tried_after_a_refusal_and_only_then(
+    service: Service, api: OpenAIBackend
+) -> None:
+    limit = json.dumps(
+        error("Rate limit reached", "requests", "rate_limit_exceeded")
+    ).encode()
+    api.mode = Mode(
+        keys=("sk-2",), refuse_tokens={"sk-2": (429, {"Retry-After": "30"}, limit)}
+    )
     client = service(openai_api_key=("sk-1", "sk-2"), openai_model="tiny-1")
     answer = ask(client)
-    assert answer.status_code == 429 and answer.headers["Retry-After"] == "30" and len(api.completions) == 2
+    assert (
+        answer.status_code == 429
+        and answer.headers["Retry-After"] == "30"
+        and len(api.completions) == 2
+    )
     again = ask(client)
-    assert again.status_code == 429 and len(api.completions) == 3, "one rests, so only the other is asked"
+    assert again.status_code == 429 and len(api.completions) == 3, (
+        "one rests, so only the other is asked"
+    )
     api.mode.refuse_tokens = {}
     assert ask(client, model="tiny-2").status_code == 200, "a limit is one of its model"
     api.mode.refusals = [(500, {}, json.dumps(error("boom", "server_error")).encode())]
     count = len(api.completions)
-    assert ask(client, model="tiny-2").status_code == 500 and len(api.completions) == count + 1
+    assert (
+        ask(client, model="tiny-2").status_code == 500
+        and len(api.completions) == count + 1
+    )
 
 
 def test_no_message_quotes_the_key(service: Service, api: OpenAIBackend) -> None:
@@ -140,65 +225,105 @@ def test_no_message_quotes_the_key(service: Service, api: OpenAIBackend) -> None
     quoted = json.dumps(error(f"No such key: {key}"), ensure_ascii=False).encode()
     event = b"data: " + json.dumps(error(f"bad {key}")).encode() + b"\n\n"
     client = service(openai_api_key=(key,), openai_model="tiny-1")
-    for mode in (Mode(keys=(key,), refusals=[(401, {}, quoted)]), Mode(keys=(key,), raw=event)):
+    for mode in (
+        Mode(keys=(key,), refusals=[(401, {}, quoted)]),
+        Mode(keys=(key,), raw=event),
+    ):
         api.mode = mode
         answer = ask(client)
-        assert answer.status_code in (401, 502) and "..." in answer.json["msg"] and key not in answer.text
+        assert (
+            answer.status_code in (401, 502)
+            and "..." in answer.json["msg"]
+            and key not in answer.text
+        )
 
 
-def test_an_answer_may_hold_what_looks_like_the_key(service: Service, api: OpenAIBackend) -> None:
+def test_an_answer_may_hold_what_looks_like_the_key(
+    service: Service, api: OpenAIBackend
+) -> None:
     for mode in (Mode(streams=False), Mode()):
         mode.keys, mode.say = ("not-needed",), "A key is not-needed here."
         api.mode = mode
-        assert said(ask(service(openai_api_key=("not-needed",))))["data"]["message"] == mode.say
+        assert (
+            said(ask(service(openai_api_key=("not-needed",))))["data"]["message"]
+            == mode.say
+        )
 
 
-def test_a_limit_of_the_listed_model_is_one_of_it(service: Service, api: OpenAIBackend) -> None:
+def test_a_limit_of_the_listed_model_is_one_of_it(
+    service: Service, api: OpenAIBackend
+) -> None:
     api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, b"{}")])
     client = service()
     assert ask(client).status_code == 429
-    assert ask(client).status_code == ask(client, model="tiny-1").status_code == 429 and len(api.completions) == 1
+    assert (
+        ask(client).status_code == ask(client, model="tiny-1").status_code == 429
+        and len(api.completions) == 1
+    )
     assert ask(client, model="tiny-2").status_code == 200
 
 
-def test_one_callers_refusal_is_not_told_to_another(service: Service, api: OpenAIBackend) -> None:
-    quoting = json.dumps(error("Too much for: my diary", code="rate_limit_exceeded")).encode()
+def test_one_callers_refusal_is_not_told_to_another(
+    service: Service, api: OpenAIBackend
+) -> None:
+    quoting = json.dumps(
+        error("Too much for: my diary", code="rate_limit_exceeded")
+    ).encode()
     api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, quoting)])
     client = service(openai_model="tiny-1", authorization=("alice:a-key", "bob:b-key"))
     assert "my diary" in ask(client, headers={"Authorization": "a-key"}).json["msg"]
     other = ask(client, headers={"Authorization": "b-key"})
-    assert other.status_code == 429 and "diary" not in other.text and int(other.headers["Retry-After"]) <= 30
+    assert (
+        other.status_code == 429
+        and "diary" not in other.text
+        and int(other.headers["Retry-After"]) <= 30
+    )
     assert len(api.completions) == 1
 
 
-def test_no_message_shows_a_part_of_the_key(service: Service, api: OpenAIBackend) -> None:
+def test_no_message_shows_a_part_of_the_key(
+    service: Service, api: OpenAIBackend
+) -> None:
     answer = ask(service(openai_api_key=("sk-wrong-but-long-enough-9876",)))
-    assert answer.status_code == 401 and answer.json["error"] == "token_rejected" and "9876" not in answer.text
+    assert (
+        answer.status_code == 401
+        and answer.json["error"] == "token_rejected"
+        and "9876" not in answer.text
+    )
 
 
 def test_reasoning_is_told_apart(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(reasoning="Let me think about it.")
     client = service()
     told = said(ask(client))["data"]
-    assert told["reasoning"] == "Let me think about it." and told["message"].startswith("Turn 1.")
+    assert told["reasoning"] == "Let me think about it." and told["message"].startswith(
+        "Turn 1."
+    )
     stream = ask(client, stream="true").text
-    assert 'event: reasoning\ndata: {"text":"Let m' in stream and stream.index("reasoning") < stream.index("Turn")
+    assert 'event: reasoning\ndata: {"text":"Let m' in stream and stream.index(
+        "reasoning"
+    ) < stream.index("Turn")
     assert ask(client, stream="true", format="text").text.startswith("Turn 1.")
     assert ask(client, format="text").text.startswith("Turn 1.")
 
 
 @pytest.mark.parametrize("route", ["/ask", "/send_message"])
-def test_a_refusal_is_no_answer(service: Service, api: OpenAIBackend, route: str) -> None:
+def test_a_refusal_is_no_answer(
+    service: Service, api: OpenAIBackend, route: str
+) -> None:
     api.mode = Mode(refusal="I can't help with that.")
     client = service()
     answer = client.post(route, data={"prompt": "hello"}, headers=KEY)
-    assert answer.status_code == (403 if route == "/ask" else 500) and answer.headers["X-Error-Code"] == "refused"
+    assert (
+        answer.status_code == (403 if route == "/ask" else 500)
+        and answer.headers["X-Error-Code"] == "refused"
+    )
     assert "I can't help with that." in answer.text
     [kept] = said(client.get("/conversations", headers=KEY))
     api.mode = Mode()
-    assert "Turn 1." in said(ask(client, conversation_id=kept["id"]))["data"]["message"], (
-        "what was refused is not sent again"
-    )
+    assert (
+        "Turn 1." in said(ask(client, conversation_id=kept["id"]))["data"]["message"]
+    ), "what was refused is not sent again"
 
 
 NO_ANSWER = [
@@ -222,7 +347,12 @@ NO_ANSWER = [
 @pytest.mark.parametrize(("mode", "status", "code"), NO_ANSWER)
 @pytest.mark.parametrize("streamed", ["", "true"])
 def test_what_is_no_answer_is_told_and_never_sent_again(
-    service: Service, api: OpenAIBackend, mode: Mode, status: int, code: str, streamed: str
+    service: Service,
+    api: OpenAIBackend,
+    mode: Mode,
+    status: int,
+    code: str,
+    streamed: str,
 ) -> None:
     api.mode = copy.deepcopy(mode)
     client = service(openai_model="tiny-1")
@@ -250,66 +380,123 @@ ODD = [
 
 
 @pytest.mark.parametrize("mode", ODD, ids=str)
-def test_servers_that_differ_are_understood(service: Service, api: OpenAIBackend, mode: Mode) -> None:
+def test_servers_that_differ_are_understood(
+    service: Service, api: OpenAIBackend, mode: Mode
+) -> None:
     api.mode = mode
     told = said(ask(service()))["data"]
-    assert told["message"] == "Turn 1. You said: hello — 你好 🙂." and told["usage"] == (USAGE if mode.usage else None)
+    assert told["message"] == "Turn 1. You said: hello — 你好 🙂." and told[
+        "usage"
+    ] == (USAGE if mode.usage else None)
 
 
 def test_a_stop_for_length_is_said(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(finish="length")
     answer = ask(service(), max_tokens="3")
-    assert said(answer)["data"]["finish_details"] == "length" and answer.headers["X-Finish-Reason"] == "length"
+    assert (
+        said(answer)["data"]["finish_details"] == "length"
+        and answer.headers["X-Finish-Reason"] == "length"
+    )
 
 
 @pytest.mark.parametrize("reason", ["停止", "a\nb", "x\0y", "y" * 500])
-def test_a_finish_reason_that_no_header_holds(service: Service, api: OpenAIBackend, reason: str) -> None:
+def test_a_finish_reason_that_no_header_holds(
+    service: Service, api: OpenAIBackend, reason: str
+) -> None:
     api.mode = Mode(finish=reason)
     client = service()
     answer = ask(client)
-    assert said(answer)["data"]["finish_details"] == reason and "X-Finish-Reason" not in answer.headers
-    assert said(ask(client, conversation_id=said(answer)["data"]["conversation_id"]))["code"] == 0
+    assert (
+        said(answer)["data"]["finish_details"] == reason
+        and "X-Finish-Reason" not in answer.headers
+    )
+    assert (
+        said(ask(client, conversation_id=said(answer)["data"]["conversation_id"]))[
+            "code"
+        ]
+        == 0
+    )
 
 
 def test_half_an_emoji_costs_no_answer(service: Service, api: OpenAIBackend) -> None:
-    pieces = [b'{"content": "so \\ud83d"}', b'{"content": " \\\\ud83d \\ud83d\\ude00"}', b"{}"]
+    pieces = [
+        b'{"content": "so \\ud83d"}',
+        b'{"content": " \\\\ud83d \\ud83d\\ude00"}',
+        b"{}",
+    ]
     event = b'data: {"choices": [{"index": 0, "delta": %s, "finish_reason": %s}]}\n\n'
-    api.mode = Mode(raw=b"".join(event % (piece, b'"stop"' if piece == b"{}" else b"null") for piece in pieces))
-    assert said(ask(service(openai_model="tiny-1")))["data"]["message"] == "so \ufffd \\ud83d \U0001f600"
+    api.mode = Mode(
+        raw=b"".join(
+            event % (piece, b'"stop"' if piece == b"{}" else b"null")
+            for piece in pieces
+        )
+    )
+    assert (
+        said(ask(service(openai_model="tiny-1")))["data"]["message"]
+        == "so \ufffd \\ud83d \U0001f600"
+    )
 
 
-def test_a_failure_says_which_conversation_has_the_question(service: Service, api: OpenAIBackend) -> None:
+def test_a_failure_says_which_conversation_has_the_question(
+    service: Service, api: OpenAIBackend
+) -> None:
     client = service(openai_model="tiny-1")
     api.mode = Mode(cut_after=4)
     answer = ask(client)
     [kept] = said(client.get("/conversations", headers=KEY))
-    assert answer.status_code == 502 and answer.headers["X-Conversation-Id"] == kept["id"]
+    assert (
+        answer.status_code == 502 and answer.headers["X-Conversation-Id"] == kept["id"]
+    )
     api.mode = Mode(refusals=[(400, {}, b"{}")])
-    assert "X-Conversation-Id" not in ask(client).headers, "what was refused is not kept"
+    assert "X-Conversation-Id" not in ask(client).headers, (
+        "what was refused is not kept"
+    )
     again = ask(client, conversation_id=kept["id"], msg="again", system="too late")
-    assert "Turn 1." in said(again)["data"]["message"] and again.headers["X-Ignored-Parameters"] == "system"
+    assert (
+        "Turn 1." in said(again)["data"]["message"]
+        and again.headers["X-Ignored-Parameters"] == "system"
+    )
 
 
-def test_a_long_conversation_loses_its_oldest_turns_and_says_so(service: Service, api: OpenAIBackend) -> None:
+def test_a_long_conversation_loses_its_oldest_turns_and_says_so(
+    service: Service, api: OpenAIBackend
+) -> None:
     client = service(history_budget=100)
     first = said(ask(client, msg="the first one", system="Be kind."))["data"]
     for number in range(2, 7):
-        answer = ask(client, msg=f"question {number}", conversation_id=first["conversation_id"])
+        answer = ask(
+            client, msg=f"question {number}", conversation_id=first["conversation_id"]
+        )
         said(answer)
     contents = [message["content"] for message in sent(api)["messages"]]
-    assert contents[0] == "Be kind." and contents[-1] == "question 6" and "the first one" not in contents
+    assert (
+        contents[0] == "Be kind."
+        and contents[-1] == "question 6"
+        and "the first one" not in contents
+    )
     assert len(contents) % 2 == 0, "whole turns"
     assert int(answer.headers["X-History-Dropped"]) == 12 - len(contents)
-    streamed = ask(client, msg="x", conversation_id=first["conversation_id"], stream="true")
+    streamed = ask(
+        client, msg="x", conversation_id=first["conversation_id"], stream="true"
+    )
     assert int(streamed.headers["X-History-Dropped"]) > 0
     assert "X-History-Dropped" not in ask(client).headers
     whole = said(client.get(f"/conversation/{first['conversation_id']}", headers=KEY))
     assert len(whole["mapping"]) == 16, "what is not sent is kept all the same"
 
 
-def test_upstreams_that_take_no_parameters_say_which_they_left_out(build: Build) -> None:
-    answer = build().test_client().post("/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5"})
-    assert said(answer) and answer.headers["X-Ignored-Parameters"] == "max_tokens, temperature"
+def test_upstreams_that_take_no_parameters_say_which_they_left_out(
+    build: Build,
+) -> None:
+    answer = (
+        build()
+        .test_client()
+        .post("/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5"})
+    )
+    assert (
+        said(answer)
+        and answer.headers["X-Ignored-Parameters"] == "max_tokens, temperature"
+    )
 
 
 def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
@@ -318,12 +505,22 @@ def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
     client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), access_token=("t",), authorization=("k",), upstream="openai").test_client()  # fmt: skip
     said(client.post("/ask", data={"msg": "x"}, headers={"Authorization": "k"}))
     assert len(api.completions) == 1
-    refused = client.post("/ask", data={"msg": "x", "reverse_proxy": api.url}, headers={"Authorization": "k"})
+    refused = client.post(
+        "/ask",
+        data={"msg": "x", "reverse_proxy": api.url},
+        headers={"Authorization": "k"},
+    )
     assert refused.status_code == 403
 
 
-def test_no_parameter_tells_a_gateway_where_to_go(service: Service, api: OpenAIBackend) -> None:
-    body = {"messages": [{"role": "user", "content": "x"}], "api_base": "http://evil.example", "temperature": 1}
+def test_no_parameter_tells_a_gateway_where_to_go(
+    service: Service, api: OpenAIBackend
+) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "api_base": "http://evil.example",
+        "temperature": 1,
+    }
     answer = service().post("/chat", json=body, headers=KEY, buffered=True)
     assert answer.status_code == 200 and set(sent(api)) == {
         "model",
@@ -335,18 +532,29 @@ def test_no_parameter_tells_a_gateway_where_to_go(service: Service, api: OpenAIB
 
 
 def test_what_is_kept_is_text_alone(service: Service, api: OpenAIBackend) -> None:
-    body = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}], "history_disabled": False}
+    body = {
+        "messages": [{"role": "user", "content": [{"type": "image_url"}]}],
+        "history_disabled": False,
+    }
     answer = service().post("/chat", json=body, headers=KEY, buffered=True)
     assert answer.status_code == 400 and "text alone" in answer.text and not api.asked
 
 
-def test_each_conversation_gets_its_own_kind_of_credential(service: Service, api: OpenAIBackend) -> None:
+def test_each_conversation_gets_its_own_kind_of_credential(
+    service: Service, api: OpenAIBackend
+) -> None:
     client = service()
     first = said(ask(client))["data"]["conversation_id"]
     answer = ask(client, conversation_id=first, access_token=jwt(sub="alice"))
-    assert answer.status_code == 400 and "API keys" in answer.json["msg"] and len(api.completions) == 1
+    assert (
+        answer.status_code == 400
+        and "API keys" in answer.json["msg"]
+        and len(api.completions) == 1
+    )
 
 
-def test_a_key_is_made_for_it(build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_is_made_for_it(
+    build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
     build(openai_base_url=api.url)
     assert "cw-" in capsys.readouterr().err

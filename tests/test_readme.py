@@ -31,7 +31,11 @@ def first_cells(text: str) -> set[str]:
 
 
 def test_every_setting_stands_in_the_readme_and_no_other() -> None:
-    known = {name for field in fields(Settings) for name in (field.metadata["env"], *field.metadata["also"])}
+    known = {
+        name
+        for field in fields(Settings)
+        for name in (field.metadata["env"], *field.metadata["also"])
+    }
     assert first_cells(section("Settings")) == known
 
 
@@ -40,7 +44,11 @@ def test_a_settings_default_is_the_one_that_the_readme_gives(field: object) -> N
     name, default = field.metadata["env"], field.default  # type: ignore[attr-defined]
     if not isinstance(default, (str, bool, int, float, tuple)):
         return
-    [row] = [line for line in section("Settings").splitlines() if re.match(rf"\|[^|]*`{name}`", line)]
+    [row] = [
+        line
+        for line in section("Settings").splitlines()
+        if re.match(rf"\|[^|]*`{name}`", line)
+    ]
     shown = row.split("|")[2]
     if name == "MAX_BODY":
         default = f"{default // 1024**2}MB"
@@ -54,7 +62,9 @@ def test_a_settings_default_is_the_one_that_the_readme_gives(field: object) -> N
         assert str(default) in shown
 
 
-def test_every_route_stands_in_the_readme_and_no_other(build: Callable[..., Flask]) -> None:
+def test_every_route_stands_in_the_readme_and_no_other(
+    build: Callable[..., Flask],
+) -> None:
     known = {
         f"{method} {rule.rule.replace('<conversation_id>', '<id>')}"
         for rule in build().url_map.iter_rules()
@@ -77,12 +87,22 @@ def test_every_field_stands_in_the_readme() -> None:
     used = set(re.findall(r'_of\(\s*fields, "(\w+)"', Path(form.__file__).read_text()))
     assert (
         used - {"title"} <= told
-        and {"prompt", "msg", "parent_id", "parent_message_id", "access_token", "stream"} <= told
+        and {
+            "prompt",
+            "msg",
+            "parent_id",
+            "parent_message_id",
+            "access_token",
+            "stream",
+        }
+        <= told
     )
 
 
 def test_every_word_of_the_offline_upstream_stands_in_the_readme() -> None:
-    rows = dict(re.findall(r"^\| `offline:(\w+)(?:=[^`]*)?` \| (.+) \|$", README, re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `offline:(\w+)(?:=[^`]*)?` \| (.+) \|$", README, re.MULTILINE)
+    )
     assert set(rows) == set(WORDS)
     for word, (_, _, _, meaning) in WORDS.items():
         assert meaning.split(" (")[0] in rows[word]

@@ -41,47 +41,91 @@ def said(answer: TestResponse) -> dict[str, Any]:
     return told
 
 
-def test_send_message_answers_with_three_keys_and_remembers(client: FlaskClient) -> None:
+def test_send_message_answers_with_three_keys_and_remembers(
+    client: FlaskClient,
+) -> None:
     first = said(client.post("/send_message", data={"prompt": "hello"}))
     assert set(first) == {"text", "conversation_id", "parent_message_id"}
     second = said(client.post("/send_message", data={**first, "prompt": "again"}))
     assert second["conversation_id"] == first["conversation_id"]
     assert second["parent_message_id"] != first["parent_message_id"]
-    assert "Turn 2." in second["text"] and "Before that you said: hello" in second["text"]
-    third = said(client.post("/send_message", data={"prompt": "more", "conversation_id": first["conversation_id"]}))
+    assert (
+        "Turn 2." in second["text"] and "Before that you said: hello" in second["text"]
+    )
+    third = said(
+        client.post(
+            "/send_message",
+            data={"prompt": "more", "conversation_id": first["conversation_id"]},
+        )
+    )
     assert "Turn 3." in third["text"]
     branch = said(client.post("/send_message", data={**first, "prompt": "other way"}))
-    assert "Turn 2." in branch["text"] and "Before that you said: hello" in branch["text"]
+    assert (
+        "Turn 2." in branch["text"] and "Before that you said: hello" in branch["text"]
+    )
 
 
 def test_ask_answers_as_chatgpt_webapi_did(client: FlaskClient) -> None:
     first = said(client.post("/ask", json={"msg": "你的名字"}))
     assert first["code"] == 0
     data = first["data"]
-    assert {"message", "parent_id", "conversation_id"} <= set(data) and "你的名字" in data["message"]
-    second = said(client.post("/ask", json={**{k: data[k] for k in ("parent_id", "conversation_id")}, "msg": "再说"}))
+    assert {"message", "parent_id", "conversation_id"} <= set(
+        data
+    ) and "你的名字" in data["message"]
+    second = said(
+        client.post(
+            "/ask",
+            json={
+                **{k: data[k] for k in ("parent_id", "conversation_id")},
+                "msg": "再说",
+            },
+        )
+    )
     assert "Turn 2." in second["data"]["message"]
 
 
 def test_prefix_suffix_and_system(client: FlaskClient) -> None:
-    fields = {"prompt": "hello", "prompt_prefix": "In Chinese.", "prompt_suffix": "Short.", "system": "Be kind."}
+    fields = {
+        "prompt": "hello",
+        "prompt_prefix": "In Chinese.",
+        "prompt_suffix": "Short.",
+        "system": "Be kind.",
+    }
     told = said(client.post("/send_message", data=fields))["text"]
-    assert "System prompt: Be kind." in told and "You said: In Chinese.\nhello\nShort." in told
+    assert (
+        "System prompt: Be kind." in told
+        and "You said: In Chinese.\nhello\nShort." in told
+    )
 
 
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
 @pytest.mark.parametrize(
-    "wanting", [{"headers": {"Accept": "text/plain"}}, {"query_string": {"format": "text"}}], ids=["accept", "format"]
+    "wanting",
+    [{"headers": {"Accept": "text/plain"}}, {"query_string": {"format": "text"}}],
+    ids=["accept", "format"],
 )
-def test_the_text_alone(client: FlaskClient, route: str, wanting: dict[str, Any]) -> None:
+def test_the_text_alone(
+    client: FlaskClient, route: str, wanting: dict[str, Any]
+) -> None:
     answer = client.post(route, data={"prompt": "héllo"}, **wanting)
-    assert answer.text.endswith("You said: héllo") and answer.content_type == "text/plain; charset=utf-8"
-    ids = {"conversation_id": answer.headers["X-Conversation-Id"], "parent_id": answer.headers["X-Parent-Message-Id"]}
-    assert "Turn 2." in said(client.post("/ask", data={"msg": "more", **ids}))["data"]["message"]
+    assert (
+        answer.text.endswith("You said: héllo")
+        and answer.content_type == "text/plain; charset=utf-8"
+    )
+    ids = {
+        "conversation_id": answer.headers["X-Conversation-Id"],
+        "parent_id": answer.headers["X-Parent-Message-Id"],
+    }
+    assert (
+        "Turn 2."
+        in said(client.post("/ask", data={"msg": "more", **ids}))["data"]["message"]
+    )
 
 
 def test_a_json_format_comes_before_the_accept_header(client: FlaskClient) -> None:
-    answer = client.post("/ask", data={"msg": "x", "format": "json"}, headers={"Accept": "text/plain"})
+    answer = client.post(
+        "/ask", data={"msg": "x", "format": "json"}, headers={"Accept": "text/plain"}
+    )
     assert answer.is_json
     refused = client.post("/ask", data={"msg": "x", "format": "xml"})
     assert refused.status_code == 400 and "one of: json, text" in refused.json["msg"]
@@ -90,31 +134,55 @@ def test_a_json_format_comes_before_the_accept_header(client: FlaskClient) -> No
 def test_a_stream_of_events(client: FlaskClient) -> None:
     answer = client.post("/send_message", data={"prompt": "hello", "stream": "true"})
     assert answer.content_type == "text/event-stream; charset=utf-8"
-    assert answer.headers["X-Accel-Buffering"] == "no" and answer.headers["X-Conversation-Id"]
+    assert (
+        answer.headers["X-Accel-Buffering"] == "no"
+        and answer.headers["X-Conversation-Id"]
+    )
     assert answer.text.count('data: {"text":') > 5
     assert "event: done\ndata: {" in answer.text and "event: error" not in answer.text
 
 
 def test_a_raw_stream(client: FlaskClient) -> None:
     answer = client.post("/ask", data={"msg": "hello", "stream": "1", "format": "text"})
-    assert answer.text.endswith("You said: hello") and answer.content_type == "text/plain; charset=utf-8"
-    assert answer.headers["X-Conversation-Id"] and "X-Parent-Message-Id" not in answer.headers
+    assert (
+        answer.text.endswith("You said: hello")
+        and answer.content_type == "text/plain; charset=utf-8"
+    )
+    assert (
+        answer.headers["X-Conversation-Id"]
+        and "X-Parent-Message-Id" not in answer.headers
+    )
 
 
 def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None:
-    made = [said(client.post("/ask", json={"msg": f"question {n}"}))["data"]["conversation_id"] for n in range(3)]
+    made = [
+        said(client.post("/ask", json={"msg": f"question {n}"}))["data"][
+            "conversation_id"
+        ]
+        for n in range(3)
+    ]
     listed = client.get("/conversations").json
     assert isinstance(listed, list) and [item["id"] for item in listed] == made[::-1]
-    assert [item["id"] for item in client.get("/conversations?limit=1&offset=1").json] == [made[1]]
+    assert [
+        item["id"] for item in client.get("/conversations?limit=1&offset=1").json
+    ] == [made[1]]
     told = client.get(f"/conversation/{made[0]}").json
     assert (
         told["title"] == "question 0"
-        and told["mapping"][told["current_node"]]["message"]["author"]["role"] == "assistant"
+        and told["mapping"][told["current_node"]]["message"]["author"]["role"]
+        == "assistant"
     )
-    renamed = client.post(f"/conversation/{made[0]}/title", json={"title": " New \n title "})
+    renamed = client.post(
+        f"/conversation/{made[0]}/title", json={"title": " New \n title "}
+    )
     assert set(said(renamed)) == {"code", "msg"} and renamed.json["code"] == 0
     assert client.get(f"/conversation/{made[0]}").json["title"] == "New title"
-    for body in ({"json": {}}, {"json": {"title": " "}}, {"json": {"title": "x" * 201}}, {"json": {"title": 5}}):
+    for body in (
+        {"json": {}},
+        {"json": {"title": " "}},
+        {"json": {"title": "x" * 201}},
+        {"json": {"title": 5}},
+    ):
         refused = client.post(f"/conversation/{made[0]}/title", **body)
         assert refused.status_code == 400 and "title" in refused.json["msg"]
     for body in ({"json": {}}, {}):
@@ -127,7 +195,10 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
 
 def test_health_and_readiness(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok"}
-    assert client.get("/readyz").json == {"status": "ready", "upstreams": ["offline", "chatgpt-web"]}
+    assert client.get("/readyz").json == {
+        "status": "ready",
+        "upstreams": ["offline", "chatgpt-web"],
+    }
     assert client.head("/healthz").status_code == 200
 
 
@@ -146,40 +217,71 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(
-    "failure", FAILURES, ids=lambda failure: type(failure).__name__ + str(getattr(failure, "status", ""))
+    "failure",
+    FAILURES,
+    ids=lambda failure: type(failure).__name__ + str(getattr(failure, "status", "")),
 )
 @pytest.mark.parametrize("text", [False, True], ids=["json", "text"])
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
-def test_every_failure_has_its_routes_shape(build: Build, route: str, text: bool, failure: Exception) -> None:
+def test_every_failure_has_its_routes_shape(
+    build: Build, route: str, text: bool, failure: Exception
+) -> None:
     client = build(Scripted(b"S|Hel|", failure)).test_client()
-    answer = client.post(route, data={"prompt": "x"}, headers={"Accept": "text/plain"} if text else {})
+    answer = client.post(
+        route, data={"prompt": "x"}, headers={"Accept": "text/plain"} if text else {}
+    )
     error = failure if isinstance(failure, RelayError) else InternalError()
     assert answer.status_code == (500 if route == "/send_message" else error.status)
-    assert answer.headers["X-Error-Source"] == error.source and answer.headers["X-Error-Code"] == error.code
+    assert (
+        answer.headers["X-Error-Source"] == error.source
+        and answer.headers["X-Error-Code"] == error.code
+    )
     assert answer.headers["X-Request-Id"] and "secrets" not in answer.text
-    assert answer.headers.get("Retry-After") == (str(error.retry_after) if error.retry_after else None)
+    assert answer.headers.get("Retry-After") == (
+        str(error.retry_after) if error.retry_after else None
+    )
     if text:
         assert answer.text == error.message
     elif route == "/send_message":
         assert answer.json == {"message": error.message}
     else:
-        expected = {"code": 1, "msg": error.message, "error": error.code, "source": error.source}
+        expected = {
+            "code": 1,
+            "msg": error.message,
+            "error": error.code,
+            "source": error.source,
+        }
         assert answer.json == expected
 
 
 @pytest.mark.parametrize(
-    "failure", FAILURES, ids=lambda failure: type(failure).__name__ + str(getattr(failure, "status", ""))
+    "failure",
+    FAILURES,
+    ids=lambda failure: type(failure).__name__ + str(getattr(failure, "status", "")),
 )
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
-def test_a_failure_within_a_stream_is_told_in_it_without_an_end(build: Build, route: str, failure: Exception) -> None:
+def test_a_failure_within_a_stream_is_told_in_it_without_an_end(
+    build: Build, route: str, failure: Exception
+) -> None:
     client = build(Scripted(b"S|Hel|", failure)).test_client()
     answer = client.post(route, data={"prompt": "x", "stream": "true"})
     error = failure if isinstance(failure, RelayError) else InternalError()
     assert answer.status_code == 200 and 'data: {"text":"Hel"}' in answer.text
     _, _, last = answer.text.partition("event: error\ndata: ")
-    assert error.message in last and "event: done" not in answer.text and "secrets" not in answer.text
-    before = build(Scripted(failure)).test_client().post(route, data={"prompt": "x", "stream": "true"})
-    assert before.status_code == (500 if route == "/send_message" else error.status) and before.is_json
+    assert (
+        error.message in last
+        and "event: done" not in answer.text
+        and "secrets" not in answer.text
+    )
+    before = (
+        build(Scripted(failure))
+        .test_client()
+        .post(route, data={"prompt": "x", "stream": "true"})
+    )
+    assert (
+        before.status_code == (500 if route == "/send_message" else error.status)
+        and before.is_json
+    )
 
 
 WRONG = [
@@ -205,7 +307,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "says"), WRONG)
-def test_wrong_ways_have_the_own_shape(client: FlaskClient, method: str, path: str, status: int, says: str) -> None:
+def test_wrong_ways_have_the_own_shape(
+    client: FlaskClient, method: str, path: str, status: int, says: str
+) -> None:
     answer = client.open(path, method=method)
     assert answer.status_code == status and answer.is_json
     if method != "HEAD":
@@ -219,12 +323,25 @@ def test_failures_of_the_first_two_seeds_routes(client: FlaskClient) -> None:
         client.get("/send_message"),
         client.post("/send_message"),
         client.post("/send_message", data={"prompt": "x", "parent_message_id": "p"}),
-        client.post("/send_message", data={"prompt": "x", "conversation_id": str(NOBODYS)}),
-        client.post("/send_message", data="prompt=fish&chips", content_type="application/x-www-form-urlencoded"),
+        client.post(
+            "/send_message", data={"prompt": "x", "conversation_id": str(NOBODYS)}
+        ),
+        client.post(
+            "/send_message",
+            data="prompt=fish&chips",
+            content_type="application/x-www-form-urlencoded",
+        ),
         client.post("/send_message", data=b"{", content_type="application/json"),
-        client.post("/send_message", data={"prompt": "x", "reverse_proxy": "https://evil.example/"}),
+        client.post(
+            "/send_message",
+            data={"prompt": "x", "reverse_proxy": "https://evil.example/"},
+        ),
     ):
-        assert answer.status_code == 500 and set(answer.json) == {"message"} and len(answer.json["message"]) > 20
+        assert (
+            answer.status_code == 500
+            and set(answer.json) == {"message"}
+            and len(answer.json["message"]) > 20
+        )
 
 
 def test_a_body_over_the_limit_is_refused_in_the_routes_shape(build: Build) -> None:
@@ -235,21 +352,38 @@ def test_a_body_over_the_limit_is_refused_in_the_routes_shape(build: Build) -> N
         {"data": {"msg": "x" * 500, "f": "y" * 600}},
     ):
         answer = client.post("/ask", **options)
-        assert (answer.status_code, answer.json["error"]) == (413, "too_large") and "MAX_BODY" in answer.json["msg"]
-    multipart = client.post("/ask", data={"msg": "x" * 2000}, content_type="multipart/form-data")
+        assert (answer.status_code, answer.json["error"]) == (
+            413,
+            "too_large",
+        ) and "MAX_BODY" in answer.json["msg"]
+    multipart = client.post(
+        "/ask", data={"msg": "x" * 2000}, content_type="multipart/form-data"
+    )
     assert multipart.status_code == 413
 
 
 def test_a_large_prompt_within_the_limit_arrives(client: FlaskClient) -> None:
     prompt = "你好 " * 700_000
-    boundary, multipart = encode_multipart(MultiDict({"msg": prompt}), boundary="a-boundary")
+    boundary, multipart = encode_multipart(
+        MultiDict({"msg": prompt}), boundary="a-boundary"
+    )
     for options in (
         {"data": {"msg": prompt}},
-        {"data": multipart, "content_type": f"multipart/form-data; boundary={boundary}"},
+        {
+            "data": multipart,
+            "content_type": f"multipart/form-data; boundary={boundary}",
+        },
     ):
         conversation = said(client.post("/ask", **options))["data"]["conversation_id"]
         nodes = client.get(f"/conversation/{conversation}").json["mapping"].values()
-        assert next(node["message"]["content"]["parts"][0] for node in nodes if node["message"]) == prompt
+        assert (
+            next(
+                node["message"]["content"]["parts"][0]
+                for node in nodes
+                if node["message"]
+            )
+            == prompt
+        )
 
 
 ROUTES = [
@@ -273,24 +407,44 @@ def test_the_list_of_routes_is_whole(client: FlaskClient) -> None:
     assert known == {*ROUTES, ("GET", "/healthz")}
 
 
-@pytest.mark.parametrize("header", ["", "Bearer ", "Bearer cw-wrong", "wrong", "Basic Ondyb25n", "Bearer the-key-"])
 @pytest.mark.parametrize(
-    ("method", "path"), [*ROUTES, ("GET", "/nowhere"), ("OPTIONS", "/ask"), ("HEAD", "/conversations")]
+    "header",
+    ["", "Bearer ", "Bearer cw-wrong", "wrong", "Basic Ondyb25n", "Bearer the-key-"],
 )
-def test_a_stranger_gets_nowhere(build: Build, method: str, path: str, header: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [*ROUTES, ("GET", "/nowhere"), ("OPTIONS", "/ask"), ("HEAD", "/conversations")],
+)
+def test_a_stranger_gets_nowhere(
+    build: Build, method: str, path: str, header: str
+) -> None:
     upstream = Scripted(protected=True)
-    client = build(upstream, authorization=("the-key",), allow_caller_tokens=False).test_client()
+    client = build(
+        upstream, authorization=("the-key",), allow_caller_tokens=False
+    ).test_client()
     headers = {"Authorization": header} if header else {}
-    answer = client.open(path, method=method, headers=headers, data={"prompt": "x"} if method == "POST" else None)
+    answer = client.open(
+        path,
+        method=method,
+        headers=headers,
+        data={"prompt": "x"} if method == "POST" else None,
+    )
     assert answer.status_code == (500 if path == "/send_message" else 401)
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer") and upstream.asked == []
+    assert (
+        answer.headers["WWW-Authenticate"].startswith("Bearer") and upstream.asked == []
+    )
     assert client.get("/healthz").status_code == 200
 
 
-def test_the_key_made_at_the_first_start(build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_the_key_made_at_the_first_start(
+    build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
     first = build(Scripted(protected=True)).test_client()
     shown = [word for word in capsys.readouterr().err.split() if word.startswith("cw-")]
-    assert len(shown) == 1 and (tmp_path / "data" / "client_key").read_text().strip() == shown[0]
+    assert (
+        len(shown) == 1
+        and (tmp_path / "data" / "client_key").read_text().strip() == shown[0]
+    )
     assert first.post("/ask", data={"msg": "x"}).status_code == 401
     answer = said(first.post("/ask", data={"msg": "x", "access_token": shown[0]}))
     second = build(Scripted(protected=True)).test_client()
@@ -303,7 +457,9 @@ def test_nothing_to_protect_makes_no_key(client: FlaskClient, tmp_path: Any) -> 
     assert not (tmp_path / "data" / "client_key").exists()
 
 
-def test_an_open_service_says_so_at_every_start(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_open_service_says_so_at_every_start(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         caplog.clear()
         client = build(Scripted(protected=True), authorization=("none",)).test_client()
@@ -314,25 +470,49 @@ def test_an_open_service_says_so_at_every_start(build: Build, caplog: pytest.Log
 def test_owners_do_not_see_each_other(build: Build) -> None:
     client = build(authorization=("alice:a-key", "bob:b-key")).test_client()
     alice, bob = {"Authorization": "Bearer a-key"}, {"Authorization": "Bearer b-key"}
-    made = said(client.post("/ask", data={"msg": "mine"}, headers=alice))["data"]["conversation_id"]
+    made = said(client.post("/ask", data={"msg": "mine"}, headers=alice))["data"][
+        "conversation_id"
+    ]
     assert client.get("/conversations", headers=bob).json == []
     for method, path in (("GET", ""), ("POST", "/delete"), ("POST", "/title")):
-        answer = client.open(f"/conversation/{made}{path}", method=method, headers=bob, json={"title": "x"})
+        answer = client.open(
+            f"/conversation/{made}{path}",
+            method=method,
+            headers=bob,
+            json={"title": "x"},
+        )
         assert (answer.status_code, answer.json["error"]) == (404, "no_conversation")
-    assert client.post("/ask", data={"msg": "x", "conversation_id": made}, headers=bob).status_code == 404
+    assert (
+        client.post(
+            "/ask", data={"msg": "x", "conversation_id": made}, headers=bob
+        ).status_code
+        == 404
+    )
     assert len(client.get("/conversations", headers=alice).json) == 1
 
 
 def test_the_servers_credentials_never_travel_with_a_callers_own(build: Build) -> None:
     upstream = Scripted(protected=True, checks_tokens=True)
     client = build(upstream, authorization=("the-key",)).test_client()
-    said(client.post("/send_message", data={"prompt": "x", "access_token": "their-own"}))
-    said(client.post("/send_message", data={"prompt": "x"}, headers={"Authorization": "Bearer the-key"}))
+    said(
+        client.post("/send_message", data={"prompt": "x", "access_token": "their-own"})
+    )
+    said(
+        client.post(
+            "/send_message",
+            data={"prompt": "x"},
+            headers={"Authorization": "Bearer the-key"},
+        )
+    )
     assert [question.token for question in upstream.asked] == ["their-own", None]
 
 
 def test_a_token_that_an_explicit_upstream_cannot_use(build: Build) -> None:
-    answer = build(upstream="offline").test_client().post("/ask", data={"msg": "x", "access_token": "eyJ.their.own"})
+    answer = (
+        build(upstream="offline")
+        .test_client()
+        .post("/ask", data={"msg": "x", "access_token": "eyJ.their.own"})
+    )
     assert answer.status_code == 400 and "access_token" in answer.json["msg"]
 
 
@@ -343,8 +523,13 @@ def test_a_page_of_another_origin_is_refused_unless_listed(build: Build) -> None
     closed = build().test_client()
     answer = closed.post("/ask", data={"msg": "x"}, headers=FOREIGN)
     assert (answer.status_code, answer.json["error"]) == (403, "forbidden")
-    listed = build(cors_origins=("https://page.example",), authorization=("the-key",)).test_client()
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    listed = build(
+        cors_origins=("https://page.example",), authorization=("the-key",)
+    ).test_client()
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
     preflight = listed.options("/ask", headers={**FOREIGN, **asked})
     assert preflight.status_code == 204
     assert preflight.headers["Access-Control-Allow-Headers"] == "authorization"
@@ -352,63 +537,113 @@ def test_a_page_of_another_origin_is_refused_unless_listed(build: Build) -> None
     refused = listed.post("/ask", data={"msg": "x"}, headers=FOREIGN)
     assert refused.status_code == 401, "only a real preflight passes without a key"
     assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
-    answered = listed.post("/ask", data={"msg": "x"}, headers={**FOREIGN, "Authorization": "the-key"})
-    assert answered.status_code == 200 and answered.headers["Access-Control-Allow-Credentials"] == "true"
+    answered = listed.post(
+        "/ask", data={"msg": "x"}, headers={**FOREIGN, "Authorization": "the-key"}
+    )
+    assert (
+        answered.status_code == 200
+        and answered.headers["Access-Control-Allow-Credentials"] == "true"
+    )
     assert "Origin" in answered.headers["Vary"]
-    other = listed.options("/ask", headers={**FOREIGN, **asked, "Origin": "https://other.example"})
-    assert other.status_code == 403 and "Access-Control-Allow-Origin" not in other.headers
+    other = listed.options(
+        "/ask", headers={**FOREIGN, **asked, "Origin": "https://other.example"}
+    )
+    assert (
+        other.status_code == 403 and "Access-Control-Allow-Origin" not in other.headers
+    )
 
 
 def test_the_prefix_hides_every_route(build: Build) -> None:
     client = build(api_prefix="/my/secret").test_client()
-    assert "You said: x" in said(client.post("/my/secret/ask", data={"msg": "x"}))["data"]["message"]
+    assert (
+        "You said: x"
+        in said(client.post("/my/secret/ask", data={"msg": "x"}))["data"]["message"]
+    )
     assert client.get("/my/secret/conversations").status_code == 200
-    assert client.get("/healthz").status_code == client.get("/my/secret/healthz").status_code == 200
+    assert (
+        client.get("/healthz").status_code
+        == client.get("/my/secret/healthz").status_code
+        == 200
+    )
     for path in ("/ask", "/conversations", "/my/ask", "/my/secretask", "/"):
         assert client.post(path, data={"msg": "x"}).status_code == 404
     assert client.post("/my/secret/send_message").json.keys() == {"message"}
 
 
 def test_request_ids(client: FlaskClient) -> None:
-    assert client.get("/healthz", headers={"X-Request-Id": "mine-1.2_3"}).headers["X-Request-Id"] == "mine-1.2_3"
+    assert (
+        client.get("/healthz", headers={"X-Request-Id": "mine-1.2_3"}).headers[
+            "X-Request-Id"
+        ]
+        == "mine-1.2_3"
+    )
     for refused in ("a b", "x" * 65, "näh", "<script>"):
-        assert len(client.get("/healthz", headers={"X-Request-Id": refused}).headers["X-Request-Id"]) == 32
+        assert (
+            len(
+                client.get("/healthz", headers={"X-Request-Id": refused}).headers[
+                    "X-Request-Id"
+                ]
+            )
+            == 32
+        )
     assert client.get("/healthz").headers["Cache-Control"] == "no-store"
 
 
 def test_the_upstream_hears_the_request_id(build: Build) -> None:
     upstream = Scripted()
-    build(upstream).test_client().post("/ask", data={"msg": "x"}, headers={"X-Request-Id": "mine"})
+    build(upstream).test_client().post(
+        "/ask", data={"msg": "x"}, headers={"X-Request-Id": "mine"}
+    )
     assert upstream.asked[0].request_id == "mine"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_no_log_line_holds_a_secret(build: Build, caplog: pytest.LogCaptureFixture, form: str) -> None:
+def test_no_log_line_holds_a_secret(
+    build: Build, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
     caplog.set_level(logging.DEBUG)
-    upstream = Scripted(b"S|secret-reply|", RuntimeError("x"), protected=True, checks_tokens=True)
+    upstream = Scripted(
+        b"S|secret-reply|", RuntimeError("x"), protected=True, checks_tokens=True
+    )
     client = build(upstream, authorization=("secret-key",)).test_client()
-    for data in ({"msg": "secret-prompt"}, {"msg": "secret-prompt", "access_token": "secret-token"}):
+    for data in (
+        {"msg": "secret-prompt"},
+        {"msg": "secret-prompt", "access_token": "secret-token"},
+    ):
         client.post(
             "/ask?stream=1",
             data=data,
             headers={"Authorization": "Bearer secret-key", "Cookie": "a=secret-cookie"},
             buffered=True,
         )
-        client.post("/ask", data=data, headers={"Authorization": "Bearer secret-wrong"}, buffered=True)
-    client.get("/conversations?q=secret-query\n", headers={"Authorization": "Basic secret"}, buffered=True)
+        client.post(
+            "/ask",
+            data=data,
+            headers={"Authorization": "Bearer secret-wrong"},
+            buffered=True,
+        )
+    client.get(
+        "/conversations?q=secret-query\n",
+        headers={"Authorization": "Basic secret"},
+        buffered=True,
+    )
     formatter = logs.JsonLines() if form == "json" else logs.TextLines()
     lines = [formatter.format(record) for record in caplog.records]
     assert len(lines) >= 5 and not [line for line in lines if "secret" in line]
 
 
-def test_a_caller_can_forge_no_log_line(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caller_can_forge_no_log_line(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     client.get("/x%0A2026-01-01%20INFO%20request%20id=forged", buffered=True)
     for formatter in (logs.TextLines(), logs.JsonLines()):
         assert "\n" not in formatter.format(caplog.records[-1])
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
+)
 @given(
     path=st.sampled_from(["/ask", "/send_message", "/conversation/x/title", "/conversation/x/delete"]),
     content_type=st.sampled_from(
@@ -420,7 +655,13 @@ def test_a_caller_can_forge_no_log_line(client: FlaskClient, caplog: pytest.LogC
 def test_no_body_gets_anything_but_a_sentence(
     client: FlaskClient, path: str, content_type: str, body: bytes, accept: str
 ) -> None:
-    answer = client.post(path, data=body, headers={"Content-Type": content_type, "Accept": accept})
+    answer = client.post(
+        path, data=body, headers={"Content-Type": content_type, "Accept": accept}
+    )
     if answer.status_code != 200:
-        assert "Traceback" not in answer.text and "<" not in answer.text and len(answer.text) > 20
+        assert (
+            "Traceback" not in answer.text
+            and "<" not in answer.text
+            and len(answer.text) > 20
+        )
         assert answer.headers["X-Error-Source"] == "caller"

@@ -12,17 +12,29 @@ CASES = [
     pytest.param(b"data: a\n\n", [("message", "a")], id="lf"),
     pytest.param(b"data: a\r\n\r\n", [("message", "a")], id="crlf"),
     pytest.param(b"data: a\r\r", [("message", "a")], id="cr"),
-    pytest.param(b"data: a\r\n\ndata: b\n\r\n", [("message", "a"), ("message", "b")], id="mixed"),
+    pytest.param(
+        b"data: a\r\n\ndata: b\n\r\n", [("message", "a"), ("message", "b")], id="mixed"
+    ),
     pytest.param(b"\xef\xbb\xbfdata: a\n\n", [("message", "a")], id="bom"),
     pytest.param(b"data:a\ndata: b\n\n", [("message", "a\nb")], id="two-lines"),
-    pytest.param(b"event: ping\ndata: a\n\ndata: b\n\n", [("ping", "a"), ("message", "b")], id="name"),
-    pytest.param(b": comment\n\ndata: a\nid: 1\nretry: 5\nwhat: ever\n\n", [("message", "a")], id="others"),
+    pytest.param(
+        b"event: ping\ndata: a\n\ndata: b\n\n",
+        [("ping", "a"), ("message", "b")],
+        id="name",
+    ),
+    pytest.param(
+        b": comment\n\ndata: a\nid: 1\nretry: 5\nwhat: ever\n\n",
+        [("message", "a")],
+        id="others",
+    ),
     pytest.param(b"data\n\n", [("message", "")], id="no-colon"),
     pytest.param(b"data:  a\n\n", [("message", " a")], id="one-space-only"),
     pytest.param(b"event: ping\n\n", [], id="no-data"),
     pytest.param(b"data: a\n", [], id="not-closed"),
     pytest.param(
-        "data: 你\u2028好\u0085🙂\n\n".encode(), [("message", "你\u2028好\u0085🙂")], id="only-real-line-ends"
+        "data: 你\u2028好\u0085🙂\n\n".encode(),
+        [("message", "你\u2028好\u0085🙂")],
+        id="only-real-line-ends",
     ),
     pytest.param(b"data: \xff\n\n", [("message", "\ufffd")], id="broken-utf-8"),
 ]
@@ -30,7 +42,9 @@ CASES = [
 
 def told(*pieces: bytes) -> list[tuple[str, str]]:
     parser = Parser()
-    return [(event.name, event.data) for piece in pieces for event in parser.feed(piece)]
+    return [
+        (event.name, event.data) for piece in pieces for event in parser.feed(piece)
+    ]
 
 
 @pytest.mark.parametrize(("wire", "events"), CASES)
@@ -39,7 +53,9 @@ def test_events_are_read(wire: bytes, events: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.parametrize(("wire", "events"), CASES)
-def test_events_are_the_same_wherever_the_bytes_are_cut(wire: bytes, events: list[tuple[str, str]]) -> None:
+def test_events_are_the_same_wherever_the_bytes_are_cut(
+    wire: bytes, events: list[tuple[str, str]]
+) -> None:
     for cut in range(len(wire) + 1):
         assert told(wire[:cut], wire[cut:]) == events
     assert told(*(wire[at : at + 1] for at in range(len(wire)))) == events
@@ -47,12 +63,17 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(wire: bytes, events: lis
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["", "done"]), st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))),
+        st.tuples(
+            st.sampled_from(["", "done"]),
+            st.text(st.characters(codec="utf-8", exclude_characters="\r\n")),
+        ),
         max_size=5,
     )
 )
 def test_what_is_printed_is_read_back(events: list[tuple[str, str]]) -> None:
-    wire = b"".join(sse.event(data.encode(), name) + sse.KEEP_ALIVE for name, data in events)
+    wire = b"".join(
+        sse.event(data.encode(), name) + sse.KEEP_ALIVE for name, data in events
+    )
     assert told(wire) == [(name or "message", data) for name, data in events]
 
 

@@ -37,14 +37,31 @@ def store(tmp_path: Path, database: str, clock: Clock) -> Iterator[Store]:
 
 
 def new(prompt: str = "Hi", owner: str = "owner", **more: Any) -> Opening:
-    ids = {name: str(uuid.uuid4()) for name in ("conversation_id", "question_id", "answer_id")}
+    ids = {
+        name: str(uuid.uuid4())
+        for name in ("conversation_id", "question_id", "answer_id")
+    }
     if "system" in more:
         more["before"] = (Message("system", more.pop("system")),)
-    return Opening(**{**ids, "owner": owner, "upstream": "offline", "prompt": prompt, "title": prompt, **more})
+    return Opening(
+        **{
+            **ids,
+            "owner": owner,
+            "upstream": "offline",
+            "prompt": prompt,
+            "title": prompt,
+            **more,
+        }
+    )
 
 
 def following(first: Opening, prompt: str = "More", **more: Any) -> Opening:
-    given = {"owner": first.owner, "conversation_id": first.conversation_id, "new": False, **more}
+    given = {
+        "owner": first.owner,
+        "conversation_id": first.conversation_id,
+        "new": False,
+        **more,
+    }
     return new(prompt, **given)
 
 
@@ -56,10 +73,19 @@ def said(store: Store, opening: Opening, answer: str | None = "Hello") -> Openin
 
 
 def end(
-    store: Store, opening: Opening, text: str = "x", status: Status = "whole", outcome: Claimed | None = None
+    store: Store,
+    opening: Opening,
+    text: str = "x",
+    status: Status = "whole",
+    outcome: Claimed | None = None,
 ) -> None:
     reason = "stop" if status == "whole" else "upstream_cut"
-    store.finish(opening, Reply(text, opening.conversation_id, opening.answer_id, "m", reason), status, outcome)
+    store.finish(
+        opening,
+        Reply(text, opening.conversation_id, opening.answer_id, "m", reason),
+        status,
+        outcome,
+    )
 
 
 def texts(begun: Begun | None) -> list[str]:
@@ -72,7 +98,11 @@ def test_a_conversation_goes_on_by_its_id_alone(store: Store) -> None:
     second = said(store, following(first, "two"), "Hello again")
     begun = store.begin(following(first, "three"), 15)
     assert texts(begun) == ["Be kind.", "one", "Hello", "two", "Hello again", "three"]
-    assert begun and begun.upstream == "web" and begun.messages[0] == Message("system", "Be kind.")
+    assert (
+        begun
+        and begun.upstream == "web"
+        and begun.messages[0] == Message("system", "Be kind.")
+    )
     assert store.get("owner", first.conversation_id).newest == second.answer_id
 
 
@@ -82,7 +112,10 @@ def test_it_branches_at_an_earlier_answer_and_at_the_root(store: Store) -> None:
     branch = following(first, "other", parent=first.answer_id)
     assert texts(store.begin(branch, 15)) == ["Be kind.", "one", "Hello", "other"]
     end(store, branch, "x")
-    assert texts(store.begin(following(first, "anew", parent=ROOT), 15)) == ["Be kind.", "anew"]
+    assert texts(store.begin(following(first, "anew", parent=ROOT), 15)) == [
+        "Be kind.",
+        "anew",
+    ]
 
 
 def test_a_broken_answer_is_kept_but_nothing_follows_it(store: Store) -> None:
@@ -92,12 +125,19 @@ def test_a_broken_answer_is_kept_but_nothing_follows_it(store: Store) -> None:
     assert texts(store.begin(again, 15)) == ["one", "Hello", "three"]
     end(store, again, "Hi")
     nodes = {node.id: node for node in store.get("owner", first.conversation_id).nodes}
-    assert (nodes[broken.answer_id].status, nodes[broken.answer_id].text) == ("broken", "Hal")
+    assert (nodes[broken.answer_id].status, nodes[broken.answer_id].text) == (
+        "broken",
+        "Hal",
+    )
     assert nodes[broken.answer_id].finish_reason == "upstream_cut"
-    assert texts(store.begin(following(first, "four", parent=broken.answer_id), 15)) == ["one", "Hello", "four"]
+    assert texts(
+        store.begin(following(first, "four", parent=broken.answer_id), 15)
+    ) == ["one", "Hello", "four"]
 
 
-def test_a_first_answer_that_broke_leaves_a_conversation_that_goes_on(store: Store) -> None:
+def test_a_first_answer_that_broke_leaves_a_conversation_that_goes_on(
+    store: Store,
+) -> None:
     first = said(store, new("one", system="Be kind."), None)
     assert texts(store.begin(following(first, "two"), 15)) == ["Be kind.", "two"]
 
@@ -131,12 +171,16 @@ def test_one_turn_at_a_time(store: Store, clock: Clock) -> None:
     held = following(first, "two")
     assert store.begin(held, 15)
     assert store.begin(following(first, "three"), 15) is None
-    assert [node.status for node in store.get("owner", first.conversation_id).nodes][-1] == "open"
+    assert [node.status for node in store.get("owner", first.conversation_id).nodes][
+        -1
+    ] == "open"
     end(store, held, "x")
     assert store.begin(following(first, "three"), 15)
 
 
-def test_a_lease_frees_itself_when_its_holder_dies_and_lives_while_it_is_renewed(store: Store, clock: Clock) -> None:
+def test_a_lease_frees_itself_when_its_holder_dies_and_lives_while_it_is_renewed(
+    store: Store, clock: Clock
+) -> None:
     first = said(store, new())
     dead = following(first, "two")
     assert store.begin(dead, 15)
@@ -145,11 +189,15 @@ def test_a_lease_frees_itself_when_its_holder_dies_and_lives_while_it_is_renewed
     clock.now += 10
     assert store.begin(following(first, "three"), 15) is None
     clock.now += 6
-    assert [node.status for node in store.get("owner", first.conversation_id).nodes][-1] == "broken"
+    assert [node.status for node in store.get("owner", first.conversation_id).nodes][
+        -1
+    ] == "broken"
     living = following(first, "three")
     assert texts(store.begin(living, 15)) == ["Hi", "Hello", "three"]
     end(store, dead, "late")
-    assert store.begin(following(first, "four"), 15) is None, "a late end frees no one else's lease"
+    assert store.begin(following(first, "four"), 15) is None, (
+        "a late end frees no one else's lease"
+    )
 
 
 def test_a_turn_that_no_upstream_took_leaves_nothing(store: Store) -> None:
@@ -165,7 +213,9 @@ def test_a_turn_that_no_upstream_took_leaves_nothing(store: Store) -> None:
     assert store.begin(following(first), 15)
 
 
-def test_the_list_is_newest_first_and_comes_in_pages(store: Store, clock: Clock) -> None:
+def test_the_list_is_newest_first_and_comes_in_pages(
+    store: Store, clock: Clock
+) -> None:
     made = []
     for number in range(5):
         clock.now += 1
@@ -195,7 +245,11 @@ def test_many_threads_write_at_once_and_nothing_is_lost(store: Store) -> None:
         try:
             first = said(store, new(f"{number}-0"))
             for turn in range(1, 5):
-                said(store, following(first, f"{number}-{turn}"), f"answer {number}-{turn}")
+                said(
+                    store,
+                    following(first, f"{number}-{turn}"),
+                    f"answer {number}-{turn}",
+                )
         except BaseException as error:
             failures.append(error)
 
@@ -207,5 +261,9 @@ def test_many_threads_write_at_once_and_nothing_is_lost(store: Store) -> None:
     assert not failures
     for kept in store.list("owner", 0, 100):
         number = kept.title.split("-")[0]
-        asked = [node.text for node in store.get("owner", kept.id).nodes if node.role == "user"]
+        asked = [
+            node.text
+            for node in store.get("owner", kept.id).nodes
+            if node.role == "user"
+        ]
         assert asked == [f"{number}-{turn}" for turn in range(5)]

@@ -116,31 +116,52 @@ FRAMINGS = [
 
 @pytest.mark.parametrize(("wire", "body", "keeps"), FRAMINGS)
 @pytest.mark.parametrize("size", [1, 3, 1000], ids=["byte", "three", "whole"])
-def test_an_answer_is_read_in_every_framing(plain: Plain, wire: bytes, body: bytes, keeps: bool, size: int) -> None:
+def test_an_answer_is_read_in_every_framing(
+    plain: Plain, wire: bytes, body: bytes, keeps: bool, size: int
+) -> None:
     peer = Peer([wire[at : at + size] for at in range(0, len(wire), size)])
     peer.keeps = keeps
-    assert read_all(plain.send(Call("POST", f"{peer.url}/x?y=1", {"A": "b"}, b"question"))) == (200, body)
+    assert read_all(
+        plain.send(Call("POST", f"{peer.url}/x?y=1", {"A": "b"}, b"question"))
+    ) == (200, body)
     assert peer.requests[0].startswith(b"POST /x?y=1 HTTP/1.1\r\nHost: 127.0.0.1:")
     assert b"\r\nA: b\r\nContent-Length: 8\r\n\r\n" in peer.requests[0]
 
 
 @pytest.mark.parametrize(("wire", "body", "keeps"), FRAMINGS)
-def test_an_answer_that_ends_early_is_never_whole(plain: Plain, wire: bytes, body: bytes, keeps: bool) -> None:
+def test_an_answer_that_ends_early_is_never_whole(
+    plain: Plain, wire: bytes, body: bytes, keeps: bool
+) -> None:
     for cut in range(len(wire)):
         peer = Peer([wire[:cut]])
         peer.keeps = False
         try:
             _, read = read_all(plain.send(Call("GET", peer.url)))
-            assert not keeps and body.startswith(read), "only what ends with its connection can end anywhere"
+            assert not keeps and body.startswith(read), (
+                "only what ends with its connection can end anywhere"
+            )
         except RelayError as error:
             assert isinstance(error, (UpstreamCut, UpstreamFailed))
 
 
 def test_what_has_arrived_is_given_at_once(plain: Plain) -> None:
-    peer = Peer([OK + b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\nhel\r\n", 0.4, b"2\r\nlo\r\n", 0.4, b"0\r\n\r\n"])
+    peer = Peer(
+        [
+            OK + b"Transfer-Encoding: chunked\r\n\r\n",
+            b"3\r\nhel\r\n",
+            0.4,
+            b"2\r\nlo\r\n",
+            0.4,
+            b"0\r\n\r\n",
+        ]
+    )
     exchange = plain.send(Call("GET", peer.url))
     began = time.monotonic()
-    assert exchange.head(5) and exchange.read(5) == b"hel" and time.monotonic() - began < 0.3
+    assert (
+        exchange.head(5)
+        and exchange.read(5) == b"hel"
+        and time.monotonic() - began < 0.3
+    )
     assert exchange.read(0.05) is None and exchange.read(0.05) is None
     assert exchange.read(5) == b"lo" and exchange.read(5) == b""
     exchange.close()
@@ -203,13 +224,17 @@ def test_headers_without_end_are_refused(plain: Plain) -> None:
         read_all(plain.send(Call("GET", peer.url)))
 
 
-def test_an_answer_that_comes_before_the_request_was_taken_whole_is_read(plain: Plain) -> None:
+def test_an_answer_that_comes_before_the_request_was_taken_whole_is_read(
+    plain: Plain,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def refuse() -> None:
             connection, _ = listener.accept()
             connection.recv(100)
-            connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+            connection.sendall(
+                b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig"
+            )
             time.sleep(0.3)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(1 << 20):
@@ -228,13 +253,19 @@ def test_nobody_there_is_certainly_not_taken(plain: Plain) -> None:
     for url in (f"http://127.0.0.1:{free_port()}/", "http://no-such-host.invalid/"):
         with pytest.raises(Unreachable) as unreachable:
             plain.send(Call("POST", url)).head(5)
-        assert not unreachable.value.taken and unreachable.value.another_account_may_help
+        assert (
+            not unreachable.value.taken and unreachable.value.another_account_may_help
+        )
 
 
 @pytest.mark.parametrize(
-    "script", [[60.0], [OK + b"Content-Length: 9\r\n\r\n", 60.0]], ids=["before-the-head", "in-the-body"]
+    "script",
+    [[60.0], [OK + b"Content-Length: 9\r\n\r\n", 60.0]],
+    ids=["before-the-head", "in-the-body"],
 )
-def test_an_interrupt_ends_a_read_and_the_connection_at_once(plain: Plain, script: list[bytes | float]) -> None:
+def test_an_interrupt_ends_a_read_and_the_connection_at_once(
+    plain: Plain, script: list[bytes | float]
+) -> None:
     peer = Peer(script)
     exchange = plain.send(Call("GET", peer.url))
     threading.Timer(0.2, exchange.interrupt).start()
@@ -248,19 +279,41 @@ def test_an_interrupt_ends_a_read_and_the_connection_at_once(plain: Plain, scrip
 
 
 def test_a_redirect_is_an_answer_like_any_other(plain: Plain) -> None:
-    peer = Peer([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"])
-    assert read_all(plain.send(Call("GET", peer.url, {"Authorization": "Bearer secret"}))) == (302, b"")
+    peer = Peer(
+        [
+            b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+        ]
+    )
+    assert read_all(
+        plain.send(Call("GET", peer.url, {"Authorization": "Bearer secret"}))
+    ) == (302, b"")
     assert len(peer.requests) == 1
 
 
-def test_tls_is_checked(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_checked(
+    plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    command = [
+        need("openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *subject,
+    ]
+    subprocess.run(
+        [*command, "-keyout", key, "-out", chain], check=True, capture_output=True
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, key)
-    listener = context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+    listener = context.wrap_socket(
+        socket.create_server(("127.0.0.1", 0)), server_side=True
+    )
     port = listener.getsockname()[1]
 
     def serve() -> None:
@@ -271,7 +324,9 @@ def test_tls_is_checked(plain: Plain, tmp_path: Path, monkeypatch: pytest.Monkey
                 continue
             with connection:
                 connection.recv(65536)
-                connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n")
+                connection.sendall(
+                    OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n"
+                )
                 time.sleep(0.3)
                 connection.sendall(b"2\r\nlo\r\n0\r\n\r\n")
 
@@ -282,7 +337,9 @@ def test_tls_is_checked(plain: Plain, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SSL_CERT_FILE", str(chain))
     trusting = Plain()
     exchange = trusting.send(Call("GET", f"https://localhost:{port}/"))
-    assert exchange.head(5) and exchange.read(5) == b"hel" and exchange.read(0.05) is None
+    assert (
+        exchange.head(5) and exchange.read(5) == b"hel" and exchange.read(0.05) is None
+    )
     assert exchange.read(5) == b"lo" and exchange.read(5) == b""
     exchange.close()
     trusting.close()

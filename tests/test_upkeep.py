@@ -30,23 +30,37 @@ Build = Callable[..., Flask]
 
 def found(client: FlaskClient, words: str, **more: Any) -> list[str]:
     headers = more.pop("headers", {})
-    answer = client.get("/conversations", query_string={"q": words, **more}, headers=headers)
+    answer = client.get(
+        "/conversations", query_string={"q": words, **more}, headers=headers
+    )
     return [item["title"] for item in said(answer)]  # type: ignore[index]
 
 
 def test_search_finds_what_was_asked_answered_and_titled(build: Build) -> None:
-    client = build(Scripted(b"S|The ANSWER is 42 percent_of it, \xc3\x9cber alles.|F|")).test_client()
+    client = build(
+        Scripted(b"S|The ANSWER is 42 percent_of it, \xc3\x9cber alles.|F|")
+    ).test_client()
     for prompt in ("first question", "Zweite Frage: 天气好吗", "третий ВОПРОС"):
         said(client.post("/ask", data={"msg": prompt}))
     assert found(client, "QUESTION") == ["first question"]
     assert found(client, "天气") == ["Zweite Frage: 天气好吗"]
-    assert found(client, "вопрос") == ["третий ВОПРОС"] and found(client, "über") and found(client, "ÜBER")
+    assert (
+        found(client, "вопрос") == ["третий ВОПРОС"]
+        and found(client, "über")
+        and found(client, "ÜBER")
+    )
     said(client.post("/ask", data={"msg": "İSTANBUL ΟΔΟΣ"}))
     assert found(client, "İSTANBUL") == found(client, "ΟΔΟΣ") == ["İSTANBUL ΟΔΟΣ"], (
         "what is typed as it was said is found"
     )
-    said(client.post(f"/conversation/{said(client.get('/conversations'))[0]['id']}/delete"))  # type: ignore[index]
-    assert len(found(client, "answer is 42")) == 3 and found(client, "answer is 43") == []
+    said(
+        client.post(
+            f"/conversation/{said(client.get('/conversations'))[0]['id']}/delete"
+        )
+    )  # type: ignore[index]
+    assert (
+        len(found(client, "answer is 42")) == 3 and found(client, "answer is 43") == []
+    )
     assert (
         len(found(client, "percent_of")) == 3
         and found(client, "percent%of") == []
@@ -58,14 +72,22 @@ def test_search_finds_what_was_asked_answered_and_titled(build: Build) -> None:
     client.post(f"/conversation/{conversation_id}/title", data={"title": "Renamed"})
     assert found(client, "renamed") == ["Renamed"]
     for wrong in ("x" * 201, "a\0b"):
-        assert client.get("/conversations", query_string={"q": wrong}).status_code == 400
+        assert (
+            client.get("/conversations", query_string={"q": wrong}).status_code == 400
+        )
 
 
 def test_search_sees_its_owners_conversations_alone(build: Build) -> None:
     client = build(Scripted(), authorization=("alice:a-key", "bob:b-key")).test_client()
-    said(client.post("/ask", data={"msg": "alices secret"}, headers={"Authorization": "a-key"}))
+    said(
+        client.post(
+            "/ask", data={"msg": "alices secret"}, headers={"Authorization": "a-key"}
+        )
+    )
     assert found(client, "secret", headers={"Authorization": "b-key"}) == []
-    assert found(client, "secret", headers={"Authorization": "a-key"}) == ["alices secret"]
+    assert found(client, "secret", headers={"Authorization": "a-key"}) == [
+        "alices secret"
+    ]
 
 
 def exported(client: FlaskClient, conversation_id: str, **how: Any) -> Any:
@@ -86,8 +108,14 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
         == "# one\n\n## System\n\nBe kind.\n\n## You\n\none\n\n## Answer\n\nHello\n\n## You\n\nright branch\n\n## Answer\n\nHello\n"
     )
     assert exported(client, name, query_string={"format": "markdown"}).text == told.text
-    assert exported(client, name, query_string={"format": "text"}).content_type == "text/plain; charset=utf-8"
-    for how in ({"headers": {"Accept": "application/x-ndjson"}}, {"query_string": {"format": "jsonl"}}):
+    assert (
+        exported(client, name, query_string={"format": "text"}).content_type
+        == "text/plain; charset=utf-8"
+    )
+    for how in (
+        {"headers": {"Accept": "application/x-ndjson"}},
+        {"query_string": {"format": "jsonl"}},
+    ):
         answer = exported(client, name, **how)
         assert answer.content_type == "application/x-ndjson; charset=utf-8"
         rows = [json.loads(line) for line in answer.text.splitlines()]
@@ -100,7 +128,9 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
             "right branch",
             "Hello",
         ]
-        assert rows[3]["parent"] == rows[5]["parent"] == rows[2]["id"] and set(rows[0]) == {
+        assert rows[3]["parent"] == rows[5]["parent"] == rows[2]["id"] and set(
+            rows[0]
+        ) == {
             "id",
             "parent",
             "role",
@@ -114,7 +144,10 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
         and exported(client, name, headers={"Accept": "text/html"}).is_json
     )
     assert exported(client, name, query_string={"format": "xml"}).status_code == 400
-    assert client.get("/conversations", query_string={"format": "markdown"}).status_code == 400
+    assert (
+        client.get("/conversations", query_string={"format": "markdown"}).status_code
+        == 400
+    )
     missing = exported(client, "none", query_string={"format": "markdown"})
     assert missing.status_code == 404 and not missing.is_json
 
@@ -130,12 +163,21 @@ def test_a_broken_answer_is_marked_and_not_on_the_way(build: Build) -> None:
 
 
 def test_chatgpts_own_trees_are_exported_too(build: Build, backend: Backend) -> None:
-    client = build(reverse_proxy=backend.url, access_token=("t",), authorization=("k",)).test_client()
+    client = build(
+        reverse_proxy=backend.url, access_token=("t",), authorization=("k",)
+    ).test_client()
     key = {"Authorization": "k"}
     first = said(client.post("/ask", data={"msg": "你好"}, headers=key))["data"]
-    told = exported(client, first["conversation_id"], query_string={"format": "markdown"}, headers=key)
+    told = exported(
+        client,
+        first["conversation_id"],
+        query_string={"format": "markdown"},
+        headers=key,
+    )
     assert "## You\n\n你好\n\n## Answer\n\nTurn 1." in told.text
-    rows = exported(client, first["conversation_id"], query_string={"format": "jsonl"}, headers=key).text.splitlines()
+    rows = exported(
+        client, first["conversation_id"], query_string={"format": "jsonl"}, headers=key
+    ).text.splitlines()
     assert [json.loads(row)["role"] for row in rows] == ["user", "assistant"]
 
 
@@ -151,18 +193,27 @@ def aging(tmp_path: Path, database: str, clock: Clock) -> Any:
     store.close()
 
 
-def test_what_rested_for_too_long_is_deleted(aging: Store, clock: Clock, database: str, tmp_path: Path) -> None:
+def test_what_rested_for_too_long_is_deleted(
+    aging: Store, clock: Clock, database: str, tmp_path: Path
+) -> None:
     old = [turn(aging, new(f"a-word-of-old-{number}")) for number in range(250)]
     clock.now += 100
     spared, running = turn(aging, new("spared")), turn(aging, new("running"))
-    aging.note(Conversation("remote-1", "owner", "chatgpt-web", None, "told elsewhere", None, 0, 0, True))
+    aging.note(
+        Conversation(
+            "remote-1", "owner", "chatgpt-web", None, "told elsewhere", None, 0, 0, True
+        )
+    )
     clock.now += 60
     held = following(running, "more")
     assert aging.begin(held, 500)
     turn(aging, following(old[7], "woken"))
     clock.now += 50
     assert aging.expire(100) == 249 + 2
-    assert {kept.title for kept in aging.list("owner", 0, 300)} == {"a-word-of-old-7", "running"}
+    assert {kept.title for kept in aging.list("owner", 0, 300)} == {
+        "a-word-of-old-7",
+        "running",
+    }
     assert aging.expire(100) == 0 and spared
     if not database:
         files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
@@ -183,7 +234,9 @@ def test_upkeep_is_one_processs_work(aging: Store, clock: Clock) -> None:
     assert aging.list("owner", 0, 10) == [], "an hour later it may be another's"
 
 
-def test_upkeep_survives_a_database_that_fails(aging: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_upkeep_survives_a_database_that_fails(
+    aging: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     upkeep = Upkeep(aging, 1.0)
 
     def fails(*_arguments: object) -> bool:
@@ -202,11 +255,18 @@ def test_without_the_setting_nothing_is_deleted(aging: Store, clock: Clock) -> N
     assert len(aging.list("owner", 0, 10)) == 1
 
 
-def test_what_a_key_kept_goes_with_its_conversation(aging: Store, clock: Clock, database: str, tmp_path: Path) -> None:
+def test_what_a_key_kept_goes_with_its_conversation(
+    aging: Store, clock: Clock, database: str, tmp_path: Path
+) -> None:
     opening = new("x", claim=Claim("owner", "k", "print"))
-    assert opening.claim and aging.claim(opening.claim, opening.holder, 15).state == "mine"
+    assert (
+        opening.claim and aging.claim(opening.claim, opening.holder, 15).state == "mine"
+    )
     assert aging.begin(opening, 15)
-    kept = {"text": "a-word-that-nobody-else-says", "conversation_id": opening.conversation_id}
+    kept = {
+        "text": "a-word-that-nobody-else-says",
+        "conversation_id": opening.conversation_id,
+    }
     end(aging, opening, "a-word-that-nobody-else-says", outcome=Claimed("done", kept))
     assert aging.claim(opening.claim, "other", 15).state == "done"
     aging.delete("owner", opening.conversation_id)
@@ -215,15 +275,23 @@ def test_what_a_key_kept_goes_with_its_conversation(aging: Store, clock: Clock, 
         files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
         assert b"a-word-that-nobody-else-says" not in files
     late = new("y", claim=Claim("owner", "k2", "print"))
-    assert late.claim and aging.claim(late.claim, late.holder, 15).state == "mine" and aging.begin(late, 15)
+    assert (
+        late.claim
+        and aging.claim(late.claim, late.holder, 15).state == "mine"
+        and aging.begin(late, 15)
+    )
     aging.delete("owner", late.conversation_id)
     end(
         aging,
         late,
         "late words",
-        outcome=Claimed("done", {"text": "late words", "conversation_id": late.conversation_id}),
+        outcome=Claimed(
+            "done", {"text": "late words", "conversation_id": late.conversation_id}
+        ),
     )
-    assert aging.claim(late.claim, "other", 15) == Claimed("gone"), "deleted while it was being answered"
+    assert aging.claim(late.claim, "other", 15) == Claimed("gone"), (
+        "deleted while it was being answered"
+    )
 
 
 def test_the_setting_deletes_at_the_start(build: Build, store: Store) -> None:

@@ -11,11 +11,16 @@ from relay.window import tokens, within
 
 
 def dialogue(*texts: str, system: str = "") -> tuple[Message, ...]:
-    said = [Message("user" if at % 2 == 0 else "assistant", text) for at, text in enumerate(texts)]
+    said = [
+        Message("user" if at % 2 == 0 else "assistant", text)
+        for at, text in enumerate(texts)
+    ]
     return (*((Message("system", system),) if system else ()), *said)
 
 
-@pytest.mark.parametrize(("text", "cost"), [("", 4), ("abcd", 5), ("abcde", 6), ("你好", 6), ("a你", 6)])
+@pytest.mark.parametrize(
+    ("text", "cost"), [("", 4), ("abcd", 5), ("abcde", 6), ("你好", 6), ("a你", 6)]
+)
 def test_tokens_are_estimated(text: str, cost: int) -> None:
     assert tokens(Message("user", text)) == cost
 
@@ -32,7 +37,10 @@ def test_the_oldest_turns_are_dropped_first_and_whole() -> None:
 
 
 def test_the_prompt_goes_even_if_it_is_too_much() -> None:
-    assert within(dialogue("one", "uno", "x" * 1000, system="s"), 10) == (dialogue("x" * 1000, system="s"), 2)
+    assert within(dialogue("one", "uno", "x" * 1000, system="s"), 10) == (
+        dialogue("x" * 1000, system="s"),
+        2,
+    )
 
 
 def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
@@ -41,10 +49,17 @@ def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=30)), min_size=1),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["system", "user", "assistant"]), st.text(max_size=30)
+        ),
+        min_size=1,
+    ),
     st.integers(1, 200),
 )
-def test_what_goes_fits_and_is_an_end_of_what_was_said(said: list[tuple[str, str]], budget: int) -> None:
+def test_what_goes_fits_and_is_an_end_of_what_was_said(
+    said: list[tuple[str, str]], budget: int
+) -> None:
     messages = tuple(Message(role, text) for role, text in said)
     kept, dropped = within(messages, budget)
     assert kept[-1] == messages[-1] and dropped == len(messages) - len(kept)

@@ -12,7 +12,14 @@ from typing import Any, TypeAlias
 import orjson
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+from werkzeug.sansio.multipart import (
+    Data,
+    Epilogue,
+    Field,
+    File,
+    MultipartDecoder,
+    NeedData,
+)
 
 from relay import sse
 from relay.domain import Ask, Caller, Delta, Event, Message, Reasoning, Reply, Restarted
@@ -23,14 +30,56 @@ Fields: TypeAlias = dict[str, Any]
 MOST_PARTS = 1000
 LONGEST_TITLE = 200
 LONGEST_SEARCH = 200
-PLAIN_BODY = ""  # the name under which a body that is only a prompt stands among the fields
-SECRETS = ("access_token", "password", "email", "key", "api_key", "token", "authorization")
-IN_QUERY = ("conversation_id", "parent_message_id", "parent_id", "model", "timeout", "stream", "format", "request_id")
+PLAIN_BODY = (
+    ""  # the name under which a body that is only a prompt stands among the fields
+)
+SECRETS = (
+    "access_token",
+    "password",
+    "email",
+    "key",
+    "api_key",
+    "token",
+    "authorization",
+)
+IN_QUERY = (
+    "conversation_id",
+    "parent_message_id",
+    "parent_id",
+    "model",
+    "timeout",
+    "stream",
+    "format",
+    "request_id",
+)
 #: parameters for the model that a form may carry; `text` stays text, anything else is read as JSON where it is some
 PARAMETERS = {
-    **dict.fromkeys(("temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "n"), "json"),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "logit_bias", "response_format", "metadata"), "json"),
-    **dict.fromkeys(("reasoning_effort", "verbosity", "service_tier", "user", "prompt_cache_key"), "text"),
+    **dict.fromkeys(
+        (
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "max_completion_tokens",
+            "seed",
+            "stop",
+            "n",
+        ),
+        "json",
+    ),
+    **dict.fromkeys(
+        (
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "response_format",
+            "metadata",
+        ),
+        "json",
+    ),
+    **dict.fromkeys(
+        ("reasoning_effort", "verbosity", "service_tier", "user", "prompt_cache_key"),
+        "text",
+    ),
 }
 _KEY = re.compile(r"[!-~]{1,255}")
 _CHARSETS = {
@@ -70,7 +119,9 @@ def read_query(query: Mapping[str, list[str]]) -> Fields:
     """The fields of a query string: what says how or where, never a credential, for URLs are written to logs."""
     for name in query:
         if name.lower() in SECRETS:
-            raise BadRequest(f"Never put {name} into a URL: send it as a header or as a field of the body.")
+            raise BadRequest(
+                f"Never put {name} into a URL: send it as a header or as a field of the body."
+            )
     return {name: values[-1] for name, values in query.items() if name in IN_QUERY}
 
 
@@ -80,7 +131,9 @@ def _json(body: bytes) -> Fields:
     try:
         fields = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
-        raise BadRequest(f"The body is not JSON: {error}. A form needs no JSON: {_HINT}") from None
+        raise BadRequest(
+            f"The body is not JSON: {error}. A form needs no JSON: {_HINT}"
+        ) from None
     if not isinstance(fields, dict):
         raise BadRequest('The body must be a JSON object, as in {"prompt": "hello"}.')
     return fields
@@ -93,30 +146,43 @@ def _asks(body: bytes) -> bool:
     except orjson.JSONDecodeError:
         return False
     return isinstance(fields, dict) and (
-        any(isinstance(fields.get(name), str) for name in ("msg", "prompt")) or isinstance(fields.get("messages"), list)
+        any(isinstance(fields.get(name), str) for name in ("msg", "prompt"))
+        or isinstance(fields.get("messages"), list)
     )
 
 
 def _urlencoded(body: bytes, charset: str) -> Fields:
     if body.count(b"&") >= MOST_PARTS:
-        raise TooLarge(f"The form has more than {MOST_PARTS} fields, or an unescaped text in one. {_HINT}")
+        raise TooLarge(
+            f"The form has more than {MOST_PARTS} fields, or an unescaped text in one. {_HINT}"
+        )
     fields: Fields = {}
     for pair in body.rstrip(b"\r\n").split(b"&"):
         if not pair:
             continue
         raw_name, equals, raw_value = pair.partition(b"=")
         if not equals or re.search(rb"[\s\"'\x80-\xff+]", raw_name):
-            raise BadRequest(f"An unescaped & or line cut a field short: nothing was asked. {_HINT}")
-        if re.search(rb"[\s\"\x80-\xff]", raw_value) and re.search(rb"\+|%[0-9A-Fa-f]{2}", raw_value):
-            raise BadRequest(f"A field was sent unescaped, so its + or % would be lost: nothing was asked. {_HINT}")
+            raise BadRequest(
+                f"An unescaped & or line cut a field short: nothing was asked. {_HINT}"
+            )
+        if re.search(rb"[\s\"\x80-\xff]", raw_value) and re.search(
+            rb"\+|%[0-9A-Fa-f]{2}", raw_value
+        ):
+            raise BadRequest(
+                f"A field was sent unescaped, so its + or % would be lost: nothing was asked. {_HINT}"
+            )
         name = _text(_unquoted(raw_name), charset, "A field's name")
-        _add(fields, name, _text(_unquoted(raw_value), charset, f"The field {name[:40]}"))
+        _add(
+            fields, name, _text(_unquoted(raw_value), charset, f"The field {name[:40]}")
+        )
     return fields
 
 
 def _unquoted(raw: bytes) -> bytes:
     # a run at a time: seven times as fast as urllib's unquote_to_bytes on a text in Chinese
-    return _ESCAPES.sub(lambda run: unhexlify(run[0].replace(b"%", b"")), raw.replace(b"+", b" "))
+    return _ESCAPES.sub(
+        lambda run: unhexlify(run[0].replace(b"%", b"")), raw.replace(b"+", b" ")
+    )
 
 
 def _multipart(body: bytes, boundary: str, charset: str) -> Fields:
@@ -132,23 +198,33 @@ def _multipart(body: bytes, boundary: str, charset: str) -> Fields:
             elif isinstance(event, Data):
                 pieces.append(event.data)
                 if not event.more_data:
-                    _add(fields, name, _text(b"".join(pieces), charset, f"The field {name[:40]}"))
+                    _add(
+                        fields,
+                        name,
+                        _text(b"".join(pieces), charset, f"The field {name[:40]}"),
+                    )
     except RequestEntityTooLarge:
         raise TooLarge(f"The form has more than {MOST_PARTS} parts.") from None
     except (ValueError, UnicodeEncodeError):
-        raise BadRequest("The multipart body is broken or cut short: nothing was asked. Send it again.") from None
+        raise BadRequest(
+            "The multipart body is broken or cut short: nothing was asked. Send it again."
+        ) from None
     return fields
 
 
 def _add(fields: Fields, name: str, value: str) -> None:
     if name in fields and fields[name] != value:
-        raise BadRequest(f"The field {name[:40]} was sent twice with different values. {_HINT}")
+        raise BadRequest(
+            f"The field {name[:40]} was sent twice with different values. {_HINT}"
+        )
     fields[name] = value
 
 
 def _charset(name: str) -> str:
     if name.lower() not in _CHARSETS:
-        raise UnsupportedMediaType(f"The charset {name[:40]} is not known here: send UTF-8.")
+        raise UnsupportedMediaType(
+            f"The charset {name[:40]} is not known here: send UTF-8."
+        )
     return _CHARSETS[name.lower()]
 
 
@@ -171,20 +247,30 @@ def text_of(fields: Fields, name: str) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"The field {name or 'prompt'} must be text.")
     if "\0" in value:
-        raise BadRequest(f"The field {name or 'prompt'} holds a NUL character; text has none.")
+        raise BadRequest(
+            f"The field {name or 'prompt'} holds a NUL character; text has none."
+        )
     return value
 
 
 def id_of(fields: Fields, name: str) -> str | None:
     value = text_of(fields, name).strip()
     if value and not _ID.fullmatch(value):
-        raise BadRequest(f"The field {name} is no id. Send it as an earlier reply gave it.")
+        raise BadRequest(
+            f"The field {name} is no id. Send it as an earlier reply gave it."
+        )
     return value or None
 
 
 def flag_of(fields: Fields, name: str) -> bool:
     value = fields.get(name)
-    word = str(value).lower() if isinstance(value, (str, bool, int)) else "?" if value is not None else ""
+    word = (
+        str(value).lower()
+        if isinstance(value, (str, bool, int))
+        else "?"
+        if value is not None
+        else ""
+    )
     if word not in ("", "true", "false", "1", "0", "yes", "no", "on", "off"):
         raise BadRequest(f"The field {name} must be true or false.")
     return word in ("true", "1", "yes", "on")
@@ -194,11 +280,17 @@ def milliseconds_of(fields: Fields, name: str) -> float | None:
     """A time in milliseconds as seconds; None where it is absent or 0: the service's own clocks count."""
     value = fields.get(name)
     try:
-        number = float(value) if isinstance(value, (str, int, float)) and str(value).strip() else 0.0
+        number = (
+            float(value)
+            if isinstance(value, (str, int, float)) and str(value).strip()
+            else 0.0
+        )
     except (ValueError, OverflowError):
         number = math.nan
     if isinstance(value, (bool, list, dict)) or not 0 <= number < math.inf:
-        raise BadRequest(f"The field {name} must be a number of milliseconds, 0 for the service's own limit.")
+        raise BadRequest(
+            f"The field {name} must be a number of milliseconds, 0 for the service's own limit."
+        )
     return number / 1000 or None
 
 
@@ -212,7 +304,9 @@ def search_of(value: str) -> str:
     """What is searched for; empty where nothing is."""
     words = value.strip()
     if len(words) > LONGEST_SEARCH or "\0" in words:
-        raise BadRequest(f"q must hold at most {LONGEST_SEARCH} characters, none of them NUL.")
+        raise BadRequest(
+            f"q must hold at most {LONGEST_SEARCH} characters, none of them NUL."
+        )
     return words
 
 
@@ -220,15 +314,21 @@ def title_of(fields: Fields) -> str | None:
     """The title that was sent; None where there is none: the upstream may find one."""
     title = " ".join((text_of(fields, "title") or text_of(fields, PLAIN_BODY)).split())
     if len(title) > LONGEST_TITLE:
-        raise BadRequest(f"The field title must hold at most {LONGEST_TITLE} characters.")
+        raise BadRequest(
+            f"The field title must hold at most {LONGEST_TITLE} characters."
+        )
     return title or None
 
 
 def parent_of(fields: Fields) -> str | None:
     """The parent's id, by either route's name for it."""
-    parents = {id_of(fields, name) for name in ("parent_message_id", "parent_id")} - {None}
+    parents = {id_of(fields, name) for name in ("parent_message_id", "parent_id")} - {
+        None
+    }
     if len(parents) > 1:
-        raise BadRequest("Two fields of the same meaning differ: send one prompt and one parent id.")
+        raise BadRequest(
+            "Two fields of the same meaning differ: send one prompt and one parent id."
+        )
     return parents.pop() if parents else None
 
 
@@ -237,10 +337,16 @@ def key_of(fields: Fields, header: str | None) -> str | None:
 
     An empty one is an error, for whoever sent it counts on it.
     """
-    field = text_of(fields, "request_id").strip() if fields.get("request_id") is not None else None
+    field = (
+        text_of(fields, "request_id").strip()
+        if fields.get("request_id") is not None
+        else None
+    )
     keys = {header.strip().strip('"') if header is not None else None, field} - {None}
     if len(keys) > 1:
-        raise BadRequest("The header Idempotency-Key and the field request_id differ: send one of them.")
+        raise BadRequest(
+            "The header Idempotency-Key and the field request_id differ: send one of them."
+        )
     key = keys.pop() if keys else None
     if key is not None and not _KEY.fullmatch(key):
         raise BadRequest(
@@ -260,7 +366,9 @@ def options_of(fields: Fields, *, known: bool = True) -> dict[str, Any]:
                 value = orjson.loads(value)
             except orjson.JSONDecodeError:
                 if name not in ("stop", "response_format"):
-                    raise BadRequest(f"The field {name} must be a number, or JSON.") from None
+                    raise BadRequest(
+                        f"The field {name} must be a number, or JSON."
+                    ) from None
         found[name] = value
     return found
 
@@ -269,7 +377,9 @@ def joined(*parts: str) -> str:
     """Prefix, prompt and suffix as one text, each on its own line unless it brings its own white space."""
     text = ""
     for part in filter(None, parts):
-        text += part if not text or text[-1].isspace() or part[0].isspace() else "\n" + part
+        text += (
+            part if not text or text[-1].isspace() or part[0].isspace() else "\n" + part
+        )
     return text
 
 
@@ -288,9 +398,13 @@ class Shape:
 
         `key` is the header Idempotency-Key.
         """
-        prompts = {text_of(fields, name) for name in (PLAIN_BODY, "prompt", "msg")} - {""}
+        prompts = {text_of(fields, name) for name in (PLAIN_BODY, "prompt", "msg")} - {
+            ""
+        }
         if len(prompts) > 1:
-            raise BadRequest("Two fields of the same meaning differ: send one prompt and one parent id.")
+            raise BadRequest(
+                "Two fields of the same meaning differ: send one prompt and one parent id."
+            )
         prompt = "".join(prompts)
         if not prompt.strip():
             raise BadRequest(
@@ -298,11 +412,17 @@ class Shape:
                 f"Send it as in: curl --data-urlencode '{self.prompt}=hello' URL"
             )
         return Ask(
-            prompt=joined(text_of(fields, "prompt_prefix"), prompt, text_of(fields, "prompt_suffix")),
+            prompt=joined(
+                text_of(fields, "prompt_prefix"),
+                prompt,
+                text_of(fields, "prompt_suffix"),
+            ),
             caller=caller,
             conversation_id=id_of(fields, "conversation_id"),
             parent_id=parent_of(fields),
-            before=(Message("system", system),) if (system := text_of(fields, "system")) else (),
+            before=(Message("system", system),)
+            if (system := text_of(fields, "system"))
+            else (),
             model=text_of(fields, "model") or None,
             reverse_proxy=text_of(fields, "reverse_proxy") or None,
             timeout=milliseconds_of(fields, "timeout"),
@@ -313,7 +433,11 @@ class Shape:
 
 
 def _three_keys(reply: Reply) -> dict[str, Any]:
-    return {"text": reply.text, "conversation_id": reply.conversation_id, "parent_message_id": reply.message_id}
+    return {
+        "text": reply.text,
+        "conversation_id": reply.conversation_id,
+        "parent_message_id": reply.message_id,
+    }
 
 
 def _coded(reply: Reply) -> dict[str, Any]:
@@ -340,10 +464,17 @@ def message_error(error: RelayError) -> tuple[int, dict[str, Any]]:
 
 def coded_error(error: RelayError) -> tuple[int, dict[str, Any]]:
     """chatgpt-webapi's shape, with the true status and room for what the log calls it."""
-    return error.status, {"code": 1, "msg": error.message, "error": error.code, "source": error.source}
+    return error.status, {
+        "code": 1,
+        "msg": error.message,
+        "error": error.code,
+        "source": error.source,
+    }
 
 
-SEND_MESSAGE = Shape("prompt", "parent_message_id", _three_keys, message_error, "send_message")
+SEND_MESSAGE = Shape(
+    "prompt", "parent_message_id", _three_keys, message_error, "send_message"
+)
 ASK = Shape("msg", "parent_id", _coded, coded_error, "ask")
 
 
@@ -367,7 +498,9 @@ class Events:
                 thought += event.text
             elif isinstance(event, Restarted):
                 wire, text = sse.event(b"{}", "restart"), ""
-        wire += sse.event(orjson.dumps({"text": thought}), "reasoning") if thought else b""
+        wire += (
+            sse.event(orjson.dumps({"text": thought}), "reasoning") if thought else b""
+        )
         return wire + (sse.event(orjson.dumps({"text": text})) if text else b"")
 
     def end(self, reply: Reply) -> bytes:

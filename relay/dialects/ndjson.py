@@ -21,8 +21,25 @@ MOST_MESSAGES = 10_000
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 #: fields that are for this service; every other one is a parameter for the model
 _OURS = (
-    *("messages", "model", "stream", "conversation_id", "parent_message_id", "parent_id", "system", "timeout"),
-    *("reverse_proxy", "request_id", "history_disabled", "format", form.PLAIN_BODY, "prompt", "msg"),
+    *(
+        "messages",
+        "model",
+        "stream",
+        "conversation_id",
+        "parent_message_id",
+        "parent_id",
+        "system",
+        "timeout",
+    ),
+    *(
+        "reverse_proxy",
+        "request_id",
+        "history_disabled",
+        "format",
+        form.PLAIN_BODY,
+        "prompt",
+        "msg",
+    ),
     *("prompt_prefix", "prompt_suffix", *form.SECRETS),
 )
 _SHAPE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
@@ -35,7 +52,10 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
     With a conversation_id the earlier messages are those that are kept there, and the ones sent are left alone.
     """
     said = _messages(fields)
-    if not said and (prompt := form.text_of(fields, "prompt") or form.text_of(fields, form.PLAIN_BODY)):
+    if not said and (
+        prompt := form.text_of(fields, "prompt")
+        or form.text_of(fields, form.PLAIN_BODY)
+    ):
         said = [Message("user", prompt)]
     if not said:
         raise BadRequest(f"The field messages is missing or empty. {_SHAPE}")
@@ -43,10 +63,15 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
         raise BadRequest("The last of the messages is empty: nothing was asked.")
     last = said[-1]
     if last.given is None and last.role != "user":
-        raise BadRequest("The last of the messages is the question: its role must be user.")
+        raise BadRequest(
+            "The last of the messages is the question: its role must be user."
+        )
     system = form.text_of(fields, "system")
     conversation_id = form.id_of(fields, "conversation_id")
-    before = (*((Message("system", system),) if system else ()), *(() if conversation_id else said[:-1]))
+    before = (
+        *((Message("system", system),) if system else ()),
+        *(() if conversation_id else said[:-1]),
+    )
     return Ask(
         prompt=last.text,
         given=last.given,
@@ -55,7 +80,10 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
         parent_id=form.parent_of(fields),
         before=before,
         model=form.text_of(fields, "model") or None,
-        options=form.options_of({name: value for name, value in fields.items() if name not in _OURS}, known=False),
+        options=form.options_of(
+            {name: value for name, value in fields.items() if name not in _OURS},
+            known=False,
+        ),
         reverse_proxy=form.text_of(fields, "reverse_proxy") or None,
         timeout=form.milliseconds_of(fields, "timeout"),
         keep=keeps(fields),
@@ -67,7 +95,9 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
 def keeps(fields: Fields) -> bool:
     """Whether what is said is to be kept: the call names a conversation, or says that history is not disabled."""
     named = form.id_of(fields, "conversation_id") is not None
-    return named or ("history_disabled" in fields and not form.flag_of(fields, "history_disabled"))
+    return named or (
+        "history_disabled" in fields and not form.flag_of(fields, "history_disabled")
+    )
 
 
 def _messages(fields: Fields) -> list[Message]:
@@ -77,12 +107,16 @@ def _messages(fields: Fields) -> list[Message]:
         try:
             found = orjson.loads(found)
         except orjson.JSONDecodeError:
-            raise BadRequest("The field messages is no JSON. Send the body as JSON, or messages[0][content].") from None
+            raise BadRequest(
+                "The field messages is no JSON. Send the body as JSON, or messages[0][content]."
+            ) from None
     if found is None or found == "":
         numbered: dict[int, dict[str, Any]] = {}
         for name in fields:
             if part := _BRACKETS.fullmatch(name):
-                numbered.setdefault(int(part[1]), {})[part[2]] = form.text_of(fields, name)
+                numbered.setdefault(int(part[1]), {})[part[2]] = form.text_of(
+                    fields, name
+                )
         found = [numbered[number] for number in sorted(numbered)]
     if not isinstance(found, list) or len(found) > MOST_MESSAGES:
         raise BadRequest(f"The field messages must be a list. {_SHAPE}")
@@ -91,12 +125,19 @@ def _messages(fields: Fields) -> list[Message]:
 
 def _message(told: Any) -> Message:
     if not isinstance(told, dict) or told.get("role") not in _ROLES:
-        raise BadRequest(f"Each of the messages must be an object with a role: {', '.join(_ROLES)}.")
+        raise BadRequest(
+            f"Each of the messages must be an object with a role: {', '.join(_ROLES)}."
+        )
     content = told.get("content")
     if isinstance(content, str):
         if "\0" in content:
             raise BadRequest("A message holds a NUL character; text has none.")
-        plain = set(told) <= {"role", "content"} and told["role"] in ("system", "developer", "user", "assistant")
+        plain = set(told) <= {"role", "content"} and told["role"] in (
+            "system",
+            "developer",
+            "user",
+            "assistant",
+        )
         return Message(told["role"], content, None if plain else told)
     if content is not None and not isinstance(content, list):
         raise BadRequest("The content of a message must be text, or a list of parts.")

@@ -15,13 +15,20 @@ from relay.driver import Background, Clocks, Detached, Drive, Silent
 from relay.serving import Serving
 
 MOST_IGNORED = 20
-_PLAIN = re.compile(r"[!-~]{1,64}")  # what others named may hold anything; a server fails on what no header can hold
-STREAM_HEADERS = {"X-Accel-Buffering": "no"}  # nginx would else hold a stream back until its end
+_PLAIN = re.compile(
+    r"[!-~]{1,64}"
+)  # what others named may hold anything; a server fails on what no header can hold
+STREAM_HEADERS = {
+    "X-Accel-Buffering": "no"
+}  # nginx would else hold a stream back until its end
 
 
 def headers_of(reply: Reply) -> dict[str, str]:
     """What is told of a whole answer beside its text."""
-    headers = {"X-Conversation-Id": reply.conversation_id, "X-Parent-Message-Id": reply.message_id}
+    headers = {
+        "X-Conversation-Id": reply.conversation_id,
+        "X-Parent-Message-Id": reply.message_id,
+    }
     if _PLAIN.fullmatch(reply.finish_reason):
         headers["X-Finish-Reason"] = reply.finish_reason
     return headers | remarked(reply.remarks)
@@ -74,7 +81,11 @@ class Answering:
             drive.close()
 
         try:
-            response = Response(drive.stream(), content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS)
+            response = Response(
+                drive.stream(),
+                content_type=f"{mimetype}; charset=utf-8",
+                headers=STREAM_HEADERS,
+            )
             if (turn := drive.turn) is not None:
                 response.headers.update(remarked(turn.remarks))
                 if turn.conversation_id:
@@ -85,15 +96,31 @@ class Answering:
         response.call_on_close(let_go)
         return response
 
-    def _drive(self, ask: Ask, printer: Printer) -> tuple[Drive | Detached, Callable[[], None]]:
+    def _drive(
+        self, ask: Ask, printer: Printer
+    ) -> tuple[Drive | Detached, Callable[[], None]]:
         name: str = g.request_id
         drive: Drive | Detached
         if ask.key is None:
-            drive = Drive(lambda: self.chat.open(ask, printer, name), printer, self.clocks, ask.timeout, name)
+            drive = Drive(
+                lambda: self.chat.open(ask, printer, name),
+                printer,
+                self.clocks,
+                ask.timeout,
+                name,
+            )
         else:
             patient = replace(ask, timeout=None)
-            lasting = Drive(lambda: self.chat.open(patient, printer, name), printer, self.clocks, None, name)
-            drive = Detached(lasting, self.background, printer, self.clocks, ask.timeout)
+            lasting = Drive(
+                lambda: self.chat.open(patient, printer, name),
+                printer,
+                self.clocks,
+                None,
+                name,
+            )
+            drive = Detached(
+                lasting, self.background, printer, self.clocks, ask.timeout
+            )
         environ: dict[str, Any] = request.environ
         end_watch = self.serving.watch(environ, drive.leave, drive.seconds)
         g.drive = drive

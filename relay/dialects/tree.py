@@ -10,7 +10,11 @@ import orjson
 from relay.domain import ROOT, Conversation, Node
 
 _HEADINGS = {"user": "You", "assistant": "Answer", "system": "System"}
-_STATUS = {"whole": "finished_successfully", "open": "in_progress", "broken": "finished_partial_completion"}
+_STATUS = {
+    "whole": "finished_successfully",
+    "open": "in_progress",
+    "broken": "finished_partial_completion",
+}
 
 
 def item(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +35,16 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
     """One conversation with all its messages; times are seconds since 1970 here."""
     if isinstance(conversation, dict):
         return conversation
-    mapping: dict[str, dict[str, Any]] = {ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}}
+    mapping: dict[str, dict[str, Any]] = {
+        ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}
+    }
     for node in conversation.nodes:
-        mapping[node.id] = {"id": node.id, "message": _message(node), "parent": node.parent or ROOT, "children": []}
+        mapping[node.id] = {
+            "id": node.id,
+            "message": _message(node),
+            "parent": node.parent or ROOT,
+            "children": [],
+        }
     for node in conversation.nodes:
         mapping[node.parent or ROOT]["children"].append(node.id)
     roots = [node.id for node in conversation.nodes if node.role == "system"]
@@ -51,7 +62,10 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
 
 def lines(conversation: Conversation | dict[str, Any]) -> bytes:
     """One conversation as JSON lines: a message each, all branches, in the order in which they were said."""
-    return b"".join(orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE) for said in _said(conversation))
+    return b"".join(
+        orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+        for said in _said(conversation)
+    )
 
 
 def markdown(conversation: Conversation | dict[str, Any]) -> str:
@@ -65,14 +79,18 @@ def markdown(conversation: Conversation | dict[str, Any]) -> str:
     parts = [f"# {title}"]
     for said in reversed([said for said in way if said["text"].strip()]):
         broken = " (broken)" if said["status"] == "broken" else ""
-        parts.append(f"## {_HEADINGS.get(said['role'], said['role'].capitalize())}{broken}\n\n{said['text'].strip()}")
+        parts.append(
+            f"## {_HEADINGS.get(said['role'], said['role'].capitalize())}{broken}\n\n{said['text'].strip()}"
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | None]:
     """Title and newest message. Where no answer is whole yet, the last thing said counts as newest."""
     if isinstance(conversation, dict):
-        return str(conversation.get("title") or "New chat"), conversation.get("current_node")
+        return str(conversation.get("title") or "New chat"), conversation.get(
+            "current_node"
+        )
     last = conversation.nodes[-1].id if conversation.nodes else None
     return conversation.title, conversation.newest or last
 
@@ -92,7 +110,11 @@ def _said(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
             for node in conversation.nodes
         ]
     mapping = conversation.get("mapping")
-    nodes = [node for node in mapping.values() if isinstance(node, dict)] if isinstance(mapping, dict) else []
+    nodes = (
+        [node for node in mapping.values() if isinstance(node, dict)]
+        if isinstance(mapping, dict)
+        else []
+    )
     return [said for node in nodes if (said := _of_chatgpt(node)) is not None]
 
 
@@ -101,7 +123,9 @@ def _of_chatgpt(node: dict[str, Any]) -> dict[str, Any] | None:
     message = node.get("message")
     if not isinstance(message, dict):
         return None
-    content, author, metadata = (message.get(name) or {} for name in ("content", "author", "metadata"))
+    content, author, metadata = (
+        message.get(name) or {} for name in ("content", "author", "metadata")
+    )
     status = message.get("status")
     parts = content.get("parts") if isinstance(content, dict) else None
     text = "".join(part for part in parts or [] if isinstance(part, str))
@@ -120,7 +144,10 @@ def _message(node: Node) -> dict[str, Any]:
     whole = node.status == "whole"
     metadata: dict[str, Any] = {}
     if node.role == "assistant":
-        metadata = {"model_slug": node.model, "finish_details": {"type": node.finish_reason} if whole else None}
+        metadata = {
+            "model_slug": node.model,
+            "finish_details": {"type": node.finish_reason} if whole else None,
+        }
         if node.status == "broken":
             metadata["error"] = node.finish_reason or "interrupted"
     return {

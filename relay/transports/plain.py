@@ -36,21 +36,31 @@ def told_as_ours(host: str) -> Iterator[None]:
     except TimeoutError:
         raise
     except ssl.SSLCertVerificationError as error:
-        raise Unreachable(f"The certificate of {host} cannot be trusted: {error.verify_message}.") from error
+        raise Unreachable(
+            f"The certificate of {host} cannot be trusted: {error.verify_message}."
+        ) from error
     except (OSError, ssl.SSLError) as error:
         raise UpstreamCut(f"The connection to {host} broke.") from error
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade, zlib.error) as error:
+    except (
+        httptools.HttpParserError,
+        httptools.HttpParserUpgrade,
+        zlib.error,
+    ) as error:
         raise UpstreamFailed(f"{host} sent what is no HTTP.") from error
 
 
 class Plain:
     """Makes exchanges, and keeps idle connections for a while."""
 
-    def __init__(self, connect_seconds: float = 10.0, idle_seconds: float = 30.0) -> None:
+    def __init__(
+        self, connect_seconds: float = 10.0, idle_seconds: float = 30.0
+    ) -> None:
         self.connect_seconds = connect_seconds
         self._idle_seconds = idle_seconds
         self._tls = ssl.create_default_context()
-        self._idle: defaultdict[Origin, deque[tuple[float, socket.socket]]] = defaultdict(deque)
+        self._idle: defaultdict[Origin, deque[tuple[float, socket.socket]]] = (
+            defaultdict(deque)
+        )
         self._lock = Lock()
 
     def send(self, call: Call) -> Exchange:
@@ -79,7 +89,9 @@ class Plain:
 
     def close(self) -> None:
         with self._lock:
-            for _, connection in [pair for idle in self._idle.values() for pair in idle]:
+            for _, connection in [
+                pair for idle in self._idle.values() for pair in idle
+            ]:
                 connection.close()
             self._idle.clear()
 
@@ -102,7 +114,11 @@ class Exchange:
     def __init__(self, transport: Plain, call: Call) -> None:
         url = urlsplit(call.url)
         self._secure = url.scheme == "https"
-        self._origin: Origin = (url.scheme, url.hostname or "", url.port or (443 if self._secure else 80))
+        self._origin: Origin = (
+            url.scheme,
+            url.hostname or "",
+            url.port or (443 if self._secure else 80),
+        )
         self.host = url.netloc
         self._target = url.path + (f"?{url.query}" if url.query else "")
         self._transport = transport
@@ -122,13 +138,22 @@ class Exchange:
     # httptools calls these
     def on_header(self, name: bytes, value: bytes) -> None:
         key = name.decode("latin-1").lower()
-        self._names[key] = ", ".join(filter(None, (self._names.get(key, ""), value.decode("latin-1"))))
+        self._names[key] = ", ".join(
+            filter(None, (self._names.get(key, ""), value.decode("latin-1")))
+        )
 
     def on_headers_complete(self) -> None:
         if (status := self._parser.get_status_code()) >= 200:
             self._head = Head(status, self._names)
-            self._framed = "content-length" in self._names or "chunked" in self._names.get("transfer-encoding", "")
-            if self._names.get("content-encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+            self._framed = (
+                "content-length" in self._names
+                or "chunked" in self._names.get("transfer-encoding", "")
+            )
+            if self._names.get("content-encoding", "").lower() in (
+                "gzip",
+                "x-gzip",
+                "deflate",
+            ):
                 self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
         self._names = {}
 
@@ -162,7 +187,9 @@ class Exchange:
         return ready
 
     def _dispatch(self) -> None:
-        connection = self._connection = self._transport.take(self._origin) or self._connect()
+        connection = self._connection = (
+            self._transport.take(self._origin) or self._connect()
+        )
         if self._given_up:
             raise UpstreamCut()
         lines = [f"{self._call.method} {self._target} HTTP/1.1", f"Host: {self.host}"]
@@ -171,9 +198,13 @@ class Exchange:
         with told_as_ours(self.host):
             try:
                 connection.settimeout(SEND_SECONDS)
-                connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + self._call.body)
+                connection.sendall(
+                    "\r\n".join([*lines, "", ""]).encode("latin-1") + self._call.body
+                )
             except TimeoutError:
-                raise UpstreamCut(f"{self.host} did not take the request within {SEND_SECONDS:g} s.") from None
+                raise UpstreamCut(
+                    f"{self.host} did not take the request within {SEND_SECONDS:g} s."
+                ) from None
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it may have said why before it hung up; reading tells
 

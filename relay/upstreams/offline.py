@@ -15,7 +15,13 @@ import orjson
 
 from relay import sse
 from relay.domain import Delta, Event, Finished, Message, Question, Started
-from relay.errors import BadRequest, RateLimited, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    BadRequest,
+    RateLimited,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 
 MODEL = "offline"
 LONGEST_ANSWER = 5_000_000
@@ -55,14 +61,18 @@ def rehearsed(prompt: str) -> dict[str, float]:
     found = {}
     for word, given in _WORD.findall(prompt):
         if word not in WORDS:
-            raise BadRequest(f"offline:{word} is not a word of the offline upstream; it knows {', '.join(WORDS)}.")
+            raise BadRequest(
+                f"offline:{word} is not a word of the offline upstream; it knows {', '.join(WORDS)}."
+            )
         lowest, highest, default, _ = WORDS[word]
         try:
             number = float(given or default or 0)
         except ValueError:
             number = float("nan")
         if not lowest <= number <= highest:
-            raise BadRequest(f"offline:{word} takes a number from {lowest:g} to {highest:g}, as offline:{word}=NUMBER.")
+            raise BadRequest(
+                f"offline:{word} takes a number from {lowest:g} to {highest:g}, as offline:{word}=NUMBER."
+            )
         found[word] = number
     return found
 
@@ -73,7 +83,11 @@ def answer_to(messages: tuple[Message, ...]) -> str:
     said = [
         "This is the offline responder of chatgpt-webapi: no model was asked, and nothing left this machine.",
         f"Turn {len(asked)}.",
-        *(f"System prompt: {_quote(message.text)}" for message in messages if message.role == "system"),
+        *(
+            f"System prompt: {_quote(message.text)}"
+            for message in messages
+            if message.role == "system"
+        ),
         f"You said: {_quote(asked[-1])}",
     ]
     if len(asked) > 1:
@@ -121,10 +135,14 @@ class OfflineStream:
         """The answer's pieces; None where the server falls silent for good."""
         plan = self._plan
         if "limit" in plan:
-            raise RateLimited("Rehearsed: too many requests.", retry_after=int(plan["limit"]))
+            raise RateLimited(
+                "Rehearsed: too many requests.", retry_after=int(plan["limit"])
+            )
         if "status" in plan:
             status = int(plan["status"])
-            raise UpstreamRefused(f"Rehearsed: the upstream answered {status}.", status=status)
+            raise UpstreamRefused(
+                f"Rehearsed: the upstream answered {status}.", status=status
+            )
         if len(text) < (length := int(plan.get("long", 0))):
             text += _padding(length - len(text))
         words = re.findall(r"\S+\s*", text)

@@ -16,7 +16,9 @@ LONGEST_TOLD = 300
 _HALF = re.compile(
     rb"(?P<whole>\\[^u]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
-_SECRET = re.compile(r"(?i)\b(?:eyJ[\w.-]{8,}|(?:sk|sess|rt|fk|cw)[-_][\w*-]{8,}|bearer\s+\S+|https?://\S+)")
+_SECRET = re.compile(
+    r"(?i)\b(?:eyJ[\w.-]{8,}|(?:sk|sess|rt|fk|cw)[-_][\w*-]{8,}|bearer\s+\S+|https?://\S+)"
+)
 
 
 def words_of(told: Any) -> tuple[str, str]:
@@ -26,11 +28,17 @@ def words_of(told: Any) -> tuple[str, str]:
     if not isinstance(told, dict):
         return "", ""
     error, detail = told.get("error"), told.get("detail")
-    if isinstance(detail, list) and detail:  # FastAPI's list of what is wrong with the body
+    if (
+        isinstance(detail, list) and detail
+    ):  # FastAPI's list of what is wrong with the body
         first = detail[0] if isinstance(detail[0], dict) else {}
         loc = first.get("loc")
         where = ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
-        said = f"{first.get('msg', 'invalid request body')} ({where})" if where else str(first.get("msg", ""))
+        said = (
+            f"{first.get('msg', 'invalid request body')} ({where})"
+            if where
+            else str(first.get("msg", ""))
+        )
         return redacted(said), str(first.get("type", ""))
     places: list[Any] = [
         told,
@@ -39,7 +47,16 @@ def words_of(told: Any) -> tuple[str, str]:
         *(inner.get("error") for inner in (error, detail) if isinstance(inner, dict)),
     ]
     code = ""
-    texts = [error, detail, *(place.get(key) for place in places if isinstance(place, dict) for key in _MESSAGES)]
+    texts = [
+        error,
+        detail,
+        *(
+            place.get(key)
+            for place in places
+            if isinstance(place, dict)
+            for key in _MESSAGES
+        ),
+    ]
     message = next((text for text in texts if isinstance(text, str) and text), "")
     for place in places:
         if isinstance(place, dict) and not code:
@@ -58,11 +75,18 @@ def redacted(text: str) -> str:
 
 def stated_wait(told: Any) -> int | None:
     """Seconds by `clears_in`, `resets_in_seconds` or `resets_after`, wherever the error object has them."""
-    for place in (told, *(told.get(key) for key in ("detail", "error") if isinstance(told, dict))):
+    for place in (
+        told,
+        *(told.get(key) for key in ("detail", "error") if isinstance(told, dict)),
+    ):
         if isinstance(place, dict):
             for key in ("clears_in", "resets_in_seconds", "resets_in", "retry_after"):
                 value = place.get(key)
-                if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 10**8:
+                if (
+                    isinstance(value, (int, float))
+                    and not isinstance(value, bool)
+                    and 0 < value < 10**8
+                ):
                     return math.ceil(value)
     return None
 
@@ -85,16 +109,29 @@ def json_of(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return orjson.loads(_HALF.sub(lambda found: found[0] if found["whole"] else rb"\ufffd", body))
+        return orjson.loads(
+            _HALF.sub(lambda found: found[0] if found["whole"] else rb"\ufffd", body)
+        )
     except orjson.JSONDecodeError:
         return None
 
 
 def is_page(headers: Mapping[str, str], body: bytes) -> bool:
     start = body.lstrip()[:15].lower()
-    return start.startswith((b"<!doctype", b"<html")) or "html" in headers.get("content-type", "")
+    return start.startswith((b"<!doctype", b"<html")) or "html" in headers.get(
+        "content-type", ""
+    )
 
 
 def challenges(headers: Mapping[str, str], body: bytes) -> bool:
-    signs = (b"just a moment", b"cf_chl_opt", b"cf-please-wait", b"challenge-platform", b"turnstile", b"captcha")
-    return bool(headers.get("cf-mitigated")) or any(sign in body.lower() for sign in signs)
+    signs = (
+        b"just a moment",
+        b"cf_chl_opt",
+        b"cf-please-wait",
+        b"challenge-platform",
+        b"turnstile",
+        b"captcha",
+    )
+    return bool(headers.get("cf-mitigated")) or any(
+        sign in body.lower() for sign in signs
+    )

@@ -22,43 +22,99 @@ TEXT = 'line one\nline "two" & 100% a+b 你好\n'
 
 
 def multipart(*fields: bytes) -> bytes:
-    parts = b"".join(b"--B\r\nContent-Disposition: form-data; " + field + b"\r\n" for field in fields)
+    parts = b"".join(
+        b"--B\r\nContent-Disposition: form-data; " + field + b"\r\n" for field in fields
+    )
     return parts + b"--B--\r\n"
 
 
 GOOD = [
     pytest.param(URLENCODED, b"prompt=hello", "hello", id="plain"),
-    pytest.param(URLENCODED, b"prompt=hello world", "hello world", id="spaces-unescaped-but-whole"),
-    pytest.param(URLENCODED, "prompt=你好，世界".encode(), "你好，世界", id="utf-8-unescaped-but-whole"),
-    pytest.param(URLENCODED, b"prompt=I am 100% sure", "I am 100% sure", id="percent-unescaped-but-whole"),
+    pytest.param(
+        URLENCODED,
+        b"prompt=hello world",
+        "hello world",
+        id="spaces-unescaped-but-whole",
+    ),
+    pytest.param(
+        URLENCODED,
+        "prompt=你好，世界".encode(),
+        "你好，世界",
+        id="utf-8-unescaped-but-whole",
+    ),
+    pytest.param(
+        URLENCODED,
+        b"prompt=I am 100% sure",
+        "I am 100% sure",
+        id="percent-unescaped-but-whole",
+    ),
     pytest.param(URLENCODED, b"prompt=a+b%26c%0A", "a b&c\n", id="escaped"),
-    pytest.param(URLENCODED, b"prompt=a%20b\n", "a b", id="escaped-from-a-file-with-its-last-line-end"),
+    pytest.param(
+        URLENCODED,
+        b"prompt=a%20b\n",
+        "a b",
+        id="escaped-from-a-file-with-its-last-line-end",
+    ),
     pytest.param(
         URLENCODED,
         b"prompt=line%20one%0Aline%20%22two%22%20%26%20100%25%20a%2Bb%20%E4%BD%A0%E5%A5%BD%0A",
         TEXT,
         id="data-urlencode",
     ),
-    pytest.param(f"{URLENCODED}; charset=gbk", b"prompt=%C4%E3%BA%C3", "你好", id="gbk-escaped-and-named"),
-    pytest.param(f"{URLENCODED}; charset=GB2312", b"prompt=\xc4\xe3\xba\xc3", "你好", id="gbk-raw-and-named"),
+    pytest.param(
+        f"{URLENCODED}; charset=gbk",
+        b"prompt=%C4%E3%BA%C3",
+        "你好",
+        id="gbk-escaped-and-named",
+    ),
+    pytest.param(
+        f"{URLENCODED}; charset=GB2312",
+        b"prompt=\xc4\xe3\xba\xc3",
+        "你好",
+        id="gbk-raw-and-named",
+    ),
     pytest.param(URLENCODED, b'{"prompt": "hi"}', "hi", id="json-under-curls-own-type"),
     pytest.param("application/json", orjson.dumps({"prompt": TEXT}), TEXT, id="json"),
-    pytest.param("application/json; charset=utf-8", b'\xef\xbb\xbf{"prompt":"hi"}', "hi", id="json-with-bom"),
-    pytest.param("application/merge-patch+json", b'{"prompt":"hi"}', "hi", id="json-by-suffix"),
+    pytest.param(
+        "application/json; charset=utf-8",
+        b'\xef\xbb\xbf{"prompt":"hi"}',
+        "hi",
+        id="json-with-bom",
+    ),
+    pytest.param(
+        "application/merge-patch+json", b'{"prompt":"hi"}', "hi", id="json-by-suffix"
+    ),
     pytest.param("text/plain", TEXT.encode(), TEXT, id="text"),
-    pytest.param("text/plain; charset=gb18030", "你好".encode("gb18030"), "你好", id="text-in-gb18030"),
-    pytest.param("text/plain", b'{"a": "json text"}', '{"a": "json text"}', id="text-that-looks-like-json"),
-    pytest.param("text/plain;charset=UTF-8", b'{"msg": "hi"}', "hi", id="json-from-fetch"),
+    pytest.param(
+        "text/plain; charset=gb18030",
+        "你好".encode("gb18030"),
+        "你好",
+        id="text-in-gb18030",
+    ),
+    pytest.param(
+        "text/plain",
+        b'{"a": "json text"}',
+        '{"a": "json text"}',
+        id="text-that-looks-like-json",
+    ),
+    pytest.param(
+        "text/plain;charset=UTF-8", b'{"msg": "hi"}', "hi", id="json-from-fetch"
+    ),
     pytest.param("text/json", b'{"msg": "hi"}', "hi", id="json-under-another-type"),
     pytest.param("application/octet-stream", b"hello", "hello", id="octets"),
     pytest.param("", b"hello", "hello", id="no-type"),
     pytest.param("", b'{"msg": "hi"}', "hi", id="no-type-json"),
     pytest.param(
-        "multipart/form-data; boundary=B", multipart(b'name="prompt"\r\n\r\n' + TEXT.encode()), TEXT, id="multipart"
+        "multipart/form-data; boundary=B",
+        multipart(b'name="prompt"\r\n\r\n' + TEXT.encode()),
+        TEXT,
+        id="multipart",
     ),
     pytest.param(
         "multipart/form-data; boundary=B",
-        multipart(b'name="prompt"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\nfrom a file'),
+        multipart(
+            b'name="prompt"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\nfrom a file'
+        ),
         "from a file",
         id="multipart-file",
     ),
@@ -75,13 +131,19 @@ LOSSY = [
 ]
 
 
-def ask_of(content_type: str, body: bytes, shape: form.Shape = form.SEND_MESSAGE) -> str:
+def ask_of(
+    content_type: str, body: bytes, shape: form.Shape = form.SEND_MESSAGE
+) -> str:
     return shape.ask(form.read(content_type, body), CALLER).prompt
 
 
-@pytest.mark.parametrize("shape", [form.SEND_MESSAGE, form.ASK], ids=["send_message", "ask"])
+@pytest.mark.parametrize(
+    "shape", [form.SEND_MESSAGE, form.ASK], ids=["send_message", "ask"]
+)
 @pytest.mark.parametrize(("content_type", "body", "prompt"), GOOD)
-def test_a_good_body_arrives_exactly(content_type: str, body: bytes, prompt: str, shape: form.Shape) -> None:
+def test_a_good_body_arrives_exactly(
+    content_type: str, body: bytes, prompt: str, shape: form.Shape
+) -> None:
     assert ask_of(content_type, body, shape) == prompt
 
 
@@ -150,16 +212,38 @@ def test_all_fields_of_both_routes_are_understood() -> None:
 
 @pytest.mark.parametrize("empty", ["", None])
 def test_an_empty_field_is_an_absent_one(empty: str | None) -> None:
-    names = ("conversation_id", "parent_id", "timeout", "model", "system", "stream", "prompt_prefix", "reverse_proxy")
+    names = (
+        "conversation_id",
+        "parent_id",
+        "timeout",
+        "model",
+        "system",
+        "stream",
+        "prompt_prefix",
+        "reverse_proxy",
+    )
     fields: dict[str, Any] = {"msg": "hello", **dict.fromkeys(names, empty)}
     ask = form.ASK.ask(fields, CALLER)
-    assert (ask.conversation_id, ask.parent_id, ask.timeout, ask.model) == (None, None, None, None)
+    assert (ask.conversation_id, ask.parent_id, ask.timeout, ask.model) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert not form.flag_of(fields, "stream")
 
 
 @pytest.mark.parametrize(
     ("value", "flag"),
-    [("true", True), (True, True), ("1", True), (1, True), ("False", False), (0, False), ("no", False)],
+    [
+        ("true", True),
+        (True, True),
+        ("1", True),
+        (1, True),
+        ("False", False),
+        (0, False),
+        ("no", False),
+    ],
 )
 def test_a_flag(value: object, flag: bool) -> None:
     assert form.flag_of({"stream": value}, "stream") is flag
@@ -175,7 +259,9 @@ def test_a_credential_in_the_url_is_refused() -> None:
     for name in ("access_token", "key", "Token", "password"):
         with pytest.raises(BadRequest, match="Never put"):
             form.read_query({name: ["x"]})
-    assert form.read_query({"stream": ["true"], "prompt": ["no"], "other": ["x"]}) == {"stream": "true"}
+    assert form.read_query({"stream": ["true"], "prompt": ["no"], "other": ["x"]}) == {
+        "stream": "true"
+    }
 
 
 @given(st.text(min_size=1).filter(str.strip).filter(lambda text: "\0" not in text))
@@ -184,13 +270,24 @@ def test_any_text_arrives_by_every_way(text: str) -> None:
     assert ask_of(URLENCODED, f"x=1&prompt={quote_plus(text)}&stream=".encode()) == text
     assert ask_of("application/json", orjson.dumps({"prompt": text})) == text
     assert ask_of("text/plain", text.encode()) == text
-    boundary, body = encode_multipart(MultiDict({"prompt": text}), boundary="a-boundary-of-its-own")
+    boundary, body = encode_multipart(
+        MultiDict({"prompt": text}), boundary="a-boundary-of-its-own"
+    )
     assert ask_of(f"multipart/form-data; boundary={boundary}", body) == text
 
 
 @given(
-    st.sampled_from(["", URLENCODED, "application/json", "text/plain", "multipart/form-data; boundary=B"]),
-    st.binary(max_size=200) | st.text('prompt=&%+{}":,[]-B\r\n 0a', max_size=80).map(str.encode),
+    st.sampled_from(
+        [
+            "",
+            URLENCODED,
+            "application/json",
+            "text/plain",
+            "multipart/form-data; boundary=B",
+        ]
+    ),
+    st.binary(max_size=200)
+    | st.text('prompt=&%+{}":,[]-B\r\n 0a', max_size=80).map(str.encode),
 )
 def test_no_body_breaks_the_parser(content_type: str, body: bytes) -> None:
     for shape in (form.SEND_MESSAGE, form.ASK):
@@ -211,17 +308,25 @@ def test_answers_have_exactly_the_documented_keys() -> None:
     }
     told = form.ASK.answer(REPLY)
     assert told["code"] == 0
-    assert {"message": "Hello, 你", "parent_id": "a1", "conversation_id": "c1"}.items() <= told["data"].items()
+    assert {
+        "message": "Hello, 你",
+        "parent_id": "a1",
+        "conversation_id": "c1",
+    }.items() <= told["data"].items()
 
 
 PRINTED = [
-    pytest.param(form.Events(form.SEND_MESSAGE), b'data: {"text":"He\\nl"}\n\n', id="events"),
+    pytest.param(
+        form.Events(form.SEND_MESSAGE), b'data: {"text":"He\\nl"}\n\n', id="events"
+    ),
     pytest.param(form.Raw(), b"He\nl", id="raw"),
 ]
 
 
 @pytest.mark.parametrize(("printer", "wire"), PRINTED)
-def test_a_batch_is_printed_as_one_piece(printer: form.Events | form.Raw, wire: bytes) -> None:
+def test_a_batch_is_printed_as_one_piece(
+    printer: form.Events | form.Raw, wire: bytes
+) -> None:
     assert printer.print([Started("m"), Delta("He\n"), Delta(""), Delta("l")]) == wire
     assert printer.print([Started("m")]) == printer.print([Finished()]) == b""
 
@@ -230,5 +335,7 @@ def test_the_end_of_a_stream() -> None:
     events = form.Events(form.SEND_MESSAGE)
     done = b'event: done\ndata: {"text":"Hello, \xe4\xbd\xa0","conversation_id":"c1","parent_message_id":"a1"}\n\n'
     assert events.end(REPLY) == done
-    assert events.fail(BadRequest("No.")) == b'event: error\ndata: {"message":"No."}\n\n'
+    assert (
+        events.fail(BadRequest("No.")) == b'event: error\ndata: {"message":"No."}\n\n'
+    )
     assert (form.Raw().end(REPLY), form.Raw().fail(BadRequest("No."))) == (b"", None)

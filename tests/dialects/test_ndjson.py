@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from relay.dialects import ndjson
-from relay.domain import Ask, Caller, Delta, Finished, Message, Reasoning, Reply, Restarted, Started
+from relay.domain import (
+    Ask,
+    Caller,
+    Delta,
+    Finished,
+    Message,
+    Reasoning,
+    Reply,
+    Restarted,
+    Started,
+)
 from relay.errors import BadRequest, UpstreamCut
 
 CALLER = Caller("owner", may_spend=True)
@@ -21,22 +31,52 @@ def ask(**fields: Any) -> Ask:
 
 def test_a_dialogue_is_asked_whole_and_nothing_is_kept() -> None:
     told = ask(messages=[{"role": "system", "content": "s"}, HI, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "and?"}], model="m")  # fmt: skip
-    assert told.before == (Message("system", "s"), Message("user", "hi"), Message("assistant", "ho"))
-    assert (told.prompt, told.model, told.keep, told.given) == ("and?", "m", False, None)
+    assert told.before == (
+        Message("system", "s"),
+        Message("user", "hi"),
+        Message("assistant", "ho"),
+    )
+    assert (told.prompt, told.model, told.keep, told.given) == (
+        "and?",
+        "m",
+        False,
+        None,
+    )
 
 
 def test_what_is_kept_only_when_the_call_says_so() -> None:
-    assert ask(messages=[HI], history_disabled=False).keep and ask(messages=[HI], history_disabled="false").keep
+    assert (
+        ask(messages=[HI], history_disabled=False).keep
+        and ask(messages=[HI], history_disabled="false").keep
+    )
     assert not ask(messages=[HI], history_disabled=True).keep
-    named = ask(messages=[{"role": "assistant", "content": "x"}, HI], conversation_id="c1", parent_message_id="p1")
-    assert named.keep and (named.conversation_id, named.parent_id, named.before) == ("c1", "p1", ())
+    named = ask(
+        messages=[{"role": "assistant", "content": "x"}, HI],
+        conversation_id="c1",
+        parent_message_id="p1",
+    )
+    assert named.keep and (named.conversation_id, named.parent_id, named.before) == (
+        "c1",
+        "p1",
+        (),
+    )
 
 
 def test_unknown_fields_are_parameters_for_the_model() -> None:
     told = ask(
-        messages=[HI], temperature=0, top_k=5, stream=True, timeout=1000, request_id="k", access_token="t", seed=None
+        messages=[HI],
+        temperature=0,
+        top_k=5,
+        stream=True,
+        timeout=1000,
+        request_id="k",
+        access_token="t",
+        seed=None,
     )
-    assert told.options == {"temperature": 0, "top_k": 5} and (told.timeout, told.key) == (1.0, "k")
+    assert told.options == {"temperature": 0, "top_k": 5} and (
+        told.timeout,
+        told.key,
+    ) == (1.0, "k")
 
 
 FORMS = [
@@ -49,7 +89,10 @@ FORMS = [
 @pytest.mark.parametrize("fields", FORMS)
 def test_forms_are_understood(fields: dict[str, str]) -> None:
     told = ask(**fields)
-    assert told.before == (Message("user", "hi"), Message("assistant", "ho")) and told.prompt == "hi"
+    assert (
+        told.before == (Message("user", "hi"), Message("assistant", "ho"))
+        and told.prompt == "hi"
+    )
     assert ask(prompt="just this").prompt == "just this"
 
 
@@ -60,7 +103,10 @@ def test_what_text_cannot_say_goes_on_as_it_was_given() -> None:
         {"type": "text", "text": "this?"},
     ]
     told = ask(messages=[{"role": "user", "content": parts}])
-    assert told.prompt == "what is\nthis?" and told.given == {"role": "user", "content": parts}
+    assert told.prompt == "what is\nthis?" and told.given == {
+        "role": "user",
+        "content": parts,
+    }
     tool = {"role": "tool", "content": "7", "tool_call_id": "1"}
     assert ask(messages=[HI, tool]).given == tool
 
@@ -89,8 +135,14 @@ def test_what_cannot_be_asked_is_refused(fields: dict[str, Any]) -> None:
 
 def test_the_lines_are_those_of_the_document() -> None:
     lines = ndjson.Lines()
-    wire = lines.print([Started("m")]) + lines.print([Reasoning("hm"), Delta("hi "), Delta("你好\n")])
-    wire += lines.keep_alive + lines.print([Restarted(), Delta("x"), Finished()]) + lines.end(Reply("", "", ""))
+    wire = lines.print([Started("m")]) + lines.print(
+        [Reasoning("hm"), Delta("hi "), Delta("你好\n")]
+    )
+    wire += (
+        lines.keep_alive
+        + lines.print([Restarted(), Delta("x"), Finished()])
+        + lines.end(Reply("", "", ""))
+    )
     assert wire.decode() == (
         '{"done":false,"error":false,"content":"hi 你好\\n"}\n\n'
         '{"done":false,"error":false,"content":"\\n\\nx"}\n{"done":true,"error":false,"content":"[DONE]"}'

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain import Delta, Event, Finished, Message, Question, Started
-from relay.errors import BadRequest, RateLimited, RelayError, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    BadRequest,
+    RateLimited,
+    RelayError,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from relay.upstreams.offline import WORDS, Offline, OfflineDecoder, rehearsed
 
 
@@ -33,7 +40,12 @@ def user(text: str) -> Message:
 
 def test_it_says_what_it_is_and_knows_the_conversation() -> None:
     events = events_of(
-        *wire_of(Message("system", "Be kind."), user("one"), Message("assistant", "1"), user("two  words\n"))
+        *wire_of(
+            Message("system", "Be kind."),
+            user("one"),
+            Message("assistant", "1"),
+            user("two  words\n"),
+        )
     )
     assert events[0] == Started("offline") and events[-1] == Finished("stop")
     text = text_of(events)
@@ -77,10 +89,25 @@ def test_delay_pace_and_length_are_rehearsed() -> None:
     assert stream.read(0.01) is None
     assert stream.read(1)
     assert stream.read(0.01) is None
-    assert 100_000 <= len(text_of(events_of(*wire_of(user("offline:long=100000"))))) < 101_000
+    assert (
+        100_000
+        <= len(text_of(events_of(*wire_of(user("offline:long=100000")))))
+        < 101_000
+    )
 
 
-@pytest.mark.parametrize("word", ["nonsense", "status", "status=200", "delay=soon", "pace=1e9", "long=nan", "limit=-1"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "nonsense",
+        "status",
+        "status=200",
+        "delay=soon",
+        "pace=1e9",
+        "long=nan",
+        "limit=-1",
+    ],
+)
 def test_a_word_that_cannot_be_is_refused(word: str) -> None:
     with pytest.raises(BadRequest, match="offline:"):
         rehearsed(f"hello offline:{word}")
@@ -97,7 +124,9 @@ def test_an_end_without_its_end_is_a_cut() -> None:
         OfflineDecoder().end()
 
 
-@pytest.mark.parametrize("data", [b"data: {\n\n", b"data: {}\n\n", b"data: 5\n\n", b'data: {"text": 5}\n\n'])
+@pytest.mark.parametrize(
+    "data", [b"data: {\n\n", b"data: {}\n\n", b"data: 5\n\n", b'data: {"text": 5}\n\n']
+)
 def test_garbage_is_an_error(data: bytes) -> None:
     with pytest.raises(UpstreamFailed):
         OfflineDecoder().feed(data)

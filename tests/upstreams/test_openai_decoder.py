@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain import Delta, Event, Finished, Reasoning, Refusal, Started
-from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    RateLimited,
+    RelayError,
+    TokenRejected,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from relay.upstreams.openai.decoder import OpenAIDecoder
 from tests.openai_backend import USAGE, Mode, chunks
 
@@ -19,18 +26,27 @@ TEXT = "Hello — 你好 🙂\u2028\x85 end."
 
 def fed(wire: bytes, size: int = 0) -> list[Event]:
     decoder = OpenAIDecoder()
-    pieces = [wire[at : at + size] for at in range(0, len(wire), size)] if size else [wire]
+    pieces = (
+        [wire[at : at + size] for at in range(0, len(wire), size)] if size else [wire]
+    )
     events: list[Event] = []
     for piece in pieces:
         if not any(isinstance(event, Finished) for event in events):
             events += decoder.feed(piece)
-    return events if any(isinstance(event, Finished) for event in events) else [*events, *decoder.end()]
+    return (
+        events
+        if any(isinstance(event, Finished) for event in events)
+        else [*events, *decoder.end()]
+    )
 
 
 def told(events: list[Event]) -> tuple[str, str, str, Finished]:
     """Text, reasoning, refusal and the end."""
     assert isinstance(events[0], Started)
-    texts = ["".join(event.text for event in events if isinstance(event, kind)) for kind in (Delta, Reasoning, Refusal)]  # type: ignore[arg-type]
+    texts = [
+        "".join(event.text for event in events if isinstance(event, kind))
+        for kind in (Delta, Reasoning, Refusal)
+    ]  # type: ignore[arg-type]
     last = next(event for event in events if isinstance(event, Finished))
     return texts[0], texts[1], texts[2], last
 
@@ -53,35 +69,63 @@ def test_an_answer_is_read_whole_and_cut_anywhere(mode: Mode, crlf: bool) -> Non
     wire = "".join(chunks("tiny", TEXT, mode))
     encoded = (wire.replace("\n", "\r\n") if crlf else wire).encode()
     for size in (0, 1, 2, 3, 7, 64):
-        assert told(fed(encoded, size)) == (TEXT, "", "", Finished("stop", model="tiny-2026", usage=USAGE))
+        assert told(fed(encoded, size)) == (
+            TEXT,
+            "",
+            "",
+            Finished("stop", model="tiny-2026", usage=USAGE),
+        )
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_reasoning_is_kept_apart(name: str) -> None:
-    events = fed("".join(chunks("tiny", TEXT, Mode(reasoning="I think.", reasoning_field=name))).encode())
+    events = fed(
+        "".join(
+            chunks("tiny", TEXT, Mode(reasoning="I think.", reasoning_field=name))
+        ).encode()
+    )
     assert told(events)[:2] == (TEXT, "I think.")
     kinds = [type(event) for event in events]
     assert kinds.index(Reasoning) < kinds.index(Delta)
 
 
 def test_the_same_thought_under_two_names_is_one() -> None:
-    events = fed((chunk({"reasoning": "a", "reasoning_content": "a"}) + chunk({"content": "b"}, "stop")).encode())
+    events = fed(
+        (
+            chunk({"reasoning": "a", "reasoning_content": "a"})
+            + chunk({"content": "b"}, "stop")
+        ).encode()
+    )
     assert told(events)[:2] == ("b", "a")
 
 
 def test_parts_as_mistral_has_them() -> None:
-    thinking = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi"}]
-    assert told(fed((chunk({"content": thinking}) + chunk({}, "stop")).encode()))[:2] == ("Hi", "hm")
+    thinking = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "Hi"},
+    ]
+    assert told(fed((chunk({"content": thinking}) + chunk({}, "stop")).encode()))[
+        :2
+    ] == ("Hi", "hm")
 
 
 def test_a_refusal_is_no_text() -> None:
-    events = fed("".join(chunks("tiny", "never", Mode(refusal="I can't help with that."))).encode())
+    events = fed(
+        "".join(
+            chunks("tiny", "never", Mode(refusal="I can't help with that."))
+        ).encode()
+    )
     assert told(events)[:3] == ("", "", "I can't help with that.")
 
 
-@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "function_call"])
+@pytest.mark.parametrize(
+    "reason", ["stop", "length", "tool_calls", "content_filter", "function_call"]
+)
 def test_the_finish_reason_is_passed_on(reason: str) -> None:
-    assert told(fed((chunk({"content": "x"}) + chunk({}, reason)).encode()))[3].reason == reason
+    assert (
+        told(fed((chunk({"content": "x"}) + chunk({}, reason)).encode()))[3].reason
+        == reason
+    )
 
 
 def test_only_the_first_choice_is_followed_and_oddities_do_no_harm() -> None:
@@ -107,11 +151,15 @@ def test_what_comes_after_the_finish_reason_is_not_missed() -> None:
     decoder.feed(chunk({"content": "a"}).encode())
     assert not decoder.settled
     decoder.feed(chunk({}, "stop").encode())
-    assert decoder.settled and decoder.end() == [Finished("stop", model="m", usage=None)]
+    assert decoder.settled and decoder.end() == [
+        Finished("stop", model="m", usage=None)
+    ]
 
 
 def test_what_comes_after_the_end_is_left_alone() -> None:
-    wire = (chunk({"content": "a"}) + chunk({}, "stop") + "data: [DONE]\n\ndata: bye\n\n").encode()
+    wire = (
+        chunk({"content": "a"}) + chunk({}, "stop") + "data: [DONE]\n\ndata: bye\n\n"
+    ).encode()
     for size in (0, 1, len(wire) - 5):
         assert told(fed(wire, size))[0] == "a"
 
@@ -150,7 +198,9 @@ FAILURES: list[tuple[str, type[RelayError], str]] = [
 
 @pytest.mark.parametrize(("wire", "error", "says"), FAILURES)
 @pytest.mark.parametrize("before", ["", chunk({"content": "so far"})])
-def test_failures_within_the_stream(before: str, wire: str, error: type[RelayError], says: str) -> None:
+def test_failures_within_the_stream(
+    before: str, wire: str, error: type[RelayError], says: str
+) -> None:
     with pytest.raises(error, match=says):
         fed((before + wire).encode())
 

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    RateLimited,
+    RelayError,
+    TokenRejected,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from relay.upstreams.openai import failures
 from relay.upstreams.openai.body import base
 from tests.openai_backend import error
@@ -21,7 +27,9 @@ KEY = error(
     "Incorrect API key provided: sk-in****4321. You can find your key at https://platform.openai.com.",
     code="invalid_api_key",
 )
-QUOTA = error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota")
+QUOTA = error(
+    "You exceeded your current quota.", "insufficient_quota", "insufficient_quota"
+)
 LIMIT = error("Rate limit reached for tiny.", "requests", "rate_limit_exceeded")
 RESETS = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m6.5s",
           "x-ratelimit-remaining-tokens": "300", "x-ratelimit-reset-tokens": "6h"}  # fmt: skip
@@ -62,12 +70,26 @@ TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, st
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "headers", "body", "kind", "expected", "wait", "says"), TOLD)
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "kind", "expected", "wait", "says"), TOLD
+)
 def test_a_response_is_told_as_it_is(
-    status: int, headers: dict[str, str], body: Any, kind: type[RelayError], expected: int, wait: int | None, says: str
+    status: int,
+    headers: dict[str, str],
+    body: Any,
+    kind: type[RelayError],
+    expected: int,
+    wait: int | None,
+    says: str,
 ) -> None:
-    told = failures.from_response(status, headers, body if isinstance(body, bytes) else orjson.dumps(body))
-    assert type(told) is kind and (told.status, told.retry_after) == (expected, wait) and says in told.message
+    told = failures.from_response(
+        status, headers, body if isinstance(body, bytes) else orjson.dumps(body)
+    )
+    assert (
+        type(told) is kind
+        and (told.status, told.retry_after) == (expected, wait)
+        and says in told.message
+    )
     assert "4321" not in told.message and "https://" not in told.message
 
 
@@ -76,12 +98,16 @@ def test_times_that_are_dates() -> None:
     wait = failures.from_response(429, later, orjson.dumps(LIMIT)).retry_after
     assert wait is not None and 85 <= wait <= 91
     for stamp in (str(int(time.time() + 60)), str(int((time.time() + 60) * 1000))):
-        wait = failures.from_response(429, {"x-ratelimit-reset": stamp}, orjson.dumps(LIMIT)).retry_after
+        wait = failures.from_response(
+            429, {"x-ratelimit-reset": stamp}, orjson.dumps(LIMIT)
+        ).retry_after
         assert wait is not None and 55 <= wait <= 61
 
 
 @given(st.integers(300, 599), st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset", "content-type"]), st.text(max_size=20)), st.binary(max_size=80))  # fmt: skip
-def test_no_response_raises_anything_else(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_no_response_raises_anything_else(
+    status: int, headers: dict[str, str], body: bytes
+) -> None:
     assert isinstance(failures.from_response(status, headers, body), RelayError)
 
 
@@ -98,5 +124,7 @@ BASES = [
 
 
 @pytest.mark.parametrize(("address", "expected"), BASES)
-def test_an_address_is_understood_with_and_without_v1_and_slash(address: str, expected: str) -> None:
+def test_an_address_is_understood_with_and_without_v1_and_slash(
+    address: str, expected: str
+) -> None:
     assert base(address) == expected

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain import Delta, Event, Finished, Restarted, Started
-from relay.errors import Blocked, RateLimited, RelayError, UpstreamCut, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    Blocked,
+    RateLimited,
+    RelayError,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from relay.upstreams.chatgpt_web.answer import visible
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents
@@ -24,7 +31,9 @@ def recording(name: str) -> bytes:
     return (RECORDINGS / name).read_bytes()
 
 
-def decoded(*pieces: bytes, known: frozenset[str] = frozenset()) -> tuple[list[Event], WebDecoder]:
+def decoded(
+    *pieces: bytes, known: frozenset[str] = frozenset()
+) -> tuple[list[Event], WebDecoder]:
     decoder = WebDecoder(known=known)
     events = [event for piece in pieces for event in decoder.feed(piece)]
     return events + ([] if decoder.wants else decoder.end()), decoder
@@ -43,12 +52,28 @@ def told(events: list[Event]) -> str:
 
 
 def frame(value: Any, name: str = "") -> bytes:
-    return (f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(value).encode() + b"\n\n"
+    return (
+        (f"event: {name}\n" if name else "").encode()
+        + b"data: "
+        + json.dumps(value).encode()
+        + b"\n\n"
+    )
 
 
 def assistant(text: str, **more: Any) -> dict[str, Any]:
-    base = {"id": "a1", "author": {"role": "assistant"}, "content": {"content_type": "text", "parts": [text]}}
-    return {**base, "status": "in_progress", "end_turn": None, "metadata": {}, "recipient": "all", **more}
+    base = {
+        "id": "a1",
+        "author": {"role": "assistant"},
+        "content": {"content_type": "text", "parts": [text]},
+    }
+    return {
+        **base,
+        "status": "in_progress",
+        "end_turn": None,
+        "metadata": {},
+        "recipient": "all",
+        **more,
+    }
 
 
 def said(message: dict[str, Any], **more: Any) -> bytes:
@@ -61,26 +86,40 @@ DONE = b"data: [DONE]\n\n"
 ANSWERS = [
     ("classic.sse", "Hi there", "a1", "C1", "gpt-4"),
     ("classic-tools.sse", "It is 4.", "a3", "C2", None),
-    ("delta.sse", "Blue and red.", "m2", "68aa0000-0000-8000-9000-000000000001", "gpt-5"),
+    (
+        "delta.sse",
+        "Blue and red.",
+        "m2",
+        "68aa0000-0000-8000-9000-000000000001",
+        "gpt-5",
+    ),
     ("delta-thinking.sse", "Option A.", "f1", "C6", "gpt-5-thinking"),
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "message_id", "conversation", "model"), ANSWERS)
+@pytest.mark.parametrize(
+    ("name", "text", "message_id", "conversation", "model"), ANSWERS
+)
 def test_a_recording_gives_its_answer(
     name: str, text: str, message_id: str, conversation: str, model: str | None
 ) -> None:
     events, _ = decoded(recording(name))
     assert told(events) == text and Restarted() not in events
     assert events[-1] == Finished("stop", message_id, model)
-    assert [event for event in events if isinstance(event, Started)][0].conversation_id == conversation
+    assert [event for event in events if isinstance(event, Started)][
+        0
+    ].conversation_id == conversation
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in ANSWERS])
 @pytest.mark.parametrize("ends", ["lf", "crlf", "cr"])
-def test_the_answer_is_the_same_wherever_the_bytes_are_cut(name: str, ends: str) -> None:
+def test_the_answer_is_the_same_wherever_the_bytes_are_cut(
+    name: str, ends: str
+) -> None:
     wire = recording(name).replace(b"\r\n", b"\n")
-    wire = b"\xef\xbb\xbf" + wire.replace(b"\n", {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}[ends])
+    wire = b"\xef\xbb\xbf" + wire.replace(
+        b"\n", {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}[ends]
+    )
     whole, _ = decoded(wire)
     for cut in range(0, len(wire) + 1, 1 if ends == "lf" else 7):
         events, _ = decoded(wire[:cut], wire[cut:])
@@ -102,14 +141,22 @@ def test_a_stream_that_ends_without_its_end_is_no_answer(name: str) -> None:
     assert cut < len(wire), "it is settled before its last byte"
 
 
-@pytest.mark.parametrize("end", [b"", frame({"type": "message_stream_complete", "conversation_id": "C"}), DONE])
+@pytest.mark.parametrize(
+    "end",
+    [b"", frame({"type": "message_stream_complete", "conversation_id": "C"}), DONE],
+)
 def test_a_settled_answer_is_whole_even_if_the_end_is_missing(end: bytes) -> None:
     events, _ = decoded(said(assistant("Hel")), said(assistant("Hello", **WHOLE)), end)
     assert told(events) == "Hello" and isinstance(events[-1], Finished)
 
 
 def test_what_comes_after_the_end_is_ignored() -> None:
-    events, _ = decoded(said(assistant("Hello", **WHOLE)), DONE, said(assistant("Hello, and more")), b"data: {broken")
+    events, _ = decoded(
+        said(assistant("Hello", **WHOLE)),
+        DONE,
+        said(assistant("Hello, and more")),
+        b"data: {broken",
+    )
     assert told(events) == "Hello"
 
 
@@ -121,7 +168,12 @@ NO_ANSWERS = [
     {"channel": "analysis"},
     {"channel": "commentary"},
     {"content": {"content_type": "code", "language": "unknown", "text": "2+2"}},
-    {"content": {"content_type": "thoughts", "thoughts": [{"summary": "Plan", "content": "x"}]}},
+    {
+        "content": {
+            "content_type": "thoughts",
+            "thoughts": [{"summary": "Plan", "content": "x"}],
+        }
+    },
     {"content": {"content_type": "reasoning_recap", "content": "Thought for 4s"}},
     {"content": {"content_type": "model_editable_context"}},
     {"metadata": {"is_visually_hidden_from_conversation": True}},
@@ -132,20 +184,33 @@ NO_ANSWERS = [
 @pytest.mark.parametrize("what", NO_ANSWERS, ids=lambda what: json.dumps(what)[:50])
 def test_what_is_not_the_answer(what: dict[str, Any]) -> None:
     other = assistant("Not this.", id="x", **{**WHOLE, **what})
-    for wire in (said(other) + said(assistant("This.", **WHOLE)), said(assistant("This.", **WHOLE)) + said(other)):
+    for wire in (
+        said(other) + said(assistant("This.", **WHOLE)),
+        said(assistant("This.", **WHOLE)) + said(other),
+    ):
         events, _ = decoded(wire + DONE)
         assert told(events) == "This." and Restarted() not in events
 
 
 def test_echoes_of_earlier_answers_are_not_the_answer() -> None:
     by_id = said(assistant("Earlier.", id="before", **WHOLE))
-    by_shape = said(assistant("Much earlier.", id="older", status="finished_successfully", end_turn=None))
-    events, _ = decoded(by_shape + by_id + said(assistant("This.", **WHOLE)) + DONE, known=frozenset({"before"}))
+    by_shape = said(
+        assistant(
+            "Much earlier.", id="older", status="finished_successfully", end_turn=None
+        )
+    )
+    events, _ = decoded(
+        by_shape + by_id + said(assistant("This.", **WHOLE)) + DONE,
+        known=frozenset({"before"}),
+    )
     assert told(events) == "This." and Restarted() not in events
 
 
 def test_an_answer_that_is_finished_at_first_sight_counts_if_nothing_follows() -> None:
-    events, _ = decoded(said(assistant("All at once.", status="finished_successfully", end_turn=None)) + DONE)
+    events, _ = decoded(
+        said(assistant("All at once.", status="finished_successfully", end_turn=None))
+        + DONE
+    )
     assert told(events) == "All at once."
 
 
@@ -159,13 +224,20 @@ def test_of_several_answers_the_last_counts() -> None:
 
 
 def test_a_text_that_was_edited_upstream_begins_anew() -> None:
-    events, _ = decoded(said(assistant("Helo wor")) + said(assistant("Hello world", **WHOLE)) + DONE)
+    events, _ = decoded(
+        said(assistant("Helo wor")) + said(assistant("Hello world", **WHOLE)) + DONE
+    )
     assert events[1:-1] == [Delta("Helo wor"), Restarted(), Delta("Hello world")]
 
 
 def test_repeated_events_say_nothing_twice() -> None:
-    events, _ = decoded(said(assistant("Hel")) * 3 + said(assistant("Hello", **WHOLE)) * 3 + DONE * 2)
-    assert [event for event in events if isinstance(event, Delta)] == [Delta("Hel"), Delta("lo")]
+    events, _ = decoded(
+        said(assistant("Hel")) * 3 + said(assistant("Hello", **WHOLE)) * 3 + DONE * 2
+    )
+    assert [event for event in events if isinstance(event, Delta)] == [
+        Delta("Hel"),
+        Delta("lo"),
+    ]
 
 
 def test_an_event_of_a_megabyte() -> None:
@@ -186,12 +258,23 @@ def test_a_long_answer_in_many_small_pieces() -> None:
         {"p": "/message/status", "o": "replace", "v": "finished_successfully"},
         {"p": "/message/end_turn", "v": True},
     ]
-    events, _ = decoded(wire + frame({"p": "", "o": "patch", "v": edits}, "delta") + DONE)
-    assert told(events[-1:]) == "" and sum(len(event.text) for event in events if isinstance(event, Delta)) == 500_000
+    events, _ = decoded(
+        wire + frame({"p": "", "o": "patch", "v": edits}, "delta") + DONE
+    )
+    assert (
+        told(events[-1:]) == ""
+        and sum(len(event.text) for event in events if isinstance(event, Delta))
+        == 500_000
+    )
 
 
 def test_garbage_loses_no_text_silently() -> None:
-    healed, _ = decoded(said(assistant("Hel")) + b"data: {oops\n\n" + said(assistant("Hello", **WHOLE)) + DONE)
+    healed, _ = decoded(
+        said(assistant("Hel"))
+        + b"data: {oops\n\n"
+        + said(assistant("Hello", **WHOLE))
+        + DONE
+    )
     assert told(healed) == "Hello"
     with pytest.raises(UpstreamFailed, match="garbage"):
         decoded(said(assistant("Hel")) + b"data: {oops\n\n" + DONE)
@@ -203,7 +286,10 @@ E1 = {"id": "a", "author": {"role": "assistant"}, "recipient": "all", "metadata"
 
 
 def test_streams_of_early_2023_have_no_status() -> None:
-    events = [said({**E1, "content": {"content_type": "text", "parts": [part]}}) for part in ("H", "Hello")]
+    events = [
+        said({**E1, "content": {"content_type": "text", "parts": [part]}})
+        for part in ("H", "Hello")
+    ]
     whole, _ = decoded(*events, DONE)
     assert told(whole) == "Hello"
     with pytest.raises(UpstreamCut):
@@ -211,10 +297,14 @@ def test_streams_of_early_2023_have_no_status() -> None:
 
 
 def test_an_answer_that_stopped_for_its_length_is_continued() -> None:
-    cut = assistant("One, ", **WHOLE, metadata={"finish_details": {"type": "max_tokens"}})
+    cut = assistant(
+        "One, ", **WHOLE, metadata={"finish_details": {"type": "max_tokens"}}
+    )
     decoder = WebDecoder()
     events = decoder.feed(said(cut) + DONE)
-    assert decoder.wants == Continue("C", "a1") and not any(isinstance(event, Finished) for event in events)
+    assert decoder.wants == Continue("C", "a1") and not any(
+        isinstance(event, Finished) for event in events
+    )
     decoder.again()
     events += decoder.feed(said(cut) + said(assistant("two.", id="a2", **WHOLE)) + DONE)
     assert told(events) == "One, two." and events[-1] == Finished("stop", "a2", None)
@@ -224,7 +314,9 @@ def test_continuations_are_bounded() -> None:
     decoder, events = WebDecoder(), list[Event]()
     for number in range(50):
         details = {"finish_details": {"type": "max_tokens"}}
-        events += decoder.feed(said(assistant("x", id=f"a{number}", **WHOLE, metadata=details)) + DONE)
+        events += decoder.feed(
+            said(assistant("x", id=f"a{number}", **WHOLE, metadata=details)) + DONE
+        )
         if decoder.wants is None:
             break
         decoder.again()
@@ -236,7 +328,11 @@ def test_an_edit_within_a_continuation_keeps_what_came_before() -> None:
     details = {"finish_details": {"type": "max_tokens"}}
     events = decoder.feed(said(assistant("One, ", **WHOLE, metadata=details)) + DONE)
     decoder.again()
-    events += decoder.feed(said(assistant("tow", id="a2")) + said(assistant("two.", id="a2", **WHOLE)) + DONE)
+    events += decoder.feed(
+        said(assistant("tow", id="a2"))
+        + said(assistant("two.", id="a2", **WHOLE))
+        + DONE
+    )
     assert told(events) == "One, two."
 
 
@@ -250,7 +346,14 @@ def test_a_hand_off_is_looked_for_in_the_conversation() -> None:
 
 def test_an_end_without_any_text_is_looked_for_too_but_a_cut_is_a_cut() -> None:
     _, decoder = decoded(
-        said({**E1, "author": {"role": "user"}, "content": {"content_type": "text", "parts": ["x"]}}) + DONE
+        said(
+            {
+                **E1,
+                "author": {"role": "user"},
+                "content": {"content_type": "text", "parts": ["x"]},
+            }
+        )
+        + DONE
     )
     assert decoder.wants == Poll("C")
     with pytest.raises(UpstreamCut):
@@ -261,44 +364,115 @@ def test_an_end_without_any_text_is_looked_for_too_but_a_cut_is_a_cut() -> None:
 
 
 def test_a_partial_completion_is_told_as_such() -> None:
-    events, _ = decoded(said(assistant("Hel", status="finished_partial_completion")) + DONE)
-    assert told(events) == "Hel" and isinstance(events[-1], Finished) and events[-1].reason == "length"
+    events, _ = decoded(
+        said(assistant("Hel", status="finished_partial_completion")) + DONE
+    )
+    assert (
+        told(events) == "Hel"
+        and isinstance(events[-1], Finished)
+        and events[-1].reason == "length"
+    )
 
 
 FAILURES = [
-    (frame({"message": None, "conversation_id": "C5", "error": "Something went wrong"}), UpstreamFailed, "went wrong"),
-    (frame({"error": {"message": "Bad thing", "code": "x"}}), UpstreamFailed, "Bad thing"),
-    (frame({"detail": "Invalid conversation body"}), UpstreamFailed, "Invalid conversation body"),
-    (frame({"type": "stream_quota_check", "detail": "No more today"}), RateLimited, "No more today"),
+    (
+        frame(
+            {"message": None, "conversation_id": "C5", "error": "Something went wrong"}
+        ),
+        UpstreamFailed,
+        "went wrong",
+    ),
+    (
+        frame({"error": {"message": "Bad thing", "code": "x"}}),
+        UpstreamFailed,
+        "Bad thing",
+    ),
+    (
+        frame({"detail": "Invalid conversation body"}),
+        UpstreamFailed,
+        "Invalid conversation body",
+    ),
+    (
+        frame({"type": "stream_quota_check", "detail": "No more today"}),
+        RateLimited,
+        "No more today",
+    ),
     (b"internal server error\n\n", UpstreamFailed, "internal server error"),
-    (frame({"message": None, "error_code": "conversation_too_large"}), UpstreamRefused, "too long"),
-    (frame({"message": None, "error": {"code": "model_cap_exceeded", "clears_in": 60}}), RateLimited, "limit"),
-    (frame({"message": None, "error_code": "conversation_not_found"}), UpstreamRefused, "no such conversation"),
+    (
+        frame({"message": None, "error_code": "conversation_too_large"}),
+        UpstreamRefused,
+        "too long",
+    ),
+    (
+        frame(
+            {"message": None, "error": {"code": "model_cap_exceeded", "clears_in": 60}}
+        ),
+        RateLimited,
+        "limit",
+    ),
+    (
+        frame({"message": None, "error_code": "conversation_not_found"}),
+        UpstreamRefused,
+        "no such conversation",
+    ),
     (frame({"v": "text"}, "delta"), UpstreamFailed, "before it named"),
     (b'event: delta_encoding\ndata: "v9"\n\n', UpstreamFailed, "not known"),
-    (said(assistant("x", status="finished_error")) + DONE, UpstreamFailed, "gave its answer up"),
-    (frame({"moderation_response": {"blocked": True}, "conversation_id": "C"}), Blocked, "moderation"),
+    (
+        said(assistant("x", status="finished_error")) + DONE,
+        UpstreamFailed,
+        "gave its answer up",
+    ),
+    (
+        frame({"moderation_response": {"blocked": True}, "conversation_id": "C"}),
+        Blocked,
+        "moderation",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("wire", "error", "says"), FAILURES, ids=lambda value: str(value)[:40])
-def test_failures_within_a_stream(wire: bytes, error: type[RelayError], says: str) -> None:
+@pytest.mark.parametrize(
+    ("wire", "error", "says"), FAILURES, ids=lambda value: str(value)[:40]
+)
+def test_failures_within_a_stream(
+    wire: bytes, error: type[RelayError], says: str
+) -> None:
     for before in (b"", said(assistant("Hel"))):
         with pytest.raises(error, match=says):
             decoded(before + wire)
 
 
 def test_unknown_events_are_skipped() -> None:
-    noise = b"event: unheard\ndata: {}\n\n" + frame({"type": "url_moderation", "x": 1}) + b"data: 5\n\nid: 7\n\n"
-    noise += frame([1]) + b"data: 2026-01-01 00:00:00.1\n\n" + frame({"type": "safety_review_update", "active": True})
-    events, _ = decoded(noise + said(assistant("Hel")) + noise + said(assistant("Hello", **WHOLE)) + noise + DONE)
+    noise = (
+        b"event: unheard\ndata: {}\n\n"
+        + frame({"type": "url_moderation", "x": 1})
+        + b"data: 5\n\nid: 7\n\n"
+    )
+    noise += (
+        frame([1])
+        + b"data: 2026-01-01 00:00:00.1\n\n"
+        + frame({"type": "safety_review_update", "active": True})
+    )
+    events, _ = decoded(
+        noise
+        + said(assistant("Hel"))
+        + noise
+        + said(assistant("Hello", **WHOLE))
+        + noise
+        + DONE
+    )
     assert told(events) == "Hello"
 
 
 def test_edits_of_every_kind() -> None:
     documents = Documents()
     documents.apply(
-        {"p": "", "o": "add", "v": {"message": {"content": {"parts": ["abcdef"]}, "metadata": {"list": [1]}}}}
+        {
+            "p": "",
+            "o": "add",
+            "v": {
+                "message": {"content": {"parts": ["abcdef"]}, "metadata": {"list": [1]}}
+            },
+        }
     )
 
     def after(edit: dict[str, Any]) -> Any:
@@ -306,18 +480,37 @@ def test_edits_of_every_kind() -> None:
         documents.settle()
         return document["message"]
 
-    assert after({"p": "/message/content/parts/0", "o": "truncate", "v": 3})["content"]["parts"] == ["abc"]
+    assert after({"p": "/message/content/parts/0", "o": "truncate", "v": 3})["content"][
+        "parts"
+    ] == ["abc"]
     assert after({"o": "append", "v": "Z"})["content"]["parts"] == ["abcZ"]
-    assert after({"p": "/message/metadata/list", "o": "append", "v": [2, 3]})["metadata"]["list"] == [1, 2, 3]
+    assert after({"p": "/message/metadata/list", "o": "append", "v": [2, 3]})[
+        "metadata"
+    ]["list"] == [1, 2, 3]
     assert after({"v": 4})["metadata"]["list"] == [1, 2, 3, 4]
-    assert after({"p": "/message/metadata", "o": "append", "v": {"k": 1}})["metadata"]["k"] == 1
+    assert (
+        after({"p": "/message/metadata", "o": "append", "v": {"k": 1}})["metadata"]["k"]
+        == 1
+    )
     assert "k" not in after({"p": "/message/metadata/k", "o": "remove"})["metadata"]
     edits = [{"p": "/status", "o": "replace", "v": "finished_successfully"}]
-    assert after({"p": "/message", "o": "patch", "v": edits})["status"] == "finished_successfully"
-    assert after({"v": [{"p": "/status", "o": "replace", "v": "again"}]})["status"] == "again"
-    assert after({"p": "/message/a~1b/c~0d", "o": "append", "v": "x"})["a/b"] == {"c~d": "x"}
-    assert after({"p": "/message/metadata/list/1", "o": "add", "v": 9})["metadata"]["list"] == [1, 9, 2, 3, 4]
-    assert after({"p": "/message/metadata/list/1", "o": "remove"})["metadata"]["list"] == [1, 2, 3, 4]
+    assert (
+        after({"p": "/message", "o": "patch", "v": edits})["status"]
+        == "finished_successfully"
+    )
+    assert (
+        after({"v": [{"p": "/status", "o": "replace", "v": "again"}]})["status"]
+        == "again"
+    )
+    assert after({"p": "/message/a~1b/c~0d", "o": "append", "v": "x"})["a/b"] == {
+        "c~d": "x"
+    }
+    assert after({"p": "/message/metadata/list/1", "o": "add", "v": 9})["metadata"][
+        "list"
+    ] == [1, 9, 2, 3, 4]
+    assert after({"p": "/message/metadata/list/1", "o": "remove"})["metadata"][
+        "list"
+    ] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +529,9 @@ def test_edits_of_every_kind() -> None:
 )
 def test_an_edit_that_fits_nothing_is_an_error(edit: dict[str, Any]) -> None:
     documents = Documents()
-    documents.apply({"p": "", "o": "add", "v": {"message": {"content": {"parts": ["abc"]}}}})
+    documents.apply(
+        {"p": "", "o": "add", "v": {"message": {"content": {"parts": ["abc"]}}}}
+    )
     with pytest.raises(UpstreamFailed, match="text may be lost"):
         documents.apply(edit)
 
@@ -351,7 +546,9 @@ CITED = [
 
 @pytest.mark.parametrize(("text", "shown"), CITED)
 @pytest.mark.parametrize("encode", [classic, delta])
-def test_citation_markers_are_left_out_wherever_they_are_cut(text: str, shown: str, encode: Any) -> None:
+def test_citation_markers_are_left_out_wherever_they_are_cut(
+    text: str, shown: str, encode: Any
+) -> None:
     wire = "".join(encode("C", [assistant(text, **WHOLE)]))
     events, _ = decoded(wire.encode())
     assert told(events) == shown and Restarted() not in events
@@ -366,7 +563,10 @@ def test_an_unclosed_marker_is_not_shown() -> None:
 
 
 TEXTS = st.text(
-    st.characters(codec="utf-8", exclude_characters="\ue200\ue201\ue202\ue203\ue204\ue205\ue206【"), max_size=60
+    st.characters(
+        codec="utf-8", exclude_characters="\ue200\ue201\ue202\ue203\ue204\ue205\ue206【"
+    ),
+    max_size=60,
 )
 NOISE = st.sampled_from(
     [
@@ -379,7 +579,11 @@ NOISE = st.sampled_from(
 )
 
 
-@given(st.lists(st.tuples(NOISE, TEXTS), max_size=4), TEXTS.filter(bool), st.integers(1, 200))
+@given(
+    st.lists(st.tuples(NOISE, TEXTS), max_size=4),
+    TEXTS.filter(bool),
+    st.integers(1, 200),
+)
 def test_any_turn_decodes_to_the_same_answer_either_way(
     noise: list[tuple[dict[str, Any], str]], text: str, size: int
 ) -> None:
@@ -388,12 +592,18 @@ def test_any_turn_decodes_to_the_same_answer_either_way(
     for encode in (classic, delta):
         wire = "".join(encode("C", messages)).encode()
         events, _ = decoded(*(wire[at : at + size] for at in range(0, len(wire), size)))
-        assert told(events) == text and isinstance(events[-1], Finished) and events[-1].message_id == "a1"
+        assert (
+            told(events) == text
+            and isinstance(events[-1], Finished)
+            and events[-1].message_id == "a1"
+        )
 
 
 @given(
     st.lists(
-        st.binary(max_size=80) | st.sampled_from([DONE, frame({"v": {"message": assistant("x")}}, "delta")]), max_size=8
+        st.binary(max_size=80)
+        | st.sampled_from([DONE, frame({"v": {"message": assistant("x")}}, "delta")]),
+        max_size=8,
     )
 )
 def test_no_bytes_break_the_decoder(pieces: list[bytes]) -> None:

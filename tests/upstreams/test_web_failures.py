@@ -22,28 +22,97 @@ from relay.upstreams.chatgpt_web import failures
 
 HTML = {"content-type": "text/html; charset=UTF-8"}
 CHALLENGE = (
-    b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>" + b"x" * 3000 + b"cf_chl_opt</body>"
+    b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>"
+    + b"x" * 3000
+    + b"cf_chl_opt</body>"
 )
-EXPIRED = {"detail": {"message": "Your authentication token has expired.", "code": "token_expired"}}
+EXPIRED = {
+    "detail": {
+        "message": "Your authentication token has expired.",
+        "code": "token_expired",
+    }
+}
 FASTAPI = {
-    "detail": [{"loc": ["body", "messages", 0, "author"], "msg": "field required", "type": "value_error.missing"}]
+    "detail": [
+        {
+            "loc": ["body", "messages", 0, "author"],
+            "msg": "field required",
+            "type": "value_error.missing",
+        }
+    ]
 }
 
 #: status, headers, body -> error, its status, retry_after, a word of its message
 TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]] = [
     (401, {}, EXPIRED, TokenRejected, 401, None, "expired"),
-    (401, {}, {"detail": "Could not parse your authentication token."}, TokenRejected, 401, None, "parse"),
+    (
+        401,
+        {},
+        {"detail": "Could not parse your authentication token."},
+        TokenRejected,
+        401,
+        None,
+        "parse",
+    ),
     (401, {}, {"detail": "Unauthorized"}, TokenRejected, 401, None, "Unauthorized"),
-    (401, {}, {"error": {"message": "bad", "code": "invalid_jwt"}}, TokenRejected, 401, None, "bad"),
+    (
+        401,
+        {},
+        {"error": {"message": "bad", "code": "invalid_jwt"}},
+        TokenRejected,
+        401,
+        None,
+        "bad",
+    ),
     (401, {}, b"", TokenRejected, 401, None, "rejects the access token"),
-    (403, {}, {"detail": {"message": "Closed", "code": "account_deactivated"}}, TokenRejected, 401, None, "closed"),
+    (
+        403,
+        {},
+        {"detail": {"message": "Closed", "code": "account_deactivated"}},
+        TokenRejected,
+        401,
+        None,
+        "closed",
+    ),
     (403, HTML, CHALLENGE, Challenged, 403, None, "never solves"),
-    (403, {"cf-mitigated": "challenge", **HTML}, b"<html></html>", Challenged, 403, None, "challenge"),
+    (
+        403,
+        {"cf-mitigated": "challenge", **HTML},
+        b"<html></html>",
+        Challenged,
+        403,
+        None,
+        "challenge",
+    ),
     (503, HTML, CHALLENGE, Challenged, 403, None, "challenge"),
     (403, {}, b"error code: 1020", Challenged, 403, None, "address"),
-    (403, {}, {"detail": "Unusual activity has been detected."}, UpstreamRefused, 403, None, "Unusual activity"),
-    (404, {}, {"detail": "Can't load conversation C"}, UpstreamRefused, 404, None, "load conversation"),
-    (404, {}, {"detail": {"message": "Conversation not found", "code": "x"}}, UpstreamRefused, 404, None, "not found"),
+    (
+        403,
+        {},
+        {"detail": "Unusual activity has been detected."},
+        UpstreamRefused,
+        403,
+        None,
+        "Unusual activity",
+    ),
+    (
+        404,
+        {},
+        {"detail": "Can't load conversation C"},
+        UpstreamRefused,
+        404,
+        None,
+        "load conversation",
+    ),
+    (
+        404,
+        {},
+        {"detail": {"message": "Conversation not found", "code": "x"}},
+        UpstreamRefused,
+        404,
+        None,
+        "not found",
+    ),
     (
         413,
         {},
@@ -53,39 +122,165 @@ TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, st
         None,
         "long",
     ),
-    (422, {}, FASTAPI, UpstreamRefused, 422, None, "field required (body.messages.0.author)"),
-    (422, {}, {"detail": "Invalid conversation body"}, UpstreamRefused, 422, None, "Invalid conversation body"),
-    (400, {}, {"detail": "Too many requests in 1 hour. Try again later."}, RateLimited, 429, 3600, "Too many"),
+    (
+        422,
+        {},
+        FASTAPI,
+        UpstreamRefused,
+        422,
+        None,
+        "field required (body.messages.0.author)",
+    ),
+    (
+        422,
+        {},
+        {"detail": "Invalid conversation body"},
+        UpstreamRefused,
+        422,
+        None,
+        "Invalid conversation body",
+    ),
+    (
+        400,
+        {},
+        {"detail": "Too many requests in 1 hour. Try again later."},
+        RateLimited,
+        429,
+        3600,
+        "Too many",
+    ),
     (
         429,
         {},
-        {"detail": {"message": "cap", "code": "model_cap_exceeded", "clears_in": 11461}},
+        {
+            "detail": {
+                "message": "cap",
+                "code": "model_cap_exceeded",
+                "clears_in": 11461,
+            }
+        },
         RateLimited,
         429,
         11461,
         "cap",
     ),
-    (429, {}, {"error": {"message": "slow", "resets_in_seconds": 1.2}}, RateLimited, 429, 2, "slow"),
-    (429, {"retry-after": "20"}, {"detail": "Slow down"}, RateLimited, 429, 20, "Slow down"),
-    (429, {}, {"detail": "try again in 20 minutes"}, RateLimited, 429, 1200, "20 minutes"),
+    (
+        429,
+        {},
+        {"error": {"message": "slow", "resets_in_seconds": 1.2}},
+        RateLimited,
+        429,
+        2,
+        "slow",
+    ),
+    (
+        429,
+        {"retry-after": "20"},
+        {"detail": "Slow down"},
+        RateLimited,
+        429,
+        20,
+        "Slow down",
+    ),
+    (
+        429,
+        {},
+        {"detail": "try again in 20 minutes"},
+        RateLimited,
+        429,
+        1200,
+        "20 minutes",
+    ),
     (429, {}, {"detail": "Something went wrong"}, RateLimited, 429, None, "Something"),
     (429, {}, {"error": "Rate limited by proxy"}, RateLimited, 429, None, "by proxy"),
     (429, {}, b"", RateLimited, 429, None, "too many requests"),
     (429, HTML, b"<html>429</html>", UpstreamRefused, 429, None, "a web page"),
-    (429, {}, {"detail": "Only one message at a time. Please wait."}, OneAtATime, 429, None, "one message"),
-    (500, {}, {"detail": "Internal Server Error"}, UpstreamRefused, 500, None, "Internal Server Error"),
-    (500, {}, {"error": "No bypass servers available."}, UpstreamRefused, 500, None, "bypass"),
-    (502, HTML, b"<html><h1>502 Bad Gateway</h1></html>", UpstreamRefused, 502, None, "a web page"),
+    (
+        429,
+        {},
+        {"detail": "Only one message at a time. Please wait."},
+        OneAtATime,
+        429,
+        None,
+        "one message",
+    ),
+    (
+        500,
+        {},
+        {"detail": "Internal Server Error"},
+        UpstreamRefused,
+        500,
+        None,
+        "Internal Server Error",
+    ),
+    (
+        500,
+        {},
+        {"error": "No bypass servers available."},
+        UpstreamRefused,
+        500,
+        None,
+        "bypass",
+    ),
+    (
+        502,
+        HTML,
+        b"<html><h1>502 Bad Gateway</h1></html>",
+        UpstreamRefused,
+        502,
+        None,
+        "a web page",
+    ),
     (524, {}, b"", UpstreamRefused, 524, None, "524"),
-    (302, {"location": "https://elsewhere.example/"}, b"", UpstreamFailed, 502, None, "redirects are not followed"),
+    (
+        302,
+        {"location": "https://elsewhere.example/"},
+        b"",
+        UpstreamFailed,
+        502,
+        None,
+        "redirects are not followed",
+    ),
     (308, {}, b"", UpstreamFailed, 502, None, "redirects"),
-    (200, HTML, b"<!doctype html><html>Welcome</html>", UpstreamFailed, 502, None, "a web page"),
+    (
+        200,
+        HTML,
+        b"<!doctype html><html>Welcome</html>",
+        UpstreamFailed,
+        502,
+        None,
+        "a web page",
+    ),
     (200, {}, b"", UpstreamFailed, 502, None, "an empty answer"),
     (200, {}, b"hello", UpstreamFailed, 502, None, "what is no answer"),
-    (200, {}, {"wss_url": "wss://x.example", "conversation_id": "C"}, UpstreamFailed, 502, None, "wss_url"),
-    (200, {}, {"detail": {"type": "invalid_request_error", "message": "no"}}, UpstreamFailed, 502, None, "no"),
+    (
+        200,
+        {},
+        {"wss_url": "wss://x.example", "conversation_id": "C"},
+        UpstreamFailed,
+        502,
+        None,
+        "wss_url",
+    ),
+    (
+        200,
+        {},
+        {"detail": {"type": "invalid_request_error", "message": "no"}},
+        UpstreamFailed,
+        502,
+        None,
+        "no",
+    ),
     (200, {}, EXPIRED, TokenRejected, 401, None, "expired"),
-    (200, {}, {"status": False, "error": "Invalid API key", "hint": "x"}, UpstreamFailed, 502, None, "Invalid API key"),
+    (
+        200,
+        {},
+        {"status": False, "error": "Invalid API key", "hint": "x"},
+        UpstreamFailed,
+        502,
+        None,
+        "Invalid API key",
+    ),
 ]
 
 
@@ -93,7 +288,9 @@ def encoded(body: Any) -> bytes:
     return body if isinstance(body, bytes) else json.dumps(body).encode()
 
 
-@pytest.mark.parametrize(("status", "headers", "body", "error", "as_status", "wait", "says"), TOLD)
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "error", "as_status", "wait", "says"), TOLD
+)
 def test_a_response_becomes_one_error(
     status: int,
     headers: dict[str, str],
@@ -111,17 +308,25 @@ def test_a_response_becomes_one_error(
 
 def test_an_upstreams_words_are_told_short_and_without_secrets() -> None:
     secret = "eyJhbGciOi.eyJzdWIi.c2ln sk-proj-abcdefgh12 Bearer abc https://host.example/?verify=x rt_aaaaaaaaaaaa"
-    told = failures.from_response(400, {}, encoded({"detail": f"bad\n{secret} " + "x" * 1000}))
-    assert "bad" in told.message and len(told.message) < 400 and "\n" not in told.message
+    told = failures.from_response(
+        400, {}, encoded({"detail": f"bad\n{secret} " + "x" * 1000})
+    )
+    assert (
+        "bad" in told.message and len(told.message) < 400 and "\n" not in told.message
+    )
     for part in ("eyJ", "sk-proj", "Bearer", "host.example", "rt_a"):
         assert part not in told.message
 
 
 @given(
     st.integers(200, 599),
-    st.dictionaries(st.sampled_from(["content-type", "retry-after"]), st.text(max_size=9)),
+    st.dictionaries(
+        st.sampled_from(["content-type", "retry-after"]), st.text(max_size=9)
+    ),
     st.binary(max_size=99),
 )
-def test_no_response_breaks_it(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_no_response_breaks_it(
+    status: int, headers: dict[str, str], body: bytes
+) -> None:
     told = failures.from_response(status, headers, body)
     assert told.source == "upstream" and 400 <= told.status <= 599 and told.message

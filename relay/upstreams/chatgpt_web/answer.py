@@ -35,7 +35,11 @@ def part_of(message: dict[str, Any], name: str) -> dict[str, Any]:
 def text_of(message: dict[str, Any]) -> str:
     """The text of a message's parts; parts that are no text (images, sound) have none."""
     parts = part_of(message, "content").get("parts")
-    return "".join(part for part in parts if isinstance(part, str)) if isinstance(parts, list) else ""
+    return (
+        "".join(part for part in parts if isinstance(part, str))
+        if isinstance(parts, list)
+        else ""
+    )
 
 
 def is_answer(message: dict[str, Any]) -> bool:
@@ -138,7 +142,9 @@ class Answer:
     def grow(self, piece: str) -> list[Event]:
         """What was appended to the candidate's text, without looking at all of it again."""
         assert self._candidate is not None
-        same = self._told.length == self._candidate.said.length  # nothing was left out or held back so far
+        same = (
+            self._told.length == self._candidate.said.length
+        )  # nothing was left out or held back so far
         self._candidate.said.grow(piece)
         if not same or _MARKS.search(piece):
             return self._news(whole=False)

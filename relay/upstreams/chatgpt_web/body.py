@@ -44,22 +44,34 @@ class Place:
 
 def conversation_path(conversation_id: str) -> str:
     if not _ID.fullmatch(conversation_id):
-        raise BadRequest("That is no conversation id. Send it as an earlier reply gave it.")
+        raise BadRequest(
+            "That is no conversation id. Send it as an earlier reply gave it."
+        )
     return quote(conversation_id, safe="")
 
 
 def place(address: str, path: str = "conversation") -> Place:
     """What an address means: an origin, a prefix (`.../api/`), or a full conversation URL. Raises ValueError."""
     url = urlsplit(address.strip())
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
-        raise ValueError("it must be an http or https address without user, query and fragment")
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or url.username
+        or url.query
+        or url.fragment
+    ):
+        raise ValueError(
+            "it must be an http or https address without user, query and fragment"
+        )
     below = url.path.rstrip("/")
     for ending in ("/f/conversation", "/conversation"):
         if below.endswith(ending):
             below = below.removesuffix(ending)
             path = ending[1:] if path == "conversation" else path
             break
-    return Place(f"{url.scheme}://{url.netloc}{below or '/backend-api'}", path.strip("/"))
+    return Place(
+        f"{url.scheme}://{url.netloc}{below or '/backend-api'}", path.strip("/")
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,9 @@ class Extras:
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
-def headers(token: str, extras: Extras, request_id: str, *, own: bool, stream: bool = False) -> dict[str, str]:
+def headers(
+    token: str, extras: Extras, request_id: str, *, own: bool, stream: bool = False
+) -> dict[str, str]:
     """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it."""
     told = {
         "User-Agent": USER_AGENT,
@@ -92,7 +106,10 @@ def headers(token: str, extras: Extras, request_id: str, *, own: bool, stream: b
 def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
     """The body that asks a question."""
     *before, prompt = question.messages
-    sent = [_message(str(uuid.uuid4()), _ROLES.get(said.role, said.role), said.text) for said in before]
+    sent = [
+        _message(str(uuid.uuid4()), _ROLES.get(said.role, said.role), said.text)
+        for said in before
+    ]
     sent.append(_message(question.question_id, "user", prompt.text))
     body: dict[str, Any] = {
         "action": "next",
@@ -108,7 +125,9 @@ def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
     return orjson.dumps(body | dict(extras.body))
 
 
-def rest(question: Question, conversation_id: str, parent_id: str, extras: Extras) -> bytes:
+def rest(
+    question: Question, conversation_id: str, parent_id: str, extras: Extras
+) -> bytes:
     """The body that asks for the rest of an answer that stopped for its length."""
     body = {
         "action": "continue",
@@ -124,4 +143,9 @@ def rest(question: Question, conversation_id: str, parent_id: str, extras: Extra
 
 def _message(message_id: str, role: str, text: str) -> dict[str, Any]:
     content = {"content_type": "text", "parts": [text]}
-    return {"id": message_id, "author": {"role": role}, "content": content, "metadata": {}}
+    return {
+        "id": message_id,
+        "author": {"role": role},
+        "content": content,
+        "metadata": {},
+    }

@@ -46,7 +46,9 @@ def _plain(name: str) -> str:
 class WebDecoder:
     """Decodes one turn. `wants`: what must be asked for before more bytes can come; `again` begins the next stream."""
 
-    def __init__(self, conversation_id: str | None = None, known: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, conversation_id: str | None = None, known: frozenset[str] = frozenset()
+    ) -> None:
         self.conversation_id = conversation_id
         self.account: Account | None = None
         self.wants: Continue | Poll | None = None
@@ -86,7 +88,9 @@ class WebDecoder:
         data = event.data.strip()
         if event.name == sse.STRAY:
             if data.lower() == "internal server error":
-                raise UpstreamFailed("The upstream failed within its answer: internal server error.")
+                raise UpstreamFailed(
+                    "The upstream failed within its answer: internal server error."
+                )
             return []
         if event.name == "ping" or not data or _TIMESTAMP.match(data):
             return []
@@ -94,7 +98,9 @@ class WebDecoder:
             return self._end(said=True)
         if event.name == "delta_encoding":
             if data.strip('"') != "v1":
-                raise UpstreamFailed("The upstream speaks a delta encoding that is not known here.")
+                raise UpstreamFailed(
+                    "The upstream speaks a delta encoding that is not known here."
+                )
             self._documents = Documents()
             return []
         try:
@@ -104,8 +110,12 @@ class WebDecoder:
         if not isinstance(told, dict):
             return []
         if event.name == "delta" and self._documents is None:
-            raise UpstreamFailed("The upstream sent an edit before it named its encoding.")
-        is_frame = "v" in told and (event.name == "delta" or "p" in told or "o" in told or "c" in told)
+            raise UpstreamFailed(
+                "The upstream sent an edit before it named its encoding."
+            )
+        is_frame = "v" in told and (
+            event.name == "delta" or "p" in told or "o" in told or "c" in told
+        )
         is_snapshot = isinstance(told.get("v"), dict) and "message" in told["v"]
         if self._documents is not None and (is_frame or is_snapshot):
             return self._frame(self._documents, told)
@@ -113,8 +123,12 @@ class WebDecoder:
 
     def _garbage(self) -> list[Event]:
         if self._documents is not None:
-            raise UpstreamFailed("The upstream sent garbage among its edits: text may be lost.")
-        self._garbled = True  # the next message has the whole text so far, if there is a next one
+            raise UpstreamFailed(
+                "The upstream sent garbage among its edits: text may be lost."
+            )
+        self._garbled = (
+            True  # the next message has the whole text so far, if there is a next one
+        )
         return []
 
     def _frame(self, documents: Documents, frame: dict[str, Any]) -> list[Event]:
@@ -123,7 +137,9 @@ class WebDecoder:
             return []
         message = document.get("message")
         if grown is not None and isinstance(message, dict):
-            return self._answer.grow(grown) if message.get("id") == self._answer.id else []
+            return (
+                self._answer.grow(grown) if message.get("id") == self._answer.id else []
+            )
         return self._envelope(document)
 
     def _envelope(self, told: dict[str, Any]) -> list[Event]:
@@ -141,7 +157,10 @@ class WebDecoder:
             events = self._answer.see(message)
         elif told.get("type") == "stream_handoff":
             self._handed_off = True
-        elif told.get("type") in ("message_stream_complete", "main_stream_complete") and self._answer.settled:
+        elif (
+            told.get("type") in ("message_stream_complete", "main_stream_complete")
+            and self._answer.settled
+        ):
             return self._end(said=True)
         return self._begun() + events
 
@@ -151,35 +170,62 @@ class WebDecoder:
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()
         if told.get("type") == "stream_quota_check":
-            raise RateLimited(f"The upstream's limit is reached: {words_of(self._hidden(told))[0]}")
-        if told.get("error") or told.get("error_code") or (told.get("detail") and "type" not in told):
+            raise RateLimited(
+                f"The upstream's limit is reached: {words_of(self._hidden(told))[0]}"
+            )
+        if (
+            told.get("error")
+            or told.get("error_code")
+            or (told.get("detail") and "type" not in told)
+        ):
             told = self._hidden(told)
             raise failures.from_words(*words_of(told), told)
 
     def _hidden(self, told: dict[str, Any]) -> Any:
         """A failure's words without the account's token."""
-        return json_of(self.account.hidden_in(orjson.dumps(told))) if self.account else told
+        return (
+            json_of(self.account.hidden_in(orjson.dumps(told)))
+            if self.account
+            else told
+        )
 
     def _begun(self) -> list[Event]:
         if self.started or not self.conversation_id:
             return []
         self.started = True
-        return [Started(self._model, self.conversation_id, self.account.name if self.account else None)]
+        return [
+            Started(
+                self._model,
+                self.conversation_id,
+                self.account.name if self.account else None,
+            )
+        ]
 
     def _end(self, said: bool) -> list[Event]:
         if self._documents is not None:
             self._documents.settle()
         if self._garbled and not self._answer.settled:
-            raise UpstreamFailed("The upstream sent garbage for the last of its answer: text may be lost.")
+            raise UpstreamFailed(
+                "The upstream sent garbage for the last of its answer: text may be lost."
+            )
         try:
             events, reason = self._answer.finish(said)
         except UpstreamCut:
-            if said and self.conversation_id and (self._handed_off or self._answer.id is None):
+            if (
+                said
+                and self.conversation_id
+                and (self._handed_off or self._answer.id is None)
+            ):
                 self.wants = Poll(self.conversation_id)
                 return self._begun()
             raise
         parent = self._answer.id or ""
-        if said and self._answer.cut_short and self.conversation_id and self._continuations < MOST_CONTINUATIONS:
+        if (
+            said
+            and self._answer.cut_short
+            and self.conversation_id
+            and self._continuations < MOST_CONTINUATIONS
+        ):
             self._continuations += 1
             self._answer.continue_()
             self.wants = Continue(self.conversation_id, parent)

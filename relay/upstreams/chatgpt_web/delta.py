@@ -27,13 +27,31 @@ class Documents:
     def apply(self, frame: dict[str, Any]) -> tuple[Any, str | None]:
         """The document that the frame edited; and, where all it did was to append to the text, what it appended."""
         value = frame.get("v")
-        if "p" not in frame and "o" not in frame and isinstance(value, dict) and "message" in value:
-            frame = {**frame, "p": "", "o": "add"}  # a new message, whatever came before
+        if (
+            "p" not in frame
+            and "o" not in frame
+            and isinstance(value, dict)
+            and "message" in value
+        ):
+            frame = {
+                **frame,
+                "p": "",
+                "o": "add",
+            }  # a new message, whatever came before
         channel = frame.get("c", self._channel)
         path, operation = frame.get("p", self._path), frame.get("o", self._operation)
-        if not isinstance(path, str) or not isinstance(operation, str) or isinstance(channel, (dict, list)):
+        if (
+            not isinstance(path, str)
+            or not isinstance(operation, str)
+            or isinstance(channel, (dict, list))
+        ):
             raise _misfit(frame)
-        grows = operation == "append" and path == TEXT and channel == self._channel and isinstance(value, str)
+        grows = (
+            operation == "append"
+            and path == TEXT
+            and channel == self._channel
+            and isinstance(value, str)
+        )
         self._channel, self._path, self._operation = channel, path, operation
         if grows and isinstance(value, str) and self._has_text():
             self._grown.append(value)
@@ -51,7 +69,9 @@ class Documents:
 
     def _has_text(self) -> bool:
         try:
-            return isinstance(self._documents[self._channel]["message"]["content"]["parts"][0], str)
+            return isinstance(
+                self._documents[self._channel]["message"]["content"]["parts"][0], str
+            )
         except (KeyError, IndexError, TypeError):
             return False
 
@@ -60,7 +80,9 @@ class Documents:
             for edit in value if isinstance(value, list) else [value]:
                 if not isinstance(edit, dict) or not isinstance(edit.get("p", ""), str):
                     raise _misfit(value)
-                self._edit(path + edit.get("p", ""), edit.get("o", "replace"), edit.get("v"))
+                self._edit(
+                    path + edit.get("p", ""), edit.get("o", "replace"), edit.get("v")
+                )
             return
         holder, key = self._place(path, create=operation != "remove")
         if holder is None:
@@ -85,10 +107,18 @@ class Documents:
         """The container and the key that a pointer names; missing objects on the way are made."""
         if path and not path.startswith("/"):
             raise _misfit(path)
-        if self._channel not in self._documents and len(self._documents) >= MOST_DOCUMENTS:
-            raise UpstreamFailed(f"The upstream's stream has more than {MOST_DOCUMENTS} messages.")
+        if (
+            self._channel not in self._documents
+            and len(self._documents) >= MOST_DOCUMENTS
+        ):
+            raise UpstreamFailed(
+                f"The upstream's stream has more than {MOST_DOCUMENTS} messages."
+            )
         holder: Any = self._documents
-        keys: list[Any] = [self._channel, *(_unescaped(part) for part in path.split("/")[1:])]
+        keys: list[Any] = [
+            self._channel,
+            *(_unescaped(part) for part in path.split("/")[1:]),
+        ]
         for key in keys[:-1]:
             inner = _get(holder, key)
             if inner is None:
@@ -150,4 +180,6 @@ def _append(holder: Any, key: Any, value: Any) -> None:
 
 
 def _misfit(what: object) -> UpstreamFailed:
-    return UpstreamFailed(f"The upstream sent an edit that fits no document ({type(what).__name__}): text may be lost.")
+    return UpstreamFailed(
+        f"The upstream sent an edit that fits no document ({type(what).__name__}): text may be lost."
+    )

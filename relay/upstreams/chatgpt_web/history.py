@@ -50,34 +50,69 @@ class WebHistory:
 
     def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
         """A page of an account's list, and how long the backend makes its pages: it may give less than is asked for."""
-        head, told = self._fetch(caller, account, "GET", f"conversations?offset={offset}&limit={PAGE}&order=updated")
+        head, told = self._fetch(
+            caller,
+            account,
+            "GET",
+            f"conversations?offset={offset}&limit={PAGE}&order=updated",
+        )
         items, size = json_of(told), PAGE
         if isinstance(items, dict):
             limit = items.get("limit")
-            items, size = items.get("items"), limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE
+            items, size = (
+                items.get("items"),
+                limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE,
+            )
         if head.status != 200 or not isinstance(items, list):
-            raise failures.from_response(head.status, head.headers, account.hidden_in(told))
-        return [item for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)], size
+            raise failures.from_response(
+                head.status, head.headers, account.hidden_in(told)
+            )
+        return [
+            item
+            for item in items
+            if isinstance(item, dict) and isinstance(item.get("id"), str)
+        ], size
 
-    def read(self, caller: Caller, conversation_id: str, account: str | None) -> dict[str, Any]:
+    def read(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> dict[str, Any]:
         """One conversation, just as the backend shows it. Raises NoConversation where no account in reach has it."""
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "GET", path)
-            if head.status != 404 or account or caller.token or not words_of(json_of(told))[0]:
+            if (
+                head.status != 404
+                or account
+                or caller.token
+                or not words_of(json_of(told))[0]
+            ):
                 return parsed_tree(head, told)
         raise NoConversation()
 
-    def change(self, caller: Caller, conversation_id: str, account: str | None, what: dict[str, Any]) -> None:
+    def change(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        account: str | None,
+        what: dict[str, Any],
+    ) -> None:
         """Rename (`title`) or delete (`is_visible`: false). Raises NoConversation where no account in reach has it."""
         path = f"conversation/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
-            head, told = self._fetch(caller, candidate, "PATCH", path, orjson.dumps(what))
+            head, told = self._fetch(
+                caller, candidate, "PATCH", path, orjson.dumps(what)
+            )
             done = json_of(told)
-            if head.status == 200 and isinstance(done, dict) and done.get("success", True):
+            if (
+                head.status == 200
+                and isinstance(done, dict)
+                and done.get("success", True)
+            ):
                 return
             if head.status == 200:
-                raise UpstreamFailed("The upstream did not say that it changed the conversation.")
+                raise UpstreamFailed(
+                    "The upstream did not say that it changed the conversation."
+                )
             if head.status != 404:
                 raise failures.from_response(head.status, head.headers, told)
             if not words_of(done)[0]:
@@ -93,7 +128,11 @@ class WebHistory:
         for candidate in self._accounts(caller, account):
             head, told = self._fetch(caller, candidate, "POST", path, asked)
             found = json_of(told)
-            if head.status == 200 and isinstance(found, dict) and isinstance(found.get("title"), str):
+            if (
+                head.status == 200
+                and isinstance(found, dict)
+                and isinstance(found.get("title"), str)
+            ):
                 return str(found["title"])
             if head.status == 200 and isinstance(found, dict):  # it has one already
                 return str(tree.get("title") or "")
@@ -105,11 +144,26 @@ class WebHistory:
         if caller.token:
             return (self._backend.account_of(caller.token),)
         if not caller.may_spend:
-            raise Unauthorized("That conversation is at ChatGPT; send your access token, or a client key.")
-        return self._backend.pool.only(account) if account else self._backend.pool.in_turn()
+            raise Unauthorized(
+                "That conversation is at ChatGPT; send your access token, or a client key."
+            )
+        return (
+            self._backend.pool.only(account)
+            if account
+            else self._backend.pool.in_turn()
+        )
 
-    def _fetch(self, caller: Caller, account: Account, method: str, path: str, told: bytes = b"") -> tuple[Head, bytes]:
-        headers = body.headers(account.token, self._backend.extras, "", own=bool(caller.token))
+    def _fetch(
+        self,
+        caller: Caller,
+        account: Account,
+        method: str,
+        path: str,
+        told: bytes = b"",
+    ) -> tuple[Head, bytes]:
+        headers = body.headers(
+            account.token, self._backend.extras, "", own=bool(caller.token)
+        )
         if told:
             headers["Content-Type"] = "application/json"
         exchange = self._backend.transport.send(
@@ -121,9 +175,13 @@ class WebHistory:
             while head and (piece := exchange.read(max(0.0, until - time.monotonic()))):
                 answer += piece
                 if len(answer) > LONGEST_TREE:
-                    raise UpstreamFailed("The upstream's answer is larger than anything that was asked for.")
+                    raise UpstreamFailed(
+                        "The upstream's answer is larger than anything that was asked for."
+                    )
             if head is None or piece is None:
-                raise UpstreamFailed(f"The upstream did not answer within {self._seconds:g} s.")
+                raise UpstreamFailed(
+                    f"The upstream did not answer within {self._seconds:g} s."
+                )
             return head, answer if head.status == 200 else account.hidden_in(answer)
         finally:
             exchange.close()

@@ -59,22 +59,32 @@ class Backend:
     def account_of(self, token: str) -> Account:
         """The account of a caller's own token. Raises BadRequest for what is no access token."""
         if not self.knows(token):
-            raise BadRequest("That is no access token of ChatGPT's, where this conversation lives: leave it out.")
+            raise BadRequest(
+                "That is no access token of ChatGPT's, where this conversation lives: leave it out."
+            )
         return Account.of(token)
 
     def place_for(self, asked: str | None) -> Place:
         """The backend that a request goes to: the configured one, or the one that it names, if that is allowed."""
         if not asked:
-            return self.places[int(time.monotonic()) % len(self.places)] if len(self.places) > 1 else self.places[0]
+            return (
+                self.places[int(time.monotonic()) % len(self.places)]
+                if len(self.places) > 1
+                else self.places[0]
+            )
         wanted = asked.strip()
         for entry in self.allowed:
             origin = entry.rstrip("/")
-            if wanted == entry or (origin.count("/") == 2 and f"{wanted}/".startswith(f"{origin}/")):
+            if wanted == entry or (
+                origin.count("/") == 2 and f"{wanted}/".startswith(f"{origin}/")
+            ):
                 try:
                     return body.place(wanted, self.path)
                 except ValueError as error:
                     raise Forbidden(f"reverse_proxy cannot be used: {error}.") from None
-        raise Forbidden("That reverse_proxy does not stand in REVERSE_PROXY_ALLOW, so no token is sent there.")
+        raise Forbidden(
+            "That reverse_proxy does not stand in REVERSE_PROXY_ALLOW, so no token is sent there."
+        )
 
     def attempts(self, question: Question) -> Attempts:
         """The accounts that may answer: the caller's own alone, the conversation's alone, or all in turn."""
@@ -82,15 +92,23 @@ class Backend:
             own = self.account_of(question.token)
             return Attempts(AccountPool((own,)), (own,), 0)
         if not len(self.pool):
-            raise Unauthorized("This service has no access token of its own: send yours in the field access_token.")
-        candidates = self.pool.only(question.account) if question.account else self.pool.in_turn()
+            raise Unauthorized(
+                "This service has no access token of its own: send yours in the field access_token."
+            )
+        candidates = (
+            self.pool.only(question.account)
+            if question.account
+            else self.pool.in_turn()
+        )
         return Attempts(self.pool, candidates, self.retries)
 
 
 class Session:
     """One question's stream: finds an account that answers, reads its answer, asks for the rest where there is one."""
 
-    def __init__(self, backend: Backend, question: Question, decoder: WebDecoder) -> None:
+    def __init__(
+        self, backend: Backend, question: Question, decoder: WebDecoder
+    ) -> None:
         self._backend = backend
         self._question = question
         self._decoder = decoder
@@ -102,7 +120,9 @@ class Session:
         self._parent = question.parent_id
         self._due = 0.0
         self._pause = 1.0
-        self._patient_until = time.monotonic() + min(backend.patience, question.timeout or backend.patience)
+        self._patient_until = time.monotonic() + min(
+            backend.patience, question.timeout or backend.patience
+        )
         self.asked = False
         self._accepted = False
         self._first = b""
@@ -129,7 +149,11 @@ class Session:
                         return None
                     continue
                 piece, self._first = self._first, b""
-                return piece or (self._exchange.read(max(0.0, until - time.monotonic())) if self._exchange else b"")
+                return piece or (
+                    self._exchange.read(max(0.0, until - time.monotonic()))
+                    if self._exchange
+                    else b""
+                )
             except UpstreamCut:
                 if self._interrupted.is_set():
                     return b""
@@ -154,13 +178,18 @@ class Session:
             return False
         if head is None:
             return False
-        if head.status == 200 and "text/event-stream" in head.headers.get("content-type", "").lower():
+        if (
+            head.status == 200
+            and "text/event-stream" in head.headers.get("content-type", "").lower()
+        ):
             self._accepted = True
             return True
         first = self._exchange.read(max(0.0, until - time.monotonic()))
         if first is None:
             return False
-        if head.status == 200 and first.startswith((b"data:", b"event:", b":")):  # a proxy that does not name the type
+        if head.status == 200 and first.startswith(
+            (b"data:", b"event:", b":")
+        ):  # a proxy that does not name the type
             self._accepted, self._first = True, first
             return True
         told = self._account.hidden_in(first + self._whole(LONGEST_ERROR))
@@ -170,7 +199,9 @@ class Session:
     def _admit(self) -> bool:
         """Whether the account may be asked now; with ACCOUNT_CONCURRENCY it may have enough to do."""
         if not self._holds:
-            self._holds = self._backend.pool.take(self._account, self._backend.concurrency)
+            self._holds = self._backend.pool.take(
+                self._account, self._backend.concurrency
+            )
             if not self._holds:
                 self._due = time.monotonic() + 0.1
         return self._holds
@@ -180,7 +211,11 @@ class Session:
         self._drop()
         if isinstance(error, OneAtATime):
             others = self._backend.pool.in_flight(self._account) > 0
-            pause, self._pause = (0.2, self._pause) if others else (self._pause, min(8.0, self._pause * 2))
+            pause, self._pause = (
+                (0.2, self._pause)
+                if others
+                else (self._pause, min(8.0, self._pause * 2))
+            )
             self._due = time.monotonic() + pause
             if self._due >= self._patient_until:
                 raise error
@@ -210,7 +245,11 @@ class Session:
     def _headers(self, stream: bool = False) -> dict[str, str]:
         own = bool(self._question.token)
         told = body.headers(
-            self._account.token, self._backend.extras, self._question.request_id, own=own, stream=stream
+            self._account.token,
+            self._backend.extras,
+            self._question.request_id,
+            own=own,
+            stream=stream,
         )
         return told | ({"Content-Type": "application/json"} if stream else {})
 
@@ -218,11 +257,15 @@ class Session:
         """The message that a conversation's next question follows, where nobody here knows it."""
         current = self._tree(conversation_id).get("current_node")
         if not isinstance(current, str):
-            raise UpstreamFailed("The upstream shows a conversation without a newest message; send the parent id.")
+            raise UpstreamFailed(
+                "The upstream shows a conversation without a newest message; send the parent id."
+            )
         return current
 
     def _tree(self, conversation_id: str) -> dict[str, Any]:
-        self._exchange = self._backend.transport.send(Call("GET", self._place.of(conversation_id), self._headers()))
+        self._exchange = self._backend.transport.send(
+            Call("GET", self._place.of(conversation_id), self._headers())
+        )
         head = self._exchange.head(FETCH_SECONDS)
         told = self._whole(LONGEST_TREE) if head else b""
         if head and head.status != 200:
@@ -238,7 +281,9 @@ class Session:
         assert self._exchange is not None
         until, told = time.monotonic() + FETCH_SECONDS, b""
         try:
-            while (piece := self._exchange.read(max(0.0, until - time.monotonic()))) and len(told) < most:
+            while (
+                piece := self._exchange.read(max(0.0, until - time.monotonic()))
+            ) and len(told) < most:
                 told += piece
         except UpstreamCut:
             if self._interrupted.is_set():
@@ -248,8 +293,15 @@ class Session:
     def _follow(self, wanted: Continue) -> None:
         self._drop()
         self._decoder.again()
-        told = body.rest(self._question, wanted.conversation_id, wanted.parent_id, self._backend.extras)
-        self._next = lambda: Call("POST", self._place.turn, self._headers(stream=True), told)
+        told = body.rest(
+            self._question,
+            wanted.conversation_id,
+            wanted.parent_id,
+            self._backend.extras,
+        )
+        self._next = lambda: Call(
+            "POST", self._place.turn, self._headers(stream=True), told
+        )
 
     def _poll(self, wanted: Poll) -> bytes | None:
         """Look for the answer in the conversation; as a classic stream, once it is there."""
@@ -266,11 +318,17 @@ class Session:
         self._misses = 0
         found, over = answers_to(tree, self._question.question_id)
         if over and not found:
-            raise UpstreamFailed("ChatGPT answered with what is no text (an image or a file): see it at chatgpt.com.")
+            raise UpstreamFailed(
+                "ChatGPT answered with what is no text (an image or a file): see it at chatgpt.com."
+            )
         if found and found[-1].get("status") != "in_progress":
             self._decoder.again()
             events = [
-                sse.event(orjson.dumps({"message": message, "conversation_id": wanted.conversation_id}))
+                sse.event(
+                    orjson.dumps(
+                        {"message": message, "conversation_id": wanted.conversation_id}
+                    )
+                )
                 for message in found
             ]
             self._next, self._due = _nothing_more, 0.0
@@ -305,7 +363,9 @@ def parsed_tree(head: Head, told: bytes) -> dict[str, Any]:
     raise error
 
 
-def answers_to(tree: dict[str, Any], question_id: str) -> tuple[list[dict[str, Any]], bool]:
+def answers_to(
+    tree: dict[str, Any], question_id: str
+) -> tuple[list[dict[str, Any]], bool]:
     """The answers in a tree that descend from a question, oldest first; and whether its turn is over."""
     mapping = tree.get("mapping")
     found: list[dict[str, Any]] = []
@@ -322,5 +382,9 @@ def answers_to(tree: dict[str, Any], question_id: str) -> tuple[list[dict[str, A
             over = over or (name != question_id and message.get("end_turn") is True)
             if is_answer(message):
                 found.append(message)
-        waiting.extend(child for child in reversed(node.get("children") or []) if isinstance(child, str))
+        waiting.extend(
+            child
+            for child in reversed(node.get("children") or [])
+            if isinstance(child, str)
+        )
     return found, over

@@ -31,6 +31,8 @@ class OpenAI:
 
     def ask(self, question: Question) -> tuple[Session, OpenAIDecoder]:
         if question.token and Account.of(question.token).name.startswith("account-"):
-            raise BadRequest("That is a token of an account, and this upstream takes API keys: leave it out.")
+            raise BadRequest(
+                "That is a token of an account, and this upstream takes API keys: leave it out."
+            )
         session = Session(self._api, question)
         return session, OpenAIDecoder(session.hidden_in)

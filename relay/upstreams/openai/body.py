@@ -18,7 +18,16 @@ DEFAULT_BASE = "https://api.openai.com/v1"
 USER_AGENT = "chatgpt-webapi"
 #: no parameter of a caller's replaces these, or tells a gateway where to go and with whose key
 OURS = (
-    *("model", "messages", "stream", "api_base", "base_url", "api_key", "api_version", "custom_llm_provider"),
+    *(
+        "model",
+        "messages",
+        "stream",
+        "api_base",
+        "base_url",
+        "api_key",
+        "api_version",
+        "custom_llm_provider",
+    ),
     *("extra_headers", "extra_body", "headers", "user_config"),
 )
 
@@ -39,7 +48,9 @@ def base(address: str) -> str:
     return below if below.count("/") > 2 else f"{below}/v1"
 
 
-def headers(token: str, extras: Extras, request_id: str, *, own: bool) -> dict[str, str]:
+def headers(
+    token: str, extras: Extras, request_id: str, *, own: bool
+) -> dict[str, str]:
     """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it."""
     if any(ord(character) < 33 or ord(character) > 126 for character in token):
         raise BadRequest("The API key holds characters that no key has.")
@@ -56,7 +67,9 @@ def headers(token: str, extras: Extras, request_id: str, *, own: bool) -> dict[s
 
 def completion(question: Question, model: str, extras: Extras) -> bytes:
     """The body that asks a question. It is always streamed, so that silence is noticed."""
-    options = {name: value for name, value in question.options.items() if name not in OURS}
+    options = {
+        name: value for name, value in question.options.items() if name not in OURS
+    }
     if options.get("n") not in (None, 1):
         raise BadRequest("The field n must be 1: one question has one answer here.")
     body = {
@@ -68,7 +81,9 @@ def completion(question: Question, model: str, extras: Extras) -> bytes:
         **extras.body,
     }
     try:
-        return orjson.dumps({name: value for name, value in body.items() if value is not None})
+        return orjson.dumps(
+            {name: value for name, value in body.items() if value is not None}
+        )
     except orjson.JSONEncodeError:
         raise BadRequest("The question holds what cannot be written as JSON.") from None
 

@@ -29,7 +29,15 @@ _GAVE_UP = (
     "insufficient_system_resource",
 )
 #: and that a filter stopped the answer (GLM, Gemini)
-_FILTERED = ("content_filter", "sensitive", "safety", "recitation", "blocklist", "prohibited_content", "spii")
+_FILTERED = (
+    "content_filter",
+    "sensitive",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+)
 
 
 class OpenAIDecoder:
@@ -78,7 +86,9 @@ class OpenAIDecoder:
             self._model = _text(told.get("model")) or None
             events.append(Started(self._model))
         if isinstance(told.get("usage"), dict):
-            self._usage = {name: value for name, value in told["usage"].items() if _counts(value)}
+            self._usage = {
+                name: value for name, value in told["usage"].items() if _counts(value)
+            }
         choices = told.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict) and choice.get("index", 0) == 0:
@@ -86,16 +96,24 @@ class OpenAIDecoder:
         return events
 
     def _choice(self, choice: dict[str, Any]) -> list[Event]:
-        said = choice.get("delta") or choice.get("message")  # a server that does not stream sends the whole message
+        said = choice.get("delta") or choice.get(
+            "message"
+        )  # a server that does not stream sends the whole message
         events: list[Event] = []
         if isinstance(said, dict):
             events += _content(said.get("content"))
-            thought = _text(said.get("reasoning_content")) or _text(said.get("reasoning"))
+            thought = _text(said.get("reasoning_content")) or _text(
+                said.get("reasoning")
+            )
             events += [Reasoning(thought)] if thought else []
-            events += [Refusal(refusal)] if (refusal := _text(said.get("refusal"))) else []
+            events += (
+                [Refusal(refusal)] if (refusal := _text(said.get("refusal"))) else []
+            )
         if reason := _text(choice.get("finish_reason")):
             if reason.lower() in _GAVE_UP:
-                raise UpstreamFailed(f"The upstream gave up within its answer ({reason}).")
+                raise UpstreamFailed(
+                    f"The upstream gave up within its answer ({reason})."
+                )
             self._reason = "content_filter" if reason.lower() in _FILTERED else reason
         return events
 
@@ -109,7 +127,11 @@ def _content(content: Any) -> list[Event]:
         if isinstance(part, dict) and (text := _text(part.get("text"))):
             events.append(Delta(text))
         elif isinstance(part, dict) and isinstance(part.get("thinking"), list):
-            inner = (_text(step.get("text")) for step in part["thinking"] if isinstance(step, dict))
+            inner = (
+                _text(step.get("text"))
+                for step in part["thinking"]
+                if isinstance(step, dict)
+            )
             events += [Reasoning(text) for text in inner if text]
     return events
 

@@ -11,25 +11,62 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from relay.errors import RateLimited, TokenRejected, UpstreamError, UpstreamFailed, UpstreamRefused
-from relay.upstreams.words import is_page, json_of, redacted, retry_after, stated_wait, words_of
+from relay.errors import (
+    RateLimited,
+    TokenRejected,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from relay.upstreams.words import (
+    is_page,
+    json_of,
+    redacted,
+    retry_after,
+    stated_wait,
+    words_of,
+)
 
-_LIMITS = ("rate_limit_exceeded", "insufficient_quota", "usage_limit_reached", "tokens", "requests")
-_NO_END = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # waiting does not help
+_LIMITS = (
+    "rate_limit_exceeded",
+    "insufficient_quota",
+    "usage_limit_reached",
+    "tokens",
+    "requests",
+)
+_NO_END = (
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+)  # waiting does not help
 _UNITS = (86400, 3600, 60, 1, 0.001)
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([0-9.]+)s)?(?:([0-9.]+)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([0-9.]+)s)?(?:([0-9.]+)ms)?"
+)
 
 
-def from_response(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+def from_response(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> UpstreamError:
     """The failure that a response tells of: one with an error's status, or a 200 that is no answer."""
     told = json_of(body)
     if 300 <= status < 400:
-        return UpstreamFailed("The upstream sent us elsewhere; redirects are not followed, for keys go nowhere else.")
+        return UpstreamFailed(
+            "The upstream sent us elsewhere; redirects are not followed, for keys go nowhere else."
+        )
     if status < 400:
         if (error := within(told)) is not None:
             return error
-        kind = "a web page" if is_page(headers, body) else "what is no answer" if body.strip() else "an empty answer"
-        return UpstreamFailed(f"The upstream sent {kind} where an answer was due. Is OPENAI_BASE_URL right?")
+        kind = (
+            "a web page"
+            if is_page(headers, body)
+            else "what is no answer"
+            if body.strip()
+            else "an empty answer"
+        )
+        return UpstreamFailed(
+            f"The upstream sent {kind} where an answer was due. Is OPENAI_BASE_URL right?"
+        )
     message, code = words_of(told)
     if is_page(headers, body):
         message = "with a web page"
@@ -41,11 +78,15 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Upstr
         return TokenRejected(f"The upstream rejects the API key{said}{named}")
     if status == 429:
         wait = None if code in _NO_END else _wait(headers, told)
-        return RateLimited(f"The upstream's limit is reached{said}{named}", retry_after=wait)
+        return RateLimited(
+            f"The upstream's limit is reached{said}{named}", retry_after=wait
+        )
     if code == "context_length_exceeded":
         named += " A lower HISTORY_BUDGET lets long conversations go on."
     wait = retry_after(headers)
-    return UpstreamRefused(f"The upstream answered {status}{said}{named}", status=status, retry_after=wait)
+    return UpstreamRefused(
+        f"The upstream answered {status}{said}{named}", status=status, retry_after=wait
+    )
 
 
 def within(told: Any, name: str = "") -> UpstreamError | None:
@@ -53,7 +94,12 @@ def within(told: Any, name: str = "") -> UpstreamError | None:
     if not isinstance(told, dict):
         return None
     error = told.get("error")
-    if not error and name != "error" and told.get("object") != "error" and ("choices" in told or "message" not in told):
+    if (
+        not error
+        and name != "error"
+        and told.get("object") != "error"
+        and ("choices" in told or "message" not in told)
+    ):
         return None
     message, code = words_of(told)
     said = message or code or "it gave no reason"
@@ -95,6 +141,9 @@ def _seconds(value: str) -> float | None:
     if not value or found is None:
         return None
     try:
-        return sum(float(part or 0) * unit for part, unit in zip(found.groups(), _UNITS, strict=True))
+        return sum(
+            float(part or 0) * unit
+            for part, unit in zip(found.groups(), _UNITS, strict=True)
+        )
     except ValueError:
         return None

@@ -106,12 +106,17 @@ class Session:
             return None
         if self._streams:
             return self._exchange.read(seconds)
-        if head.status == 200 and "text/event-stream" in head.headers.get("content-type", "").lower():
+        if (
+            head.status == 200
+            and "text/event-stream" in head.headers.get("content-type", "").lower()
+        ):
             self._streams = True
             return None
         return self._gather(head.status, head.headers, seconds)
 
-    def _gather(self, status: int, headers: dict[str, str], seconds: float) -> bytes | None:
+    def _gather(
+        self, status: int, headers: dict[str, str], seconds: float
+    ) -> bytes | None:
         """A body that is no stream, or does not say so."""
         assert self._exchange is not None
         try:
@@ -123,17 +128,28 @@ class Session:
         if piece is None:
             return None
         self._gathered += piece
-        if status == 200 and not self._lists and self._gathered.lstrip().startswith((b"data:", b"event:", b":")):
+        if (
+            status == 200
+            and not self._lists
+            and self._gathered.lstrip().startswith((b"data:", b"event:", b":"))
+        ):
             self._streams, told, self._gathered = True, self._gathered, b""
             return told
-        if piece and len(self._gathered) < (LONGEST_ERROR if status >= 400 else LONGEST_ANSWER):
+        if piece and len(self._gathered) < (
+            LONGEST_ERROR if status >= 400 else LONGEST_ANSWER
+        ):
             return None
         told, self._gathered = self._gathered, b""
         answer = json_of(told)
         if status == 200 and self._lists:
             self._choose(answer)
             return None
-        if status == 200 and isinstance(answer, dict) and answer.get("choices") and within(answer) is None:
+        if (
+            status == 200
+            and isinstance(answer, dict)
+            and answer.get("choices")
+            and within(answer) is None
+        ):
             self._streams = True  # its own end is the stream's
             return sse.event(b" ".join(told.splitlines()))
         self._refused(from_response(status, headers, self.hidden_in(told)))
@@ -141,14 +157,19 @@ class Session:
 
     def _call(self) -> Call:
         own = bool(self._question.token)
-        headers = body.headers(self._account.token, self._api.extras, self._question.request_id, own=own)
+        headers = body.headers(
+            self._account.token, self._api.extras, self._question.request_id, own=own
+        )
         if not self._model and not own:
             self._model = self._attempts.scope = self._api.default.known
         self._lists = not self._model
         if self._lists:
             return Call("GET", f"{self._api.base}/models", headers)
         told = body.completion(self._question, self._model, self._api.extras)
-        headers |= {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
+        headers |= {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+        }
         return Call("POST", f"{self._api.base}/chat/completions", headers, told)
 
     def hidden_in(self, told: bytes) -> bytes:
@@ -159,7 +180,11 @@ class Session:
         self._drop()
         found = listed.get("data") if isinstance(listed, dict) else None
         first = found[0] if isinstance(found, list) and found else None
-        if not isinstance(first, dict) or not isinstance(first.get("id"), str) or not first["id"]:
+        if (
+            not isinstance(first, dict)
+            or not isinstance(first.get("id"), str)
+            or not first["id"]
+        ):
             raise _no_model("it lists none")
         self._model = self._attempts.scope = first["id"]
         if not self._question.token:
