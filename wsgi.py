@@ -8,7 +8,6 @@ from gevent import monkey
 monkey.patch_all()  # before anything else is imported
 
 import atexit
-import concurrent.futures
 import contextlib
 import ipaddress
 import logging
@@ -16,44 +15,35 @@ import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
+from email.message import Message
 from typing import Any
 
 import gevent
 from gevent import pywsgi, threadpool
 from gevent.event import Event
+from gevent.hub import Hub
 from gevent.pool import Pool
 from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
 from relay import logs
-from relay.errors import StoreFailed
-from relay.serving import Run, Serving
+from relay.deadline import Deadline
+from relay.errors import RelayError, StoreFailed
+from relay.server import Run, Server
 from relay.settings import Settings, SettingsError
 
 log = logging.getLogger("chatgpt_webapi")
 native_poll = monkey.get_original("select", "poll")
 
+# An error of ours that leaves a native thread goes to its caller; gevent would also print it.
+Hub.NOT_ERROR += (RelayError,)
+
 
 def native() -> Run:
     """A native thread of its own: what blocks in it stops no greenlet."""
     pool = threadpool.ThreadPool(1)
-
-    def run(work: Callable[[], Any]) -> Any:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        pool.apply(_into, (future, work))
-        return future.result()
-
-    return run
-
-
-def _into(future: "concurrent.futures.Future[Any]", work: Callable[[], Any]) -> None:
-    """Errors travel as values: gevent prints a traceback for what a thread's job raises."""
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
+    return lambda work: pool.apply(work)
 
 
 def watch(
@@ -61,36 +51,43 @@ def watch(
 ) -> Callable[[], None]:
     """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
     connection = environ.get("relay.socket") or environ.get("gunicorn.socket")
-    if connection is None or hasattr(
-        connection, "getpeercert"
-    ):  # through TLS of our own, an end cannot be peeked at
+    # through TLS of our own, an end cannot be peeked at
+    if connection is None or hasattr(connection, "getpeercert"):
         return lambda: None
     greenlet = gevent.spawn(_watch, connection, left, seconds)
     return lambda: greenlet.kill(block=False)
 
 
 def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) -> None:
-    until = time.monotonic() + seconds
     try:
-        wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
-        if not connection.recv(1, socket.MSG_PEEK):
-            return left()
-        ended = (
-            native_poll()
-        )  # the next request is here already, and hides its caller's end from a peek
-        ended.register(connection, select.POLLRDHUP)
-        while time.monotonic() < until:
-            if ended.poll(0):
-                return left()
-            gevent.sleep(0.5)
-    except TimeoutError:
-        pass
+        ended = _wait_for_end(connection, seconds)
     except OSError:
-        return left()
-    gevent.sleep(1)  # the turn's own clock comes first, and has something to say
+        ended = True
+    if ended:
+        left()
+        return
+    gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
     with contextlib.suppress(OSError):  # it may be gone by now
         connection.shutdown(socket.SHUT_RDWR)
-    return None
+
+
+def _wait_for_end(connection: socket.socket, seconds: float) -> bool:
+    """Whether the connection's other side ended it within `seconds`."""
+    deadline = Deadline.after(seconds)
+    try:
+        wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
+    except TimeoutError:
+        return False
+    if not connection.recv(1, socket.MSG_PEEK):
+        return True
+    # the next request is here already, and hides its caller's end from a peek
+    poll = native_poll()
+    poll.register(connection, select.POLLRDHUP)
+    while not deadline.passed:
+        if poll.poll(0):
+            return True
+        gevent.sleep(0.5)
+    return False
 
 
 def broken_input() -> tuple[type[Exception], ...]:
@@ -102,14 +99,27 @@ def broken_input() -> tuple[type[Exception], ...]:
 def unquoted(record: logging.LogRecord) -> bool:
     """Takes out of gunicorn's log what it quotes of a request that it could not read: that may be anything."""
     if str(record.msg).startswith("Invalid request from"):
-        record.msg, record.args = "A request could not be read.", ()
+        record.msg = "A request could not be read."
+        record.args = ()
     return True
+
+
+def _is_ambiguous(headers: Message) -> bool:
+    """Whether the framing of a request can be read in more than one way."""
+    names = headers.keys()
+    if any(name != name.strip() or " " in name for name in names):
+        return True
+    lengths = headers.get_all("content-length") or []
+    if len(lengths) > 1 or not all(text.strip().isdecimal() for text in lengths):
+        return True
+    encoding = headers.get("transfer-encoding", "")
+    return bool(encoding) and (bool(lengths) or encoding.lower() != "chunked")
 
 
 class Handler(pywsgi.WSGIHandler):
     """Shows the app its socket, and lets idle connections go when the server stops."""
 
-    server: "Server"
+    server: "GracefulServer"
 
     def get_environ(self) -> dict[str, Any]:
         return {**super().get_environ(), "relay.socket": self.socket}
@@ -125,25 +135,14 @@ class Handler(pywsgi.WSGIHandler):
 
     def MessageClass(self, *args: Any) -> Any:
         headers = super().MessageClass(*args)
-        encoding = headers.get("transfer-encoding", "")
-        lengths = headers.get_all("content-length") or []
-        odd = [name for name in headers.keys() if name != name.strip() or " " in name]
-        if (
-            odd
-            or len(lengths) > 1
-            or any(not length.strip().isdecimal() for length in lengths)
-        ):
-            raise ValueError("two servers could read two different requests")
-        if encoding and (lengths or encoding.lower() != "chunked"):
+        if _is_ambiguous(headers):
             raise ValueError("two servers could read two different requests")
         return headers
 
     def log_error(self, msg: str, *args: object) -> None:
         # pywsgi's own words quote what was sent, and that may be anything
-        log.warning(
-            "A request from %s could not be read",
-            self.client_address[0] if self.client_address else "-",
-        )
+        address = self.client_address[0] if self.client_address else "-"
+        log.warning("A request from %s could not be read", address)
 
     def handle_one_response(self) -> None:
         super().handle_one_response()
@@ -151,10 +150,11 @@ class Handler(pywsgi.WSGIHandler):
             self.close_connection = True  # what follows is of no known request
 
     def _connection_upgrade_requested(self) -> bool:
-        return False  # we never upgrade, and chatgpt-webapi's nginx file says "Connection: upgrade" on every request
+        # chatgpt-webapi's nginx file says "Connection: upgrade" on every request
+        return False
 
 
-class Server(pywsgi.WSGIServer):
+class GracefulServer(pywsgi.WSGIServer):
     """pywsgi without delays, that lets running answers end."""
 
     def __init__(self, listener: socket.socket, app: Any) -> None:
@@ -189,24 +189,24 @@ def serve(settings: Settings) -> None:
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        sys.exit(
-            f"chatgpt-webapi cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        )
-    server = Server(listener, app)
+        address = f"{settings.host}:{settings.port}"
+        sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
+    server = GracefulServer(listener, app)
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback:
         log.warning(
-            "Listening on %s: pywsgi is not made for strangers. Put nginx before it, or use gunicorn.",
+            "Listening on %s: pywsgi is not made for strangers. Put nginx before it, or "
+            "use gunicorn.",
             host,
         )
-    told_to_stop = Event()
+    stop = Event()
     watchers = [
-        gevent.signal_handler(number, told_to_stop.set)
+        gevent.signal_handler(number, stop.set)
         for number in (signal.SIGTERM, signal.SIGINT)
     ]
     server.start()
     log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
-    told_to_stop.wait()
+    stop.wait()
     log.info("Stopping: running answers may end. A second signal ends them.")
     for watcher in watchers:
         watcher.cancel()
@@ -218,10 +218,10 @@ try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(unquoted)
-    app = create_app(settings, serving=Serving(native, watch, broken_input()))
-    atexit.register(
-        app.extensions["to_end"], settings.total_timeout + 5
-    )  # asks that outlive their callers
+    app = create_app(settings, server=Server(native, watch, broken_input()))
+    service = app.extensions["service"]
+    # asks that outlive their callers
+    atexit.register(service.wait, settings.total_timeout + 5)
 except (SettingsError, StoreFailed, OSError) as error:
     sys.exit(f"chatgpt-webapi cannot start: {error}")
 

@@ -23,7 +23,7 @@ import urllib3
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from relay.transports import Call
-from relay.transports.plain import Plain
+from relay.transports.direct import Plain
 
 ROUNDS = 5
 EVENT = b'data: {"text": "a few words of an answer"}\n\n'

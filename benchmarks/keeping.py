@@ -1,4 +1,4 @@
-"""What keeping a turn costs on either database: begin and finish, alone and by twenty threads, beside each other.
+"""What a stored turn costs on either database: opened and completed, alone and by twenty threads.
 
     .venv/bin/python benchmarks/keeping.py [turns]
 
@@ -19,34 +19,40 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from relay.domain import Reply
-from relay.serving import in_place
-from relay.store import Opening, Store
+from relay.server import in_place
+from relay.store import Store, TurnRequest
 from tests.postgresql import PostgreSQL, programs
 
 
-def turn(store: Store, conversation_id: str = "") -> str:
-    name = conversation_id or str(uuid.uuid4())
-    ids = name, "owner", "openai", str(uuid.uuid4()), str(uuid.uuid4())
-    opening = Opening(
-        *ids, "a question of some words", "A title", new=not conversation_id
+def turn(store: Store, conversation_id: str | None = None) -> str:
+    request = TurnRequest(
+        conversation_id=conversation_id or str(uuid.uuid4()),
+        owner="owner",
+        upstream="openai",
+        question_id=str(uuid.uuid4()),
+        answer_id=str(uuid.uuid4()),
+        prompt="a question of some words",
+        title="A title",
+        is_new=conversation_id is None,
     )
-    assert store.begin(opening, 15)
-    store.finish(
-        opening, Reply("an answer of some words", name, opening.answer_id), "whole"
-    )
-    return name
+    assert store.open_turn(request, 15)
+    reply = Reply("an answer of some words", request.conversation_id, request.answer_id)
+    store.complete_turn(request, reply)
+    return request.conversation_id
 
 
 def conversations(store: Store, count: int) -> None:
     """Conversations of five turns."""
     for _ in range(count):
-        name = turn(store)
+        conversation_id = turn(store)
         for _ in range(4):
-            turn(store, name)
+            turn(store, conversation_id)
 
 
 def timed(work: Callable[[], None]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
+    """Seconds of wall clock and of CPU."""
+    wall = time.perf_counter()
+    cpu = time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
@@ -75,11 +81,11 @@ def main() -> None:
     store = Store(f"sqlite:///{folder}/benchmark.db", in_place)
     results = {"sqlite": measured(store, turns)}
     store.close()
-    if (found := programs()) is not None:
+    if (folder_of_programs := programs()) is not None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        server = PostgreSQL(found, port)
+        server = PostgreSQL(folder_of_programs, port)
         try:
             store = Store(server.database(), in_place)
             results["postgresql"] = measured(store, turns)

@@ -1,1 +1,3 @@
-"""What stands behind the face: values, the one use case, its store, how callers speak and how models are reached."""
+"""What chatgpt_webapi.py calls: from dialects to upstreams. The layout is in the README, "How it is built"."""
+
+__version__ = "0.1.0"

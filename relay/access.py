@@ -1,4 +1,4 @@
-"""Who may spend what: client keys, callers' own credentials, and what a browser on another origin may do."""
+"""Who may spend what: client keys, and credentials of the callers' own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,75 +21,57 @@ from relay.settings import SettingsError
 
 MADE_HERE = "cw-"
 OPEN = "none"
-_NEEDS_KEY = (
-    "This service asks for a client key. Send it as the header 'Authorization: Bearer KEY', with curl -u :KEY, "
-    "or in the field access_token."
+NEEDS_KEY = (
+    "This service asks for a client key. Send it as the header 'Authorization: Bearer "
+    "KEY', with curl -u :KEY, or in the field access_token."
 )
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Key:
-    """A client key, kept as its SHA-256 only, and the owner of what is asked with it."""
+    """A client key, held as its SHA-256 only, and the owner of what is asked with it."""
 
     owner: str
     digest: bytes = field(repr=False)
 
-    def opens(self, shown: str) -> bool:
-        return hmac.compare_digest(self.digest, _digest(shown))
+    def matches(self, text: str) -> bool:
+        """Whether the text is this key; in constant time."""
+        return hmac.compare_digest(self.digest, _digest(text))
 
 
-def keys_from(entries: tuple[str, ...]) -> tuple[Key, ...]:
+def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
     """Keys as AUTHORIZATION lists them: KEY or NAME:KEY. A single unnamed key belongs to `owner`."""
     keys: list[Key] = []
     for entry in entries:
-        name, colon, key = entry.partition(":")
+        name, colon, text = entry.partition(":")
         if not colon:
-            name, key = (
-                "owner" if len(entries) == 1 else f"key-{_digest(entry).hex()[:16]}",
-                entry,
-            )
-        if (
-            not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)
-            or name == "anonymous"
-            or not key
-        ):
+            text = entry
+            is_only_one = len(entries) == 1
+            name = "owner" if is_only_one else f"key-{_digest(entry).hex()[:16]}"
+        if not _NAME.fullmatch(name) or name == "anonymous" or not text:
             raise SettingsError(
-                "AUTHORIZATION cannot be read: each entry must be KEY or NAME:KEY, the name of letters, digits, "
-                "'.', '_' and '-', and not 'anonymous'."
+                "AUTHORIZATION cannot be read: each entry must be KEY or NAME:KEY, the "
+                "name of letters, digits, '.', '_' and '-', and not 'anonymous'."
             )
-        if key == OPEN:
+        if text == OPEN:
             raise SettingsError(
-                "AUTHORIZATION cannot be read: 'none' opens the service and must stand alone."
+                "AUTHORIZATION cannot be read: 'none' opens the service and must stand "
+                "alone."
             )
-        if any(known.opens(key) for known in keys):
+        if any(known.matches(text) for known in keys):
             raise SettingsError(
                 "AUTHORIZATION cannot be read: the same key stands in it twice."
             )
-        keys.append(Key(name, _digest(key)))
+        keys.append(Key(name, _digest(text)))
     return tuple(keys)
 
 
 def first_key(folder: Path) -> tuple[str, bool]:
-    """The key of a service that has something to protect and was given none, and whether it was made just now.
-
-    It is linked into place whole, so of two processes that start at once one makes it and both read the same.
-    """
+    """The key of a service that was given none, and whether it was made just now. Raises SettingsError."""
     path = folder / "client_key"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = False
-    if not path.exists():
-        handle, draft = tempfile.mkstemp(
-            dir=folder, prefix=".client_key-"
-        )  # mkstemp makes it 0600
-        with os.fdopen(handle, "w") as file:
-            file.write(MADE_HERE + secrets.token_urlsafe(32) + "\n")
-        try:
-            os.link(draft, path)
-            made = True
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(draft)
+    made = not path.exists() and _make_key(path)
     if path.stat().st_mode & 0o077:
         raise SettingsError(
             f"{path} can be read by others than its owner. Say: chmod 600 {path}"
@@ -102,11 +84,42 @@ def first_key(folder: Path) -> tuple[str, bool]:
     return key, made
 
 
+def _make_key(path: Path) -> bool:
+    """Make a key file; False where another process was first.
+
+    The file is linked into place whole, so of two processes that start at once one makes it and
+    both read the same.
+    """
+    # mkstemp makes it 0600
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".client_key-")
+    with os.fdopen(handle, "w") as file:
+        file.write(MADE_HERE + secrets.token_urlsafe(32) + "\n")
+    try:
+        os.link(draft, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(draft)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a request shows. `may_be_token`: it may be the caller's own. `explicit`: it was sent for us alone.
+
+    A header is not explicit: many clients cannot but send one.
+    """
+
+    text: str = field(repr=False)
+    may_be_token: bool
+    explicit: bool = False
+
+
 class Access:
     """Tells callers apart. Without keys there is nothing to protect, or the operator opened the service.
 
-    `knows` says whether a text may be a credential of a caller's own: a mistyped key is not sent anywhere. Without
-    keys, a header that holds something else is left alone: many clients cannot but send one.
+    `recognizes`: whether a text has the form of a credential that an upstream checks. What no
+    upstream recognizes is a mistyped key, and is sent nowhere.
     """
 
     def __init__(
@@ -114,149 +127,114 @@ class Access:
         keys: tuple[Key, ...],
         *,
         allow_tokens: bool = True,
-        origins: tuple[str, ...] = (),
-        knows: Callable[[str], bool] = bool,
+        recognizes: Callable[[str], bool] = bool,
     ) -> None:
         self._keys = keys
         self._allow_tokens = allow_tokens
-        self._knows = knows
-        self._origins = origins
+        self._recognizes = recognizes
 
-    def caller(self, authorization: str, access_token: str | None) -> Caller:
-        """Who asks, by the Authorization header and the access_token field. Raises Unauthorized without a right."""
-        key: Key | None = None
-        tokens: list[str] = []
-        for shown, may_be_token in (
-            *_shown(authorization),
-            *([(access_token, True)] if access_token else []),
-        ):
-            found = self._checked(shown, may_be_token)
-            if found is not None:
-                key = key or found
-            elif (
-                may_be_token
-                and shown not in tokens
-                and (self._keys or shown == access_token or self._knows(shown))
-            ):
-                tokens.append(shown)
-        if len(tokens) > 1:
-            raise BadRequest(
-                "The Authorization header and the field access_token hold two different credentials."
-            )
-        if self._keys and key is None and not (tokens and self._allow_tokens):
-            raise Unauthorized(_NEEDS_KEY)
-        if tokens and not self._allow_tokens:
-            raise Forbidden(
-                "This service takes no credentials of its callers' own: leave access_token out."
-            )
-        if tokens and not self._knows(tokens[0]):
-            raise Unauthorized(
-                "That is no client key of this service, nor an access token that it has a use for."
-            )
-        token = tokens[0] if tokens else None
-        owner = key.owner if key else Account.of(token).name if token else "anonymous"
-        return Caller(
-            owner,
-            key is not None or not self._keys,
-            token,
-            claimed=key is None and token is not None,
-        )
+    @property
+    def needs_key(self) -> bool:
+        return bool(self._keys)
 
     def check(self, authorization: str) -> None:
-        """Refuse a header that shows what can be no credential at all, before anything costly is done for it."""
-        for shown, may_be_token in _shown(authorization):
-            self._checked(shown, may_be_token)
+        """Refuse a header that can be no credential at all, before anything costly is done. Raises RelayError."""
+        for credential in parse_authorization(authorization):
+            self._find_key(credential)
 
-    def _checked(self, shown: str, may_be_token: bool) -> Key | None:
-        """The key that is shown; None for what may be a credential of the caller's own. Raises for anything else."""
-        if (found := self._key(shown)) is not None:
+    def caller(self, authorization: str, access_token: str | None) -> Caller:
+        """Who asks, by the Authorization header and the access_token field.
+
+        Raises Unauthorized, Forbidden or BadRequest for one without a right to.
+        """
+        credentials = parse_authorization(authorization)
+        if access_token:
+            credentials.append(Credential(access_token, True, explicit=True))
+        key: Key | None = None
+        tokens: list[str] = []
+        for credential in credentials:
+            found = self._find_key(credential)
+            if found is not None:
+                key = key or found
+            elif self._is_token(credential) and credential.text not in tokens:
+                tokens.append(credential.text)
+        if len(tokens) > 1:
+            raise BadRequest(
+                "The Authorization header and the field access_token hold two "
+                "different credentials."
+            )
+        token = tokens[0] if tokens else None
+        self._check_right(key, token)
+        return self._caller(key, token)
+
+    def _caller(self, key: Key | None, token: str | None) -> Caller:
+        may_spend = key is not None or not self._keys
+        if key is not None:
+            return Caller(key.owner, may_spend, token)
+        if token is not None:
+            return Caller(Account.of(token).name, may_spend, token, unverified=True)
+        return Caller("anonymous", may_spend)
+
+    def _is_token(self, credential: Credential) -> bool:
+        """Whether to take what is no key for a token of the caller's own."""
+        if not credential.may_be_token:
+            return False
+        is_meant = self.needs_key or credential.explicit
+        return is_meant or self._recognizes(credential.text)
+
+    def _check_right(self, key: Key | None, token: str | None) -> None:
+        """Raise where the caller has no right to ask."""
+        pays_itself = token is not None and self._allow_tokens
+        if self._keys and key is None and not pays_itself:
+            raise Unauthorized(NEEDS_KEY)
+        if token is None:
+            return
+        if not self._allow_tokens:
+            raise Forbidden(
+                "This service takes no credentials of its callers' own: leave "
+                "access_token out."
+            )
+        if not self._recognizes(token):
+            raise Unauthorized(
+                "That is no client key of this service, nor an access token that it "
+                "has a use for."
+            )
+
+    def _find_key(self, credential: Credential) -> Key | None:
+        """The key that is shown; None for what may be a token of the caller's own. Raises for anything else."""
+        found = None
+        for key in self._keys:  # all of them, so that the time says nothing
+            if key.matches(credential.text):
+                found = found or key
+        if found is not None:
             return found
-        if shown.startswith(MADE_HERE) or (self._keys and not may_be_token):
+        is_only_a_key = bool(self._keys) and not credential.may_be_token
+        if is_only_a_key or credential.text.startswith(MADE_HERE):
             raise Unauthorized("That is not a client key of this service.")
         return None
 
-    def _key(self, shown: str) -> Key | None:
-        found = None
-        for key in self._keys:  # all of them, so that the time tells nothing
-            if key.opens(shown):
-                found = found or key
-        return found
 
-    def check_browser(self, headers: Mapping[str, str], host: str) -> None:
-        """Refuse a page of another origin, told by Sec-Fetch-Site, or else by Origin where a page needs no key."""
-        origin, shown = (
-            headers.get("Origin", "").lower(),
-            headers.get("Authorization", "").lower(),
-        )
-        sent_unasked = "Cookie" in headers or shown.startswith("basic ")
-        if site := headers.get("Sec-Fetch-Site", "").lower():
-            foreign = site not in ("none", "same-origin")
-        else:  # browsers say it to https and to this machine alone
-            ambient = sent_unasked or not (self._keys or shown)
-            foreign = (
-                bool(origin) and ambient and origin.partition("://")[2] != host.lower()
-            )
-        allowed = origin in self._origins or ("*" in self._origins and not sent_unasked)
-        if foreign and not (origin and allowed):
-            raise Forbidden(
-                "A page of another origin may not ask here. Its origin must stand in CORS_ORIGINS."
-            )
-
-    def cors(self, origin: str) -> dict[str, str]:
-        """The headers by which a browser lets a page of `origin` read the answer; none for other origins."""
-        if not self._origins:
-            return {}
-        headers = {"Vary": "Origin"}
-        if origin.lower() in self._origins:
-            headers |= {
-                "Access-Control-Allow-Origin": origin,
-                "Access-Control-Allow-Credentials": "true",
-            }
-        elif origin and "*" in self._origins:
-            headers["Access-Control-Allow-Origin"] = "*"
-        else:
-            return headers
-        exposed = "X-Conversation-Id, X-Parent-Message-Id, X-Request-Id, X-Error-Source, X-Error-Code, "
-        exposed += (
-            "X-Incomplete, X-Finish-Reason, X-History-Dropped, X-Ignored-Parameters, "
-        )
-        exposed += "Idempotent-Replayed, Retry-After"
-        return headers | {"Access-Control-Expose-Headers": exposed}
-
-    def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The answer to a browser's question before it asks. Raises Forbidden for an origin that is not listed."""
-        allowed = self.cors(headers.get("Origin", ""))
-        if "Access-Control-Allow-Origin" not in allowed:
-            raise Forbidden(
-                "This origin may not ask here. It must stand in CORS_ORIGINS."
-            )
-        return allowed | {
-            "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
-            "Access-Control-Allow-Headers": headers.get(
-                "Access-Control-Request-Headers", "Authorization"
-            ),
-            "Access-Control-Max-Age": "600",
-        }
-
-
-def _shown(authorization: str) -> list[tuple[str, bool]]:
-    """What an Authorization header shows, and whether it may be a caller's own credential: Bearer, Basic, or bare."""
-    scheme, _, rest = authorization.strip().partition(" ")
+def parse_authorization(header: str) -> list[Credential]:
+    """What an Authorization header shows: Bearer, Basic (the password), or a bare key. Raises BadRequest."""
+    scheme, _, rest = header.strip().partition(" ")
     rest = rest.strip()
     if scheme.lower() == "bearer":
-        return [(rest, True)] if rest else []
+        return [Credential(rest, may_be_token=True)] if rest else []
     if scheme.lower() == "basic":
-        try:
-            password = (
-                base64.b64decode(rest, validate=True).decode("utf-8").partition(":")[2]
-            )
-        except (binascii.Error, UnicodeDecodeError):
-            raise BadRequest(
-                "The Authorization header says Basic but holds no name and password."
-            ) from None
-        return [(password, False)] if password else []
-    bare = authorization.strip()
-    return [(bare, False)] if bare else []
+        password = _basic_password(rest)
+        return [Credential(password, may_be_token=False)] if password else []
+    bare = header.strip()
+    return [Credential(bare, may_be_token=False)] if bare else []
+
+
+def _basic_password(encoded: str) -> str:
+    try:
+        pair = base64.b64decode(encoded, validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise BadRequest(
+            "The Authorization header says Basic but holds no name and password."
+        ) from None
+    return pair.partition(":")[2]
 
 
 def _digest(secret: str) -> bytes:

@@ -1,4 +1,9 @@
-"""Accounts at an upstream: whose turn it is, who rests until when. The one loop over accounts is here."""
+"""Accounts at an upstream: which one is asked next, and which ones rest until when.
+
+The one loop over accounts is `Attempts`. A limit with a stated end lets an account rest, but a
+stated end is only an upper bound: upstreams lift limits early, and some state days by mistake. So
+one ask may try a resting account again after a few minutes, and a success ends the rest at once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from threading import Lock
+from typing import NamedTuple
 
 import orjson
 
@@ -20,59 +27,94 @@ from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamGone
 log = logging.getLogger(__name__)
 
 _AUTH = "https://api.openai.com/auth"
-REJECTED_SECONDS = 300.0  # so long a rejected token is tried after all others; it may have been signed in again
-SHORTEST_SECRET = 8  # what servers without keys are given in a key's place is no secret: none, ollama ...
+REJECTED_SECONDS = 3600.0  # a rejected token is tried after all others for so long
+TRIAL_SECONDS = (
+    300.0  # after so much rest an account is tried again, where no other is usable
+)
+LATE_TRIAL_SECONDS = 900.0  # and where another one is
+SHORTEST_SECRET = 8  # servers without keys are given words such as none or ollama, which are no secrets
 
 
 @dataclass(frozen=True)
 class Account:
-    """An account and its access token. `name` says whose it is without showing the token."""
+    """An account and its access token. `name` tells accounts apart without showing the token."""
 
     name: str
     token: str = field(repr=False)
 
-    def hidden_in(self, told: bytes) -> bytes:
-        """What an upstream told, without the token: some quote it."""
+    def redact(self, payload: bytes) -> bytes:
+        """An upstream's words without the token: some quote it."""
         token = self.token.encode("utf-8", "surrogateescape")
-        return told.replace(token, b"...") if len(token) >= SHORTEST_SECRET else told
+        if len(token) < SHORTEST_SECRET:
+            return payload
+        return payload.replace(token, b"...")
 
     @classmethod
     def of(cls, token: str) -> Account:
-        """The account that a token names. Tokens are opaque; a JWT's claims are read where it is one, unverified."""
-        opaque = cls(f"token-{hashlib.sha256(token.encode()).hexdigest()[:16]}", token)
-        if not is_jwt(token):
-            return opaque
-        try:
-            payload = token.split(".")[1]
-            claims = orjson.loads(
-                base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-            )
-            auth = claims.get(_AUTH, {})
-            known = (
-                auth.get("chatgpt_account_id") or auth.get("user_id") or claims["sub"]
-            )
-            return cls(
-                f"account-{hashlib.sha256(str(known).encode()).hexdigest()[:16]}", token
-            )
-        except (KeyError, AttributeError, ValueError, binascii.Error):
-            return opaque
+        """The account that a token names: a JWT's claims are read, unverified; other tokens are opaque."""
+        identity = _claimed_identity(token) if is_jwt(token) else None
+        if identity is None:
+            return cls(f"token-{_short_hash(token)}", token)
+        return cls(f"account-{_short_hash(identity)}", token)
+
+
+def _claimed_identity(token: str) -> str | None:
+    payload = token.split(".")[1]
+    try:
+        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        claims = orjson.loads(decoded)
+        auth = claims.get(_AUTH, {})
+        identity = auth.get("chatgpt_account_id") or auth.get("user_id")
+        return str(identity or claims["sub"])
+    except (KeyError, AttributeError, ValueError, RecursionError, binascii.Error):
+        return None
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def is_jwt(token: str) -> bool:
-    """Whether a token looks like one of ChatGPT's; only such a one can name an account, and ChatGPT checks it."""
+    """Whether a token looks like one of ChatGPT's; only such a one can name an account."""
     return token.startswith("eyJ") and token.count(".") >= 2
 
 
+class Scope(NamedTuple):
+    """What a limit holds for: an account and, where limits are per model, a model."""
+
+    account: str
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """An account that rests. `until`: the stated end; `since`: when it was last tried. Monotonic seconds."""
+
+    until: float
+    since: float
+
+
+@dataclass(frozen=True)
+class Resting:
+    """A resting account for those who look: its name, the model that the limit is for, and its stated end."""
+
+    account: str
+    model: str
+    until: str
+
+
 class AccountPool:
-    """The owner's accounts, used in turn. A limit with a stated time lets one rest; a rejected token comes last."""
+    """The server's accounts, used in turn; shared by all threads."""
 
     def __init__(
-        self, accounts: tuple[Account, ...], clock: Callable[[], float] = time.monotonic
+        self,
+        accounts: tuple[Account, ...],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accounts = accounts
         self._clock = clock
         self._next = 0
-        self._resting: dict[tuple[str, str], float] = {}
+        self._rests: dict[Scope, Rest] = {}
         self._rejected: dict[str, float] = {}
         self._asks: Counter[str] = Counter()
         self._lock = Lock()
@@ -81,44 +123,66 @@ class AccountPool:
         return len(self._accounts)
 
     def only(self, name: str) -> tuple[Account, ...]:
-        """The account of that name alone, for a conversation that lives there."""
+        """The account of that name alone, for a conversation that lives there. Raises UpstreamGone."""
         found = tuple(account for account in self._accounts if account.name == name)
+        if found:
+            return found
         # an opaque token that was renewed has another name; where it is the only one, it is meant
-        if not found and len(self._accounts) == 1 and name.startswith("token-"):
+        if len(self._accounts) == 1 and name.startswith("token-"):
             return self._accounts
-        if not found:
-            raise UpstreamGone(
-                f"This conversation lives at the account {name}, which is not configured any more. "
-                "Leave conversation_id out to begin a new one."
-            )
-        return found
+        raise UpstreamGone(
+            f"This conversation lives at the account {name}, which is not configured any "
+            "more. Leave conversation_id out to begin a new one."
+        )
 
     def in_turn(self) -> tuple[Account, ...]:
         """All accounts, beginning with the one whose turn it is."""
         with self._lock:
-            first, self._next = (
-                self._next,
-                (self._next + 1) % max(1, len(self._accounts)),
-            )
+            first = self._next
+            self._next = (first + 1) % max(1, len(self._accounts))
         return self._accounts[first:] + self._accounts[:first]
 
-    def rests(self, account: Account, scope: str = "") -> RateLimited | None:
+    def limit(self, account: Account, model: str = "") -> RateLimited | None:
         """The limit by which the account rests, with the time that is left; None for one that does not.
 
-        What the upstream said of it was said to another caller, and is not told again.
+        The upstream's words were for the caller that met the limit, so they are not repeated.
         """
-        left = self._resting.get((account.name, scope), -math.inf) - self._clock()
-        return (
-            RateLimited(
-                "The upstream's limit is reached.", retry_after=max(1, round(left))
-            )
-            if left > 0
-            else None
-        )
+        rest = self._rests.get(Scope(account.name, model))
+        left = rest.until - self._clock() if rest else 0.0
+        if left <= 0:
+            return None
+        message = "The upstream's limit is reached."
+        return RateLimited(message, retry_after=max(1, round(left)))
 
-    def rejected(self, account: Account) -> bool:
-        """Whether the account's token was rejected of late."""
+    def take_trial(self, account: Account, model: str, alone: bool) -> bool:
+        """Whether this ask may try a resting account again; then nobody else may for a while.
+
+        `alone`: no other account is usable.
+        """
+        scope = Scope(account.name, model)
+        now = self._clock()
+        with self._lock:
+            rest = self._rests.get(scope)
+            pause = TRIAL_SECONDS if alone else LATE_TRIAL_SECONDS
+            if rest is None or now < rest.since + pause:
+                return False
+            self._rests[scope] = Rest(rest.until, now)
+            return True
+
+    def is_rejected(self, account: Account) -> bool:
+        """Whether the account's token was rejected within the last hour."""
         return self._rejected.get(account.name, -math.inf) > self._clock()
+
+    def resting(self) -> list[Resting]:
+        """All accounts that rest."""
+        now = self._clock()
+        with self._lock:
+            rests = dict(self._rests)
+        return [
+            Resting(scope.account, scope.model, _iso_time(rest.until - now))
+            for scope, rest in rests.items()
+            if rest.until > now
+        ]
 
     def take(self, account: Account, most: int) -> bool:
         """Count one more ask in flight; False where the account has `most` of them already (0: no bound)."""
@@ -129,6 +193,7 @@ class AccountPool:
             return True
 
     def leave(self, account: Account) -> None:
+        """Count one ask less in flight."""
         with self._lock:
             self._asks[account.name] -= 1
             if not self._asks[account.name]:
@@ -137,61 +202,88 @@ class AccountPool:
     def in_flight(self, account: Account) -> int:
         return self._asks[account.name]
 
-    def heard(self, account: Account, error: RelayError, scope: str = "") -> None:
-        """What an account's refusal means for its next turns; a limit is one of `scope`, a model say."""
+    def succeeded(self, account: Account, model: str = "") -> None:
+        """The account answered: whatever it rested for is over."""
+        scope = Scope(account.name, model)
+        if scope in self._rests or account.name in self._rejected:
+            with self._lock:
+                self._rests.pop(scope, None)
+                self._rejected.pop(account.name, None)
+
+    def refused(self, account: Account, error: RelayError, model: str = "") -> None:
+        """Learn from a refusal: a rejected token comes last, a stated limit lets the account rest."""
         now = self._clock()
         if isinstance(error, TokenRejected):
             log.warning("The upstream rejects the credential of %s.", account.name)
             self._rejected[account.name] = now + REJECTED_SECONDS
         elif isinstance(error, RateLimited) and error.retry_after:
-            log.info(
-                "%s has reached a limit of the upstream's, for %d s.",
-                account.name,
-                error.retry_after,
-            )
+            seconds = error.retry_after
+            log.info("%s is rate limited for %d s.", account.name, seconds)
             with self._lock:
-                self._resting = {
-                    key: until for key, until in self._resting.items() if until > now
-                }
-                self._resting[account.name, scope] = now + error.retry_after
+                current = {s: r for s, r in self._rests.items() if r.until > now}
+                current[Scope(account.name, model)] = Rest(now + seconds, now)
+                self._rests = current
+
+
+def _iso_time(seconds: float) -> str:
+    """The time in so many seconds, as ISO 8601."""
+    at = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    return at.isoformat(timespec="seconds")
 
 
 class Attempts:
-    """One ask's way through the accounts: the next one only after a refusal that another account may mend."""
+    """One ask's way through the accounts: the next one only after a refusal that another account may help.
+
+    `model`: what limits are per, where the upstream has limits per model.
+    """
 
     def __init__(
         self,
         pool: AccountPool,
         candidates: tuple[Account, ...],
         most: int,
-        scope: str = "",
+        model: str = "",
     ) -> None:
         self._pool = pool
-        self.scope = scope
-        self._left = sorted(candidates, key=pool.rejected)
+        self._left = sorted(candidates, key=pool.is_rejected)
+        self._resting: list[Account] = []
         self._most = most
         self._last: RelayError | None = None
+        self.model = model
         self.account: Account | None = None
 
     def next(self) -> Account:
         """The account to try now. Raises the last refusal when none is left."""
         while self._left and self._most >= 0:
             account = self._left.pop(0)
-            if (resting := self._pool.rests(account, self.scope)) is not None:
-                self._last = resting
-                continue
-            self._most -= 1
-            self.account = account
-            return account
+            limit = self._pool.limit(account, self.model)
+            if limit is None or self._pool.take_trial(account, self.model, alone=False):
+                return self._use(account)
+            self._last = limit
+            self._resting.append(account)
+        while self._resting and self.account is None:
+            account = self._resting.pop(0)
+            if self._pool.take_trial(account, self.model, alone=True):
+                return self._use(account)
         raise self._last or UpstreamGone("No account is configured for this.")
 
+    def _use(self, account: Account) -> Account:
+        self._most -= 1
+        self.account = account
+        return account
+
     def refused(self, error: RelayError) -> None:
-        """Take note of a refusal; raises it again where no other account may mend it."""
+        """Learn from a refusal. Raises it again where no other account may help."""
         if self.account is not None:
-            self._pool.heard(self.account, error, self.scope)
+            self._pool.refused(self.account, error, self.model)
         if not error.another_account_may_help:
             raise error
-        if not (
-            isinstance(error, TokenRejected) and isinstance(self._last, RateLimited)
-        ):
-            self._last = error  # a limit ends by itself, so it is what is worth telling
+        # a limit ends by itself, so it is what the caller should hear of
+        is_lesser = isinstance(error, TokenRejected)
+        if not (is_lesser and isinstance(self._last, RateLimited)):
+            self._last = error
+
+    def succeeded(self) -> None:
+        """The account accepted the question."""
+        if self.account is not None:
+            self._pool.succeeded(self.account, self.model)

@@ -1,7 +1,8 @@
-"""The one use case: a question goes to its upstream, and what was said is kept.
+"""The one use case: a question goes to its upstream, and the conversation is stored.
 
-`Chat.open` begins a turn; the turn is then pushed: bytes from the upstream go in, bytes for the caller come out. `feed`
-does no I/O; `end` and `fail` make one write to the store. Who reads, and where, is the driver's business.
+`Chat.open` opens a `Turn`, which is then pushed from outside: bytes from the upstream go in, bytes
+for the caller come out. `feed` does no I/O; `accepted`, `end` and `fail` make one write to the store
+each, at most. Who reads the upstream, and in which thread, is the delivery's business.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -20,6 +21,8 @@ from relay.domain import (
     Delta,
     Event,
     Finished,
+    IdempotencyKey,
+    KeyRecord,
     Question,
     Reasoning,
     Refusal,
@@ -27,113 +30,74 @@ from relay.domain import (
     Reply,
     Restarted,
     Started,
+    ToolCall,
 )
 from relay.errors import (
     BadRequest,
-    Blocked,
     Busy,
     Forbidden,
-    KeyReused,
-    NoConversation,
-    OutcomeUnknown,
-    Refused,
     RelayError,
     StoreFailed,
     Unauthorized,
     UpstreamCut,
-    UpstreamFailed,
     UpstreamGone,
 )
 from relay.keeping import (
-    LEASE_SECONDS,
-    IndexKeeper,
+    EphemeralKeeper,
     Keeper,
-    Leases,
-    NoKeeper,
-    OwnKeeper,
+    LocalKeeper,
+    RemoteKeeper,
+    ReplayKeeper,
 )
-from relay.store import Begun, Claim, Claimed, Opening, Store
-from relay.window import within
+from relay.replay import ReplayedAnswer, raise_failure
+from relay.store import OpenedTurn, Store, TurnRequest
+from relay.upkeep import LEASE_SECONDS, Leases
+from relay.upstreams import Decoder, Stream, Upstream
+from relay.window import Window, fit
 
 log = logging.getLogger(__name__)
 
 TITLE_LENGTH = 60
-
-
-class Stream(Protocol):
-    """Bytes on their way from an upstream. Raises only RelayError.
-
-    `asked`: the question itself was sent; until then a model may be looked for, or an account waited for.
-    """
-
-    @property
-    def asked(self) -> bool: ...
-
-    def read(self, seconds: float) -> bytes | None:
-        """What has arrived, at the latest after `seconds`: b"" at the end, None if nothing came."""
-
-    def interrupt(self) -> None:
-        """From another thread: make a read that is under way return or raise at once."""
-
-    def close(self) -> None:
-        """Let the connection go. May be called twice."""
-
-
-class Decoder(Protocol):
-    """An upstream's bytes as events: Started, any number of Delta, Finished. No I/O. Raises only RelayError.
-
-    `started`: the upstream took the question, and said so. `settled`: all of the answer is there, and only the stream's
-    own end is still to come.
-    """
-
-    @property
-    def started(self) -> bool: ...
-
-    @property
-    def settled(self) -> bool: ...
-
-    def feed(self, piece: bytes) -> list[Event]: ...
-
-    def end(self) -> list[Event]:
-        """The bytes are over: what was still held back. Raises UpstreamCut where the answer is not whole."""
+SMALLEST_ESTIMATE = 1000  # tokens; below it an estimate may be far off
 
 
 class Printer(Protocol):
-    """Events as a caller's dialect has them. No I/O."""
+    """Events as a caller's dialect has them. Pure; one for each answer, driven by one thread.
+
+    `keep_alive`: bytes that mean nothing in that dialect, for times of silence.
+    """
 
     keep_alive: bytes
 
-    def print(self, batch: list[Event]) -> bytes: ...
+    def print(self, batch: list[Event]) -> bytes:
+        """The events that one read gave, in their order; b"" where the dialect prints none of them."""
 
-    def end(self, reply: Reply) -> bytes: ...
+    def end(self, reply: Reply) -> bytes:
+        """After all events of a whole answer."""
 
     def fail(self, error: RelayError) -> bytes | None:
-        """How a failure is told within an answer; None where the dialect has no way, so that the body is broken off."""
+        """A failure within an answer; None where the dialect has no way to say it, so the body is aborted."""
 
 
-class Upstream(Protocol):
-    """A way to a model.
+@dataclass(frozen=True)
+class TurnContext:
+    """What a turn knows beside its answer.
 
-    `protected`: it spends what is the operator's. `checks_tokens`: a caller's own credential replaces all of that, and
-    is checked there. `keeps`: it keeps conversations itself, under ids of its own. `takes_options`: parameters for the
-    model, and messages of more than text, mean something to it.
+    `check`: the dialect's; see `Ask.check`. `tokens`: the estimated size of what was sent upstream.
     """
 
-    name: str
-    protected: bool
-    checks_tokens: bool
-    keeps: bool
-    takes_options: bool
-
-    def knows(self, token: str) -> bool:
-        """Whether a caller's credential looks like one for this upstream."""
-
-    def ask(self, question: Question) -> tuple[Stream, Decoder]:
-        """Send the question. Its status may come with the stream's first read. Raises only RelayError."""
+    conversation_id: str = ""
+    remarks: Remarks = Remarks()
+    check: Callable[[Reply], None] = lambda reply: None
+    tokens: int = 0
 
 
 class Turn:
-    """One question and its answer, pushed from outside."""
+    """One question and its answer, pushed from outside by one thread.
+
+    `failure`: an error that the bytes fed so far tell of; what came before it was printed, and the
+    driver raises it. `ended`: `end` or `fail` was called.
+    """
 
     def __init__(
         self,
@@ -141,28 +105,29 @@ class Turn:
         decoder: Decoder,
         keeper: Keeper,
         printer: Printer,
-        conversation_id: str = "",
-        remarks: Remarks | None = None,
+        context: TurnContext,
     ) -> None:
         self.stream = stream
-        self.conversation_id = conversation_id
-        self.remarks = remarks or Remarks()
+        self.conversation_id = context.conversation_id
+        self.remarks = context.remarks
         self.ended = False
+        self.failure: RelayError | None = None
         self.reply: Reply | None = None
         self._decoder = decoder
         self._keeper = keeper
         self._printer = printer
+        self._context = context
         self._started: Started | None = None
-        self._noted = False
-        self._model: str | None = None
+        self._finished: Finished | None = None
+        self._acceptance_kept = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
-        self._finished: Finished | None = None
+        self._tool_calls: dict[int, ToolCall] = {}
 
     @property
     def over(self) -> bool:
-        """The answer is whole; what the upstream may still say is not waited for."""
+        """The answer is whole: what the upstream may still send is not waited for."""
         return self._finished is not None
 
     @property
@@ -170,91 +135,129 @@ class Turn:
         return self._started is not None
 
     @property
-    def settled(self) -> bool:
-        """All of the answer is there, though the upstream has not said that it is over."""
-        return self._decoder.settled
+    def complete(self) -> bool:
+        """The answer's text is complete, only the stream's trailer is missing."""
+        return self._decoder.complete
 
     def feed(self, piece: bytes) -> bytes:
-        """What the caller is told of this piece; nothing is kept yet."""
+        """What the caller gets for this piece. Nothing is stored; a failure is left in `failure`."""
         return b"" if self.over else self._take(self._decoder.feed(piece))
 
-    def _take(self, batch: list[Event]) -> bytes:
-        told: list[Event] = []
-        for event in batch:
-            match event:
-                case Started(model, conversation_id):
-                    self._started, self._model = event, model
-                    if conversation_id and self._keeper.shows_ids:
-                        self.conversation_id = conversation_id
-                case Restarted():
-                    self._text.clear()
-                case Delta(text):
-                    self._text.append(text)
-                case Reasoning(text):
-                    self._reasoning.append(text)
-                case Refusal(text):
-                    self._refusal.append(text)
-                case Finished():
+    def _take(self, events: Iterable[Event]) -> bytes:
+        batch: list[Event] = []
+        try:
+            for event in events:
+                if isinstance(event, Finished):
                     self._finished = event
                     break
-            told.append(event)
-        return self._printer.print(told) if told else b""
+                self._add(event)
+                batch.append(event)
+        except RelayError as error:
+            self.failure = error
+        return self._printer.print(batch) if batch else b""
 
-    def begin(self) -> None:
-        """Keep that the upstream took the question, once it has said so."""
-        if self._started is not None and not self._noted:
-            self._noted = True
-            self._keeper.begun(self._started)
+    def _add(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._started = event
+                if event.conversation_id and self._keeper.returns_ids:
+                    self.conversation_id = event.conversation_id
+            case Restarted():
+                self._text.clear()
+            case Delta(text):
+                self._text.append(text)
+            case Reasoning(text):
+                self._reasoning.append(text)
+            case Refusal(text):
+                self._refusal.append(text)
+            case ToolCall():
+                self._add_call(event)
+
+    def _add_call(self, piece: ToolCall) -> None:
+        known = self._tool_calls.get(piece.index)
+        if known is not None:
+            arguments = known.arguments + piece.arguments
+            piece = ToolCall(piece.index, known.id, known.name, arguments)
+        self._tool_calls[piece.index] = piece
+
+    def accepted(self) -> None:
+        """Store that the upstream accepted the question, once it has said so."""
+        if self._started is not None and not self._acceptance_kept:
+            self._acceptance_kept = True
+            self._keeper.accepted(self._started)
 
     def end(self) -> bytes:
-        """The stream is over: keep the answer, and tell its end. Raises UpstreamCut, Refused ... if it has none."""
+        """The stream is over: store the answer, and print its end.
+
+        Raises UpstreamCut where the answer is not whole, and what the dialect's check raises.
+        """
         rest = b"" if self.over else self._take(self._decoder.end())
+        if self.failure is not None:
+            raise self.failure
         if self._finished is None:
             raise UpstreamCut()
-        self.begin()
-        text = "".join(self._text)
-        self._check(text, self._finished.reason)
-        ids = (
-            self.conversation_id,
-            self._finished.message_id or self._keeper.opening.answer_id,
-        )
-        reply = Reply(
-            text,
-            *(ids if self._keeper.shows_ids else ("", "")),
-            model=self._finished.model or self._model,
-            finish_reason=self._finished.reason,
-            reasoning="".join(self._reasoning),
-            usage=self._finished.usage,
-            remarks=self.remarks,
-        )
-        self._keeper.whole(reply)
-        self.reply, self.ended = reply, True
+        self.accepted()
+        reply = self._reply(self._finished)
+        self._context.check(reply)
+        self._report_cut_window(self._finished)
+        self._keeper.completed(reply)
+        self.reply = reply
+        self.ended = True
         return rest + self._printer.end(reply)
 
-    def _check(self, text: str, reason: str) -> None:
-        """What ended in good order is not an answer yet."""
-        if self._refusal:
-            raise Refused(f"The model refused to answer: {''.join(self._refusal)}")
-        if reason == "content_filter":
-            raise Blocked("The upstream's content filter stopped the answer.")
-        if reason in ("tool_calls", "function_call"):
-            raise UpstreamFailed(
-                "The model asked for a tool to be called, which this route does not do: send none."
-            )
-        if not text and reason == "length":
-            raise UpstreamFailed(
-                "The model's limit of tokens was spent before its answer began: allow it more."
+    def _reply(self, finished: Finished) -> Reply:
+        conversation_id = ""
+        message_id = ""
+        if self._keeper.returns_ids:
+            conversation_id = self.conversation_id
+            message_id = finished.message_id or self._keeper.request.answer_id
+        calls = self._tool_calls
+        return Reply(
+            text="".join(self._text),
+            conversation_id=conversation_id,
+            message_id=message_id,
+            model=finished.model or self._model,
+            finish_reason=finished.reason,
+            reasoning="".join(self._reasoning),
+            refusal="".join(self._refusal),
+            tool_calls=tuple(calls[index] for index in sorted(calls)),
+            usage=finished.usage,
+            remarks=self.remarks,
+        )
+
+    @property
+    def _model(self) -> str | None:
+        return self._started.model if self._started else None
+
+    def _report_cut_window(self, finished: Finished) -> None:
+        """Some servers cut a conversation to their context window and do not say so (Ollama)."""
+        counted = (finished.usage or {}).get("prompt_tokens")
+        sent = self._context.tokens
+        if not isinstance(counted, int) or sent < SMALLEST_ESTIMATE:
+            return
+        if 0 < counted < sent / 2:
+            log.warning(
+                "The upstream read %d tokens of about %d that were sent: its context "
+                "window may be too small (Ollama: OLLAMA_CONTEXT_LENGTH), or "
+                "HISTORY_BUDGET too large.",
+                counted,
+                sent,
             )
 
     def fail(self, error: RelayError) -> bytes | None:
-        """The turn failed: keep what came as a broken answer, and tell it; None: the body is to be broken off."""
+        """The turn failed: store what came as a broken answer, and print the error.
+
+        None where the dialect cannot print it, so that the body is to be aborted.
+        """
         self.ended = True
-        error.taken = (error.taken or self._decoder.started) and self.stream.asked
+        may_have_arrived = error.may_have_been_sent or self._decoder.started
+        sent = self.stream.dispatched and may_have_arrived
+        text = "".join(self._text)
         try:
-            if not self._keeper.broken("".join(self._text), self._model, error):
+            if not self._keeper.failed(text, self._model, error, sent):
                 self.conversation_id = ""
         except StoreFailed as failure:
-            log.warning("A broken answer could not be kept: %s", failure)
+            log.warning("A broken answer could not be stored: %s", failure)
         return self._printer.fail(error)
 
     def close(self) -> None:
@@ -262,70 +265,21 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Where new conversations go. `explicit`: the operator named the upstream, so what it cannot use is refused.
+class Routing:
+    """Where new conversations go.
 
-    `sole_owner`: there is one client key at most, so conversations that only an upstream knows of are that owner's.
+    `explicit`: the operator named the upstream, so a credential that it cannot use is refused.
+    `sole_owner`: there is one client key at most, so conversations that only an upstream knows of
+    are that owner's.
     """
 
-    upstream: str
+    default_upstream: str
     explicit: bool = False
     sole_owner: bool = True
 
 
-class Kept:
-    """An answer that was given before, as a stream and its decoder: told again in the format now asked for."""
-
-    asked = started = settled = True
-
-    def __init__(self, outcome: Mapping[str, Any]) -> None:
-        self._outcome = outcome
-        self._pieces = [b"kept"]
-
-    def read(self, seconds: float) -> bytes:
-        return self._pieces.pop() if self._pieces else b""
-
-    def feed(self, piece: bytes) -> list[Event]:
-        kept = self._outcome
-        events: list[Event] = [Started(kept["model"], kept["conversation_id"] or None)]
-        events += [Reasoning(kept["reasoning"])] if kept["reasoning"] else []
-        events += [Delta(kept["text"])] if kept["text"] else []
-        return [
-            *events,
-            Finished(
-                kept["finish_reason"], kept["message_id"], kept["model"], kept["usage"]
-            ),
-        ]
-
-    def end(self) -> list[Event]:
-        return []
-
-    def interrupt(self) -> None:
-        self._pieces.clear()
-
-    def close(self) -> None:
-        self._pieces.clear()
-
-
-class KeptAlready:
-    """Keeps nothing of an answer that is told again: it was kept when it was given."""
-
-    def __init__(self, opening: Opening, shows_ids: bool) -> None:
-        self.opening = opening
-        self.shows_ids = shows_ids
-
-    def begun(self, started: Started) -> None:
-        pass
-
-    def whole(self, reply: Reply) -> None:
-        pass
-
-    def broken(self, text: str, model: str | None, error: RelayError) -> bool:
-        return True
-
-
 class Chat:
-    """Opens turns. Decides which upstream is asked, with whose credential, and how much of a conversation it is shown.
+    """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
     `budget`: tokens of a conversation that go upstream at most; 0: all of them.
     """
@@ -333,204 +287,246 @@ class Chat:
     def __init__(
         self,
         upstreams: Mapping[str, Upstream],
-        choice: Choice,
+        routing: Routing,
         store: Store,
         leases: Leases,
         budget: int = 0,
     ) -> None:
         self._upstreams = upstreams
-        self._choice = choice
+        self._routing = routing
         self._store = store
         self._leases = leases
         self._budget = budget
 
     def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | None:
-        """Keep the question and send it. None while the conversation, or the same ask with a key, is being answered."""
-        if ask.parent_id and not ask.conversation_id:
-            raise BadRequest(
-                "A parent id goes with the conversation_id of the same reply: send both, or neither."
-            )
-        home = self._home(ask)
-        if ask.keep and any(message.given for message in (*ask.before, ask.question)):
-            raise BadRequest(
-                "What is kept is text alone: images, files and tools go where nothing is to be kept."
-            )
-        if not ask.conversation_id:
-            self._permit(ask, home)
-        opening = _opening(
-            ask,
-            home.name,
-            adopt=home.keeps and (bool(ask.caller.token) or self._choice.sole_owner),
-        )
-        if opening.claim is not None:
-            found = self._store.claim(opening.claim, opening.holder, LEASE_SECONDS)
-            if found.state != "mine":
-                return _settled(found, opening, printer)
-        begun = self._begin(ask, opening, home)
-        if begun is None:
+        """Store the question and open its stream; nothing is sent before that is read.
+
+        None while the conversation, or the same ask with a key, is being answered.
+        """
+        upstream = self._upstream_for(ask)
+        self._check(ask, upstream)
+        request = self._turn_request(ask, upstream)
+        if request.idempotency_key is not None:
+            holder = request.holder
+            key = request.idempotency_key
+            record = self._store.claim(key, holder, LEASE_SECONDS)
+            if record.state != "mine":
+                return _replay(record, request, ask, printer)
+        opened = self._open_stored(ask, request, upstream)
+        if opened is None:
             return None
-        keeper: Keeper = NoKeeper(self._store, self._leases, opening)
-        if ask.keep:
-            keeper = OwnKeeper(self._store, self._leases, opening)
-            if begun.remote:
-                keeper = IndexKeeper(self._store, self._leases, opening, begun)
+        keeper = self._keeper(ask, request, opened)
         turn = None
         try:
-            turn = self._send(ask, begun, keeper, printer, request_id)
+            turn = self._start(ask, opened, keeper, printer, request_id)
+            return turn
         except RelayError as error:
-            keeper.broken("", None, error)
+            keeper.failed("", None, error, sent=False)
             raise
         finally:
             if turn is None:
-                self._leases.drop(opening.holder)
-        return turn
+                self._leases.drop(request.holder)
 
-    def _begin(self, ask: Ask, opening: Opening, home: Upstream) -> Begun | None:
-        """Hold the conversation and learn what was said in it; None while another turn holds it."""
-        begun: Begun | None = Begun(
-            home.name, (*ask.before, ask.question), remote=home.keeps
-        )
-        if ask.keep and not (opening.new and home.keeps):
-            begun = None
-            try:
-                begun = self._store.begin(opening, LEASE_SECONDS)
-            finally:
-                if begun is None and opening.claim is not None:
-                    self._store.release(opening)
-        if begun is not None and (
-            opening.claim is not None or (ask.keep and not (opening.new and home.keeps))
-        ):
-            self._leases.hold(opening.holder)
-        return begun
-
-    def _home(self, ask: Ask) -> Upstream:
+    def _upstream_for(self, ask: Ask) -> Upstream:
         """Where a new conversation of this caller goes: its own token leads to where such tokens are checked."""
-        if ask.caller.token and not self._choice.explicit:
+        token = ask.caller.token
+        if token and not self._routing.explicit:
             for upstream in self._upstreams.values():
-                if upstream.checks_tokens and upstream.knows(ask.caller.token):
+                if upstream.accepts_caller_tokens and upstream.recognizes(token):
                     return upstream
-        return self._upstreams[self._choice.upstream]
+        return self._upstreams[self._routing.default_upstream]
 
-    def _send(
-        self, ask: Ask, begun: Begun, keeper: Keeper, printer: Printer, request_id: str
-    ) -> Turn:
-        opening, upstream = keeper.opening, self._upstreams.get(begun.upstream)
-        if upstream is None:
-            raise UpstreamGone(
-                f"This conversation lives at the upstream {begun.upstream}, which is not open any more. "
-                "Leave conversation_id out to begin a new one."
-            )
-        messages, dropped = (*begun.messages[:-1], ask.question), 0
-        if self._budget and ask.keep and not begun.remote:
-            messages, dropped = within(messages, self._budget)
-        if not upstream.takes_options and any(message.given for message in messages):
+    def _check(self, ask: Ask, upstream: Upstream) -> None:
+        """Raise for what cannot be asked, before anything is stored."""
+        if ask.parent_id and not ask.conversation_id:
             raise BadRequest(
-                f"The upstream {upstream.name} takes messages of text alone: no images, files or tools."
+                "A parent id goes with the conversation_id of the same reply: send "
+                "both, or neither."
             )
+        messages = (*ask.preamble, ask.question)
+        if ask.keep and any(message.payload for message in messages):
+            raise BadRequest(
+                "What is stored is text alone: images, files and tools go where "
+                "nothing is to be stored."
+            )
+        if not ask.conversation_id:
+            self._credential(ask, upstream)
+
+    def _turn_request(self, ask: Ask, upstream: Upstream) -> TurnRequest:
+        is_new = not ask.conversation_id
+        may_adopt = bool(ask.caller.token) or self._routing.sole_owner
+        key = None
+        if ask.idempotency_key:
+            owner = ask.caller.verified_owner
+            key = IdempotencyKey(owner, ask.idempotency_key, _fingerprint(ask))
+        return TurnRequest(
+            conversation_id=ask.conversation_id or str(uuid.uuid4()),
+            owner=ask.caller.owner,
+            upstream=upstream.name,
+            question_id=str(uuid.uuid4()),
+            answer_id=str(uuid.uuid4()),
+            prompt=ask.prompt,
+            title=_title(ask.prompt),
+            is_new=is_new,
+            parent_id=ask.parent_id,
+            adopt=upstream.stores_conversations and may_adopt,
+            preamble=ask.preamble if is_new else (),
+            idempotency_key=key,
+        )
+
+    def _open_stored(
+        self, ask: Ask, request: TurnRequest, upstream: Upstream
+    ) -> OpenedTurn | None:
+        """Take the conversation's lease and read it; None while another turn has it."""
+        begins_upstream = request.is_new and upstream.stores_conversations
+        if not ask.keep or begins_upstream:
+            opened: OpenedTurn | None = OpenedTurn(
+                upstream.name,
+                history=ask.preamble,
+                remote=upstream.stores_conversations,
+            )
+            if request.idempotency_key is not None:
+                self._leases.hold(request.holder)
+            return opened
+        opened = None
+        try:
+            opened = self._store.open_turn(request, LEASE_SECONDS)
+        finally:
+            if opened is None and request.idempotency_key is not None:
+                self._store.release(request)
+        if opened is not None:
+            self._leases.hold(request.holder)
+        return opened
+
+    def _keeper(self, ask: Ask, request: TurnRequest, opened: OpenedTurn) -> Keeper:
+        if not ask.keep:
+            return EphemeralKeeper(self._store, self._leases, request)
+        if opened.remote:
+            return RemoteKeeper(self._store, self._leases, request, opened)
+        return LocalKeeper(self._store, self._leases, request)
+
+    def _start(
+        self,
+        ask: Ask,
+        opened: OpenedTurn,
+        keeper: Keeper,
+        printer: Printer,
+        request_id: str,
+    ) -> Turn:
+        """Record that the question is about to be sent, and open its stream."""
+        upstream = self._upstream_of(opened)
+        window = self._window(ask, opened, upstream)
         question = Question(
-            messages,
-            question_id=opening.question_id,
-            conversation_id=ask.conversation_id if begun.remote else None,
-            parent_id=begun.parent,
-            account=begun.account,
+            window.messages,
+            question_id=keeper.request.question_id,
+            conversation_id=ask.conversation_id if opened.remote else None,
+            parent_id=opened.parent_id,
+            account=opened.account,
             model=ask.model,
-            options=ask.options if upstream.takes_options else {},
+            options=ask.options if upstream.accepts_options else {},
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
-            token=self._permit(ask, upstream),
+            token=self._credential(ask, upstream),
             keep=ask.keep,
             request_id=request_id,
         )
-        self._dispatch(opening)
-        ignored = () if upstream.takes_options else tuple(ask.options)
-        if ask.before and not opening.new:
-            ignored += ("system",)
-        remarks = Remarks(dropped, ignored)
-        known = "" if begun.remote or not ask.keep else opening.conversation_id
-        return Turn(*upstream.ask(question), keeper, printer, known, remarks)
+        self._record_dispatch(keeper.request)
+        is_stored_here = ask.keep and not opened.remote
+        context = TurnContext(
+            keeper.request.conversation_id if is_stored_here else "",
+            Remarks(window.dropped, _ignored(ask, upstream)),
+            ask.check,
+            window.tokens,
+        )
+        stream, decoder = upstream.ask(question)
+        return Turn(stream, decoder, keeper, printer, context)
 
-    def _dispatch(self, opening: Opening) -> None:
-        """Keep that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
-        try:
-            if opening.claim is not None and not self._store.dispatch(
-                opening.claim, opening.holder
-            ):
-                raise Busy()  # we slept for longer than the lease, and another process asks it
-        except StoreFailed as error:
-            error.taken = False
-            raise
-
-    def _permit(self, ask: Ask, upstream: Upstream) -> str | None:
-        """The caller's own credential where it is to be spent. Raises where neither it nor ours may be."""
-        if ask.reverse_proxy and not upstream.keeps:
-            raise Forbidden(
-                f"The upstream {upstream.name} is reached by no reverse proxy: leave reverse_proxy out."
+    def _upstream_of(self, opened: OpenedTurn) -> Upstream:
+        upstream = self._upstreams.get(opened.upstream)
+        if upstream is None:
+            raise UpstreamGone(
+                f"This conversation lives at the upstream {opened.upstream}, which is "
+                "not open any more. Leave conversation_id out to begin a new one."
             )
-        if ask.caller.token and upstream.checks_tokens:
+        return upstream
+
+    def _window(self, ask: Ask, opened: OpenedTurn, upstream: Upstream) -> Window:
+        """The messages that go upstream."""
+        is_stored_here = ask.keep and not opened.remote
+        messages = (*opened.history, ask.question)
+        window = fit(messages, self._budget if is_stored_here else 0)
+        if not upstream.accepts_options and any(m.payload for m in window.messages):
+            raise BadRequest(
+                f"The upstream {upstream.name} takes messages of text alone: no "
+                "images, files or tools."
+            )
+        return window
+
+    def _record_dispatch(self, request: TurnRequest) -> None:
+        """Store that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
+        key = request.idempotency_key
+        if key is not None and not self._store.dispatch(key, request.holder):
+            raise Busy()  # we slept for longer than the lease, and another process asks it
+
+    def _credential(self, ask: Ask, upstream: Upstream) -> str | None:
+        """The caller's own token where it is to be used, None for the server's credentials.
+
+        Raises where neither may be used.
+        """
+        if ask.reverse_proxy and not upstream.stores_conversations:
+            raise Forbidden(
+                f"The upstream {upstream.name} is reached by no reverse proxy: leave "
+                "reverse_proxy out."
+            )
+        if ask.caller.token and upstream.accepts_caller_tokens:
             return ask.caller.token
         if not ask.caller.may_spend:
             raise Unauthorized(
-                f"The upstream {upstream.name} takes no access token; it asks for a client key."
+                f"The upstream {upstream.name} takes no access token; it asks for a "
+                "client key."
             )
-        if ask.caller.token and self._choice.explicit:
+        if ask.caller.token and self._routing.explicit:
             raise BadRequest(
-                f"The upstream {upstream.name} takes no access token: leave access_token out."
+                f"The upstream {upstream.name} takes no access token: leave "
+                "access_token out."
             )
         return None
 
 
-def _settled(found: Claimed, opening: Opening, printer: Printer) -> Turn | None:
-    """An ask with a key that is not to be asked now. Raises what became of it where that is no answer."""
-    told = found.outcome
-    match found.state:
-        case "done":
-            kept, shows_ids = Kept(told), bool(told["conversation_id"])
-            where = told["conversation_id"], Remarks(replayed=True)
-            return Turn(kept, kept, KeptAlready(opening, shows_ids), printer, *where)
-        case "refused":
-            raise (Refused if told["code"] == Refused.code else Blocked)(
-                told["message"]
-            )
-        case "unknown":
-            raise OutcomeUnknown(
-                f"{OutcomeUnknown.message} {told.get('message', '')} Take a new key to ask anew.".replace(
-                    "  ", " "
-                )
-            )
-        case "other":
-            raise KeyReused()
-        case "gone":
-            raise NoConversation(
-                "The answer to this request was deleted with its conversation."
-            )
-    return None
+def _ignored(ask: Ask, upstream: Upstream) -> tuple[str, ...]:
+    """The parameters that have no effect on this answer."""
+    ignored = ask.ignored
+    if not upstream.accepts_options:
+        ignored += tuple(ask.options)
+    if ask.preamble and ask.conversation_id:
+        ignored += ("system",)
+    return ignored
 
 
-def _opening(ask: Ask, upstream: str, adopt: bool) -> Opening:
-    new = not ask.conversation_id
-    return Opening(
-        conversation_id=ask.conversation_id or str(uuid.uuid4()),
-        owner=ask.caller.owner,
-        upstream=upstream,
-        question_id=str(uuid.uuid4()),
-        answer_id=str(uuid.uuid4()),
-        prompt=ask.prompt,
-        parent=ask.parent_id,
-        title=_title(ask.prompt),
-        new=new,
-        adopt=adopt,
-        before=ask.before if new else (),
-        claim=Claim(ask.caller.proven, ask.key, _fingerprint(ask)) if ask.key else None,
-    )
+def _replay(
+    record: KeyRecord, request: TurnRequest, ask: Ask, printer: Printer
+) -> Turn | None:
+    """The recorded answer as a turn; None while it is not there yet. Raises a recorded failure."""
+    if record.state == "running":
+        return None
+    raise_failure(record)
+    answer = ReplayedAnswer(record)
+    conversation_id = str(record.outcome["conversation_id"])
+    keeper = ReplayKeeper(request, returns_ids=bool(conversation_id))
+    context = TurnContext(conversation_id, Remarks(replayed=True), ask.check)
+    return Turn(answer, answer, keeper, printer, context)
 
 
 def _fingerprint(ask: Ask) -> str:
-    """What makes two asks the same: all that is asked, and where; not how the answer is to be told."""
-    said = [
-        [message.role, message.text, message.given]
-        for message in (*ask.before, ask.question)
+    """What makes two asks the same: all that is asked, and where; not the format of the answer.
+
+    Raises BadRequest for options that are nested too deeply.
+    """
+    messages = [
+        [message.role, message.text, message.payload]
+        for message in (*ask.preamble, ask.question)
     ]
-    where = [
+    place = [
         ask.route,
         ask.conversation_id,
         ask.parent_id,
@@ -539,17 +535,17 @@ def _fingerprint(ask: Ask) -> str:
         ask.keep,
     ]
     try:
-        told = orjson.dumps(
-            [said, where, dict(ask.options)], option=orjson.OPT_SORT_KEYS
+        content = orjson.dumps(
+            [messages, place, dict(ask.options)], option=orjson.OPT_SORT_KEYS
         )
     except orjson.JSONEncodeError:
         raise BadRequest("The question is nested too deeply to be asked.") from None
-    return hashlib.sha256(told).hexdigest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _title(prompt: str) -> str:
     """The prompt's first words, on one line."""
     line = " ".join(prompt[: 10 * TITLE_LENGTH].split()) or "New chat"
-    return (
-        line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
-    )
+    if len(line) <= TITLE_LENGTH:
+        return line
+    return line[: TITLE_LENGTH - 1].rstrip() + "…"

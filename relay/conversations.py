@@ -6,52 +6,41 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from relay.domain import Caller, Conversation
 from relay.errors import BadRequest, NoConversation, UpstreamError, UpstreamGone
 from relay.store import Store
+from relay.upstreams import History
 
 log = logging.getLogger(__name__)
 
-
-class History(Protocol):
-    """Conversations that an upstream keeps. Raises only RelayError."""
-
-    @property
-    def has_accounts(self) -> bool: ...
-
-    def knows(self, token: str) -> bool: ...
-
-    def list(self, caller: Caller, most: int) -> list[dict[str, Any]]: ...
-
-    def read(
-        self, caller: Caller, conversation_id: str, account: str | None
-    ) -> dict[str, Any]: ...
-
-    def change(
-        self,
-        caller: Caller,
-        conversation_id: str,
-        account: str | None,
-        what: dict[str, Any],
-    ) -> None: ...
-
-    def entitle(
-        self, caller: Caller, conversation_id: str, account: str | None
-    ) -> str: ...
+#: a row of the index, or an upstream's own object
+Item: TypeAlias = "Conversation | dict[str, Any]"
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A page of conversations: rows of the index and upstreams' own items. `missing`: why it is not all of them."""
+class Page:
+    """A page of conversations. `missing`: why those of an upstream are not among them."""
 
-    found: list[Conversation | dict[str, Any]] = field(repr=False)
+    items: list[Item] = field(repr=False)
     missing: UpstreamError | None = None
 
 
+@dataclass(frozen=True)
+class Located:
+    """Where a conversation is: its index row, and the history that has its text; None: it is stored here."""
+
+    row: Conversation | None
+    history: History | None
+
+    @property
+    def account(self) -> str | None:
+        return self.row.account if self.row else None
+
+
 class Conversations:
-    """`sole_owner`: there is one client key at most, so what lies at the accounts is that owner's."""
+    """`sole_owner`: there is one client key at most, so what the server's accounts have is that owner's."""
 
     def __init__(
         self, store: Store, histories: Mapping[str, History], sole_owner: bool
@@ -60,25 +49,23 @@ class Conversations:
         self._histories = histories
         self._sole_owner = sole_owner
 
-    def list(self, caller: Caller, offset: int, limit: int, search: str = "") -> Listed:
+    def list(self, caller: Caller, offset: int, limit: int, search: str = "") -> Page:
         """Newest first. What an upstream does not show is still found through the index.
 
-        With `search`, those where it stands in the title, or in what was said, as far as that is kept here.
+        With `search`: those that have it in the title, or in a text that is stored here. Raises
+        RelayError where a caller's own account cannot be read.
         """
-        most = offset + limit
         if search:
-            if (
-                caller.claimed
-            ):  # the account that the token names is its own only if it is let in
-                for history in self._reachable(caller):
-                    history.list(caller, 1)
-            return Listed([*self._store.list(caller.owner, offset, limit, search)])
-        rows = self._store.list(caller.owner, 0, most)
-        found: dict[str, Conversation | dict[str, Any]] = {row.id: row for row in rows}
+            return self._search(caller, offset, limit, search)
+        most = offset + limit
+        items: dict[str, Item] = {}
+        for row in self._store.list(caller.owner, 0, most):
+            items[row.id] = row
         missing = None
         for history in self._reachable(caller):
             try:
-                found.update((item["id"], item) for item in history.list(caller, most))
+                for item in history.list(caller, most):
+                    items[item["id"]] = item
             except UpstreamError as error:
                 if caller.token:
                     raise
@@ -86,91 +73,92 @@ class Conversations:
                     "Conversations at the upstream could not be listed: %s", error.code
                 )
                 missing = error
-        return Listed(
-            sorted(found.values(), key=_updated, reverse=True)[offset:most], missing
-        )
+        newest_first = sorted(items.values(), key=_updated, reverse=True)
+        return Page(newest_first[offset:most], missing)
 
-    def read(
-        self, caller: Caller, conversation_id: str
-    ) -> Conversation | dict[str, Any]:
-        row, history = self._locate(caller, conversation_id)
-        if history is None:
+    def _search(self, caller: Caller, offset: int, limit: int, search: str) -> Page:
+        if caller.unverified:  # its account is its own only if the upstream accepts it
+            for history in self._reachable(caller):
+                history.list(caller, 1)
+        return Page([*self._store.list(caller.owner, offset, limit, search)])
+
+    def read(self, caller: Caller, conversation_id: str) -> Item:
+        """One conversation with all its messages. Raises NoConversation."""
+        found = self._locate(caller, conversation_id)
+        if found.history is None:
             return self._store.get(caller.owner, conversation_id)
-        return history.read(caller, conversation_id, row.account if row else None)
+        return found.history.read(caller, conversation_id, found.account)
 
     def rename(self, caller: Caller, conversation_id: str, title: str) -> None:
-        row, history = self._locate(caller, conversation_id)
-        if history is not None:
-            history.change(
-                caller, conversation_id, row.account if row else None, {"title": title}
-            )
-        if row is not None:
+        found = self._locate(caller, conversation_id)
+        if found.history is not None:
+            changes = {"title": title}
+            found.history.change(caller, conversation_id, found.account, changes)
+        if found.row is not None:
             self._store.rename(caller.owner, conversation_id, title)
 
-    def entitle(self, caller: Caller, conversation_id: str) -> str:
-        """Let the upstream find a title, and give it."""
-        row, history = self._locate(caller, conversation_id)
-        if history is None:
+    def make_title(self, caller: Caller, conversation_id: str) -> str:
+        """Let the upstream find a title, and set it. Raises BadRequest where the conversation is stored here."""
+        found = self._locate(caller, conversation_id)
+        if found.history is None:
             raise BadRequest(
-                "Conversations that are kept here get no title by themselves: send one in the field title."
+                "Conversations that are stored here get no title by themselves: send "
+                "one in the field title."
             )
-        title = history.entitle(caller, conversation_id, row.account if row else None)
-        if row is not None:
+        title = found.history.make_title(caller, conversation_id, found.account)
+        if found.row is not None:
             self._store.rename(caller.owner, conversation_id, title)
         return title
 
     def delete(self, caller: Caller, conversation_id: str) -> None:
-        row, history = self._locate(caller, conversation_id)
+        found = self._locate(caller, conversation_id)
         try:
-            if history is not None:
-                history.change(
-                    caller,
-                    conversation_id,
-                    row.account if row else None,
-                    {"is_visible": False},
-                )
+            if found.history is not None:
+                changes = {"is_visible": False}
+                found.history.change(caller, conversation_id, found.account, changes)
         except NoConversation:
-            if row is not None:  # it was deleted there before
+            if found.row is not None:  # it was deleted there before
                 self._store.delete(caller.owner, conversation_id)
             raise
-        if row is not None:
+        if found.row is not None:
             self._store.delete(caller.owner, conversation_id)
 
-    def _locate(
-        self, caller: Caller, conversation_id: str
-    ) -> tuple[Conversation | None, History | None]:
-        """The index row, and the history that has the text; None for one that is kept here."""
-        if "\0" in conversation_id:  # no database is asked for such a thing
+    def _locate(self, caller: Caller, conversation_id: str) -> Located:
+        """Raises NoConversation for another owner's, UpstreamGone for one whose upstream is not open."""
+        if "\0" in conversation_id:  # no database takes that
             raise NoConversation()
         row = self._store.find(conversation_id)
-        if row is not None and row.owner != caller.owner:
+        if row is None:
+            reachable = self._reachable(caller)
+            if not reachable:
+                raise NoConversation()
+            return Located(None, reachable[0])
+        if row.owner != caller.owner:
             raise NoConversation()
-        if row is not None and row.remote:
-            if row.upstream not in self._histories:
-                raise UpstreamGone(
-                    f"This conversation lives at the upstream {row.upstream}, which is not open any more."
-                )
-            return row, self._histories[row.upstream]
-        if row is not None:
-            return row, None
-        if reachable := self._reachable(caller):
-            return None, reachable[0]
-        raise NoConversation()
+        if not row.remote:
+            return Located(row, None)
+        if row.upstream not in self._histories:
+            raise UpstreamGone(
+                f"This conversation lives at the upstream {row.upstream}, which is not "
+                "open any more."
+            )
+        return Located(row, self._histories[row.upstream])
 
     def _reachable(self, caller: Caller) -> Sequence[History]:
-        """The histories of which conversations without an index row, too, are this caller's to see."""
+        """The histories whose conversations this caller may see without an index row, too."""
         histories = self._histories.values()
         if caller.token:
-            return [history for history in histories if history.knows(caller.token)]
-        ours = self._sole_owner and caller.may_spend
-        return [history for history in histories if ours and history.has_accounts]
+            return [h for h in histories if h.recognizes(caller.token)]
+        if self._sole_owner and caller.may_spend:
+            return [history for history in histories if history.has_accounts]
+        return []
 
 
-def _updated(found: Conversation | dict[str, Any]) -> float:
-    """When a conversation was last spoken in; upstreams say it as ISO 8601 or as seconds, or not at all."""
-    if isinstance(found, Conversation):
-        return found.updated
-    value = found.get("update_time") or found.get("create_time")
+def _updated(item: Item) -> float:
+    """When a conversation was last used; upstreams give it as ISO 8601 or as seconds, or not at all."""
+    if isinstance(item, Conversation):
+        return item.updated
+    value = item.get("update_time") or item.get("create_time")
     if isinstance(value, (int, float)):
         return float(value)
     try:

@@ -1,11 +1,13 @@
-"""How work reaches the database, SQLite or PostgreSQL; nothing else tells them apart.
+"""Transactions on SQLite or PostgreSQL; no other module tells the two apart.
 
-SQLite: reading and writing have one connection each, used by one native thread each, so that neither the event loop nor
-a reader ever waits for the disk or for another process's write lock. WAL lets them work side by side; with
-synchronous=NORMAL a kill loses nothing and a power cut at most the last commits (sqlite.org/wal.html).
+SQLite: reading and writing have one connection each, used by one native thread each, so that neither
+the event loop nor a reader waits for the disk or for another process's write lock. WAL lets both work
+at the same time; with synchronous=NORMAL a kill loses nothing and a power cut at most the last
+commits (sqlite.org/wal.html).
 
-PostgreSQL: a small pool. psycopg waits for its sockets as gevent's patched select does, so only the asking greenlet
-waits; what keeps many from using the pool at once is that a turn needs it twice, for a millisecond each.
+PostgreSQL: a small pool. psycopg waits for its sockets in select, which gevent patches, so only the
+calling greenlet waits. The pool can be small because a turn needs a connection twice, for a
+millisecond each time.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from relay.errors import RelayError, StoreFailed
-from relay.serving import Run
+from relay.server import Run
 
 log = logging.getLogger(__name__)
 
@@ -42,81 +44,102 @@ START_LOCK = 0x63772D776562  # of pg_advisory_xact_lock, while the tables are ma
 
 
 class Database(Protocol):
-    """Runs work in transactions of its own. Raises only RelayError."""
+    """Runs work in transactions.
+
+    All methods may be called from any thread or greenlet, at the same time. `work` gets a connection
+    that is valid during the call alone, may run in another thread, and may be one of several works
+    of one transaction: it uses nothing but SQL that can be undone. All methods but `clock` and
+    `insert` may block for disk, locks or network, and raise StoreFailed where the database cannot
+    be used; a RelayError of `work` undoes it and is raised again. Whoever opened the database
+    closes it.
+    """
 
     def clock(self) -> float:
-        """Seconds since 1970, the same for all who share the database."""
+        """Seconds since 1970, the same for all processes that share the database. Does not block."""
 
     def insert(self, table: Any) -> Any:
-        """An INSERT that knows ON CONFLICT, in the database's own dialect."""
+        """An INSERT statement of the database's own dialect, which has ON CONFLICT. Does not block."""
 
-    def read(self, work: Work[T]) -> T: ...
+    def read(self, work: Work[T]) -> T:
+        """The result of `work`, which only reads."""
 
-    def write(self, work: Work[T]) -> T: ...
+    def write(self, work: Work[T]) -> T:
+        """The result of `work`, once it is committed."""
 
     def prepare(self, work: Work[None]) -> None:
-        """Write, while no other process prepares."""
+        """Write while no other process prepares. Called once, before any other work."""
 
     def erase(self) -> None:
-        """What was deleted leaves the database's files too, as far as that is in our hands."""
+        """Remove deleted text from the database's files too, as far as the database allows."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all connections. Called once, after the last work has ended."""
 
 
 @contextmanager
-def told_as_ours() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
+    """Raises StoreFailed for any error of SQLAlchemy, and logs the cause without the texts it may quote."""
     try:
         yield
     except SQLAlchemyError as error:
-        # what these two say is of files, locks and servers; other errors may quote what was said
-        sayable = type(error) in (OperationalError, DatabaseError)
-        reason = (
-            str(getattr(error, "orig", error)).partition("\n")[0] if sayable else ""
+        log.warning(
+            "The database failed: %s %s", type(error).__name__, _safe_reason(error)
         )
-        log.warning("The database failed: %s %s", type(error).__name__, reason)
         raise StoreFailed() from error
 
 
+def _safe_reason(error: SQLAlchemyError) -> str:
+    """The cause's first line; empty for errors that may quote messages of a conversation."""
+    # these two classes speak of files, locks and servers
+    if type(error) not in (OperationalError, DatabaseError):
+        return ""
+    cause = str(getattr(error, "orig", error))
+    return cause.partition("\n")[0]
+
+
 def open_database(url: str, native: Callable[[], Run]) -> Database:
-    """The database that a URL names. `native` makes a runner of its own thread."""
-    return (
-        SQLite(url, native)
-        if make_url(url).get_backend_name() == "sqlite"
-        else PostgreSQL(url)
-    )
+    """The database that a URL names. `native`: makes a runner with a thread of its own. Raises StoreFailed."""
+    if make_url(url).get_backend_name() == "sqlite":
+        return SQLite(url, native)
+    return PostgreSQL(url)
 
 
 class PostgreSQL:
-    """A pool of connections. Its clock is the server's, so that leases mean the same to all its clients."""
+    """A pool of connections. Its clock is the server's, so that leases mean the same to all clients."""
 
     def __init__(self, url: str) -> None:
-        self._ahead = 0.0
-        limits = f"-c statement_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
+        self._clock_offset = 0.0
+        options = (
+            f"-c statement_timeout={BUSY_SECONDS}s"
+            f" -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
+        )
         self._engine = create_engine(
             url,
             pool_size=POOL_SIZE,
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
-            pool_pre_ping=True,  # a restarted server costs nobody an answer
+            pool_pre_ping=True,  # after a restart of the server no request fails
             pool_use_lifo=True,
             hide_parameters=True,
             connect_args={
                 "connect_timeout": 10,
                 "application_name": "chatgpt-webapi",
-                "options": limits,
+                "options": options,
             },
         )
-        event.listen(self._engine, "connect", self._measure)
+        event.listen(self._engine, "connect", self._measure_clock)
 
-    def _measure(self, connection: Any, _record: object) -> None:
+    def _measure_clock(self, connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             before = time.time()
             cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
-            self._ahead = float(cursor.fetchone()[0]) - (before + time.time()) / 2
+            after = time.time()
+            server_time = float(cursor.fetchone()[0])
+        self._clock_offset = server_time - (before + after) / 2
         connection.rollback()
 
     def clock(self) -> float:
-        return time.time() + self._ahead
+        return time.time() + self._clock_offset
 
     def insert(self, table: Any) -> Any:
         return postgresql.insert(table)
@@ -125,14 +148,13 @@ class PostgreSQL:
         return self.write(work)
 
     def write(self, work: Work[T]) -> T:
-        with told_as_ours(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             return work(connection)
 
     def prepare(self, work: Work[None]) -> None:
         def locked(connection: Connection) -> None:
-            connection.execute(
-                text("SET LOCAL statement_timeout = 0")
-            )  # a large table's change takes its time
+            # to change a large table takes long
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(
                 text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": START_LOCK}
             )
@@ -141,14 +163,14 @@ class PostgreSQL:
         self.write(locked)
 
     def erase(self) -> None:
-        """Its own vacuum does that."""
+        """Nothing to do: the server's own vacuum does that."""
 
     def close(self) -> None:
         self._engine.dispose()
 
 
 class SQLite:
-    """One file, in two native threads."""
+    """One file: one thread reads, one writes, each with a connection of its own."""
 
     def __init__(self, url: str, native: Callable[[], Run]) -> None:
         self._run_read = native()
@@ -164,7 +186,7 @@ class SQLite:
 
     def read(self, work: Work[T]) -> T:
         def run() -> T:
-            with told_as_ours(), self._reading.begin() as connection:
+            with translate_errors(), self._reading.begin() as connection:
                 return work(connection)
 
         result: T = self._run_read(run)
@@ -185,30 +207,16 @@ class SQLite:
 
 
 def _engine(url: str, begin: str) -> Engine:
-    path = make_url(url).database or ""
+    """An engine with one connection that stays open. `begin`: the statement that begins its transactions."""
+    path = make_url(url).database
     if path:
-        try:
-            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            Path(path).touch(mode=0o600)  # its log gets the same mode
-        except OSError as error:
-            message = f"The database cannot be used: {path}: {error.strerror}. Look at DATABASE_URL, or DATA_DIR."
-            raise StoreFailed(message) from error
-    # One connection that stays open; check_same_thread: the thread that opened it is not always the one that closes it.
-    given = {"check_same_thread": False, "timeout": BUSY_SECONDS}
+        _create_file(Path(path))
+    # the thread that opened the connection is not always the one that closes it
+    connect_args = {"check_same_thread": False, "timeout": BUSY_SECONDS}
     engine = create_engine(
-        url, poolclass=StaticPool, hide_parameters=True, connect_args=given
+        url, poolclass=StaticPool, hide_parameters=True, connect_args=connect_args
     )
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = (
-            None  # sqlite3 would begin transactions by itself, and too late
-        )
-        connection.create_function(
-            "lower", 1, _lower, deterministic=True
-        )  # SQLite's own knows ASCII alone
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+    event.listen(engine, "connect", _set_up_connection)
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
@@ -217,12 +225,36 @@ def _engine(url: str, begin: str) -> Engine:
     return engine
 
 
+def _create_file(path: Path) -> None:
+    """Create the database's file for its owner alone. Raises StoreFailed."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # its log gets the same mode
+    except OSError as error:
+        raise StoreFailed(
+            f"The database cannot be used: {path}: {error.strerror}. Look at DATABASE_URL, or DATA_DIR."
+        ) from error
+
+
+def _set_up_connection(connection: Any, _record: object) -> None:
+    # sqlite3 would begin transactions by itself, and too late
+    connection.isolation_level = None
+    # SQLite's own `lower` knows only ASCII
+    connection.create_function("lower", 1, _lower, deterministic=True)
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
 def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.lower()
+    return value
 
 
 @dataclass(eq=False)
 class _Write(Generic[T]):
+    """A work that waits for its commit, then its result or error."""
+
     work: Work[T]
     done: bool = False
     result: T | None = None
@@ -230,7 +262,7 @@ class _Write(Generic[T]):
 
 
 class Writer:
-    """Commits in groups: whoever comes to the turn commits all that is waiting, its own and the others'."""
+    """Commits in groups: the caller whose turn it is commits all works that are waiting, also the others'."""
 
     def __init__(self, engine: Engine, run: Run) -> None:
         self._engine = engine
@@ -240,14 +272,13 @@ class Writer:
         self._log_is_due = False
 
     def __call__(self, work: Work[T]) -> T:
+        """The result of `work`, once it is committed. Raises RelayError."""
         write = _Write(work)
         self._waiting.append(write)
         with self._turn:
             if not write.done:
-                group = [
-                    self._waiting.popleft()
-                    for _ in range(min(len(self._waiting), LARGEST_COMMIT))
-                ]
+                size = min(len(self._waiting), LARGEST_COMMIT)
+                group = [self._waiting.popleft() for _ in range(size)]
                 self._run(lambda: self._commit(group))
             if not write.done:  # more were waiting than one commit takes
                 self._waiting.remove(write)
@@ -259,10 +290,10 @@ class Writer:
         return write.result  # type: ignore[return-value]
 
     def checkpoint(self) -> None:
-        """Write the log back into the file and empty it, so that what was deleted is in neither.
+        """Write the WAL back into the file and empty it, so that deleted text is in neither.
 
-        While another program reads the old state, or the disk is full, that cannot be; it is tried again after each of
-        the next writes.
+        That fails while another program reads the old state, or the disk is full; it is tried again
+        after each of the next writes.
         """
         with self._turn:
             self._run(self._empty_log)
@@ -287,14 +318,8 @@ class Writer:
         failure: BaseException = StoreFailed()
         committed = False
         try:
-            with told_as_ours(), self._engine.begin() as connection:
-                if (
-                    len(group) == 1
-                ):  # no savepoint is needed: the whole transaction is its own
-                    group[0].result = group[0].work(connection)
-                else:
-                    for write in group:
-                        _attempt(connection, write)
+            with translate_errors(), self._engine.begin() as connection:
+                self._execute(connection, group)
             committed = True
         except RelayError as error:
             failure = error
@@ -304,11 +329,18 @@ class Writer:
                 if not committed:
                     write.error = write.error or failure
 
+    def _execute(self, connection: Connection, group: list[_Write[Any]]) -> None:
+        if len(group) == 1:  # needs no savepoint: the transaction is its own
+            group[0].result = group[0].work(connection)
+            return
+        for write in group:
+            _execute_in_savepoint(connection, write)
 
-def _attempt(connection: Connection, write: _Write[Any]) -> None:
+
+def _execute_in_savepoint(connection: Connection, write: _Write[Any]) -> None:
     """One write of a group, undone alone if it fails."""
     try:
-        with told_as_ours(), connection.begin_nested():
+        with translate_errors(), connection.begin_nested():
             write.result = write.work(connection)
     except RelayError as error:
         write.error = error

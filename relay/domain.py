@@ -1,84 +1,94 @@
-"""The values that everything else speaks of. No behaviour beyond what a value knows of itself."""
+"""The values that all other modules share. They know nothing beyond themselves."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Role: TypeAlias = str  # system, user, assistant; callers who send whole dialogues know developer, tool and function too
 Status = Literal["whole", "open", "broken"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
 
-ROOT = "client-created-root"  # the parent of a conversation's first message, by the name that ChatGPT's pages give it
+ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `owner` is whose conversations these are; `token` is a credential of the caller's own, to be spent.
+    """Who asks.
 
-    `claimed`: the owner is only what the token says of itself, which is not certain until an upstream takes it.
+    `owner`: whose conversations these are. `may_spend`: whether the server's own credentials may be
+    spent. `token`: a credential of the caller's own. `unverified`: the owner is read from a token
+    that no upstream has accepted yet.
     """
 
     owner: str
     may_spend: bool
     token: str | None = field(default=None, repr=False)
-    claimed: bool = False
+    unverified: bool = False
 
     @property
-    def proven(self) -> str:
-        """An owner that is certain: the token itself where its account is not."""
-        if not self.claimed or self.token is None:
+    def verified_owner(self) -> str:
+        """An owner that nobody else can claim: the hash of the token while its account is unverified."""
+        if not self.unverified or self.token is None:
             return self.owner
-        return f"token-{hashlib.sha256(self.token.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        token = self.token.encode("utf-8", "surrogateescape")
+        return f"token-{hashlib.sha256(token).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message on the way from the root of a conversation to its newest one.
+    """One message of a conversation.
 
-    `given` is the message as a caller wrote it for OpenAI's API, where text cannot say all of it (images, tool calls).
+    `role`: system, user or assistant; whole dialogues have developer, tool and function too.
+    `payload`: the message as OpenAI's API has it, where text alone cannot carry it (images, tools).
     """
 
-    role: Role
+    role: str
     text: str
-    given: Mapping[str, Any] | None = field(default=None, repr=False)
+    payload: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a caller wants: a prompt, and where in which conversation it belongs. `timeout` is in seconds.
+    """What a caller wants, parsed: a prompt, and where it belongs.
 
-    `before` is what a new conversation begins with: a system prompt, or all that the caller says was said so far.
-    `options` are parameters for the model. What is not to be kept leaves no trace here once it is answered. With a
-    `key`, the ask happens once, however often it is sent to its `route`.
+    `timeout`: seconds. `preamble`: the messages that a new conversation begins with. `options`:
+    parameters for the model. `keep`: whether the conversation is stored. `idempotency_key`: with
+    one, the ask happens once, however often it is sent to its `route`. `ignored`: fields of the
+    caller's that have no effect. `check`: raises RelayError for an answer that ended in good order
+    and that the dialect cannot print as one.
     """
 
     prompt: str = field(repr=False)
     caller: Caller
     conversation_id: str | None = None
     parent_id: str | None = None
-    before: tuple[Message, ...] = field(default=(), repr=False)
+    preamble: tuple[Message, ...] = field(default=(), repr=False)
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     reverse_proxy: str | None = None
     timeout: float | None = None
-    given: Mapping[str, Any] | None = field(default=None, repr=False)
+    payload: Mapping[str, Any] | None = field(default=None, repr=False)
     keep: bool = True
-    key: str | None = None
+    idempotency_key: str | None = None
     route: str = ""
+    ignored: tuple[str, ...] = ()
+    check: Callable[[Reply], None] = field(default=lambda reply: None, repr=False)
 
     @property
     def question(self) -> Message:
-        return Message("user", self.prompt, self.given)
+        return Message("user", self.prompt, self.payload)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What an upstream is asked: all messages from the root to the prompt, which is the last of them.
+    """What an upstream is sent, before it is encoded.
 
-    For an upstream that keeps conversations itself, only what is new stands in `messages`; the ids (its own) say where
-    it belongs, and `account` at whose account. `token` is a credential of the caller's own, spent instead of ours.
+    `messages`: all of them from the root to the prompt. For an upstream that stores conversations
+    itself: only the new ones; then the ids are the upstream's own, and `account` is the one that
+    has the conversation. `token`: a credential of the caller's own, to be used instead of ours.
     """
 
     messages: tuple[Message, ...] = field(repr=False)
@@ -97,7 +107,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Started:
-    """The upstream took the question, and says what it can of where: ids are its own, where it keeps conversations."""
+    """The upstream accepted the question. An upstream that stores conversations gives its own id."""
 
     model: str | None = None
     conversation_id: str | None = None
@@ -106,7 +116,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Restarted:
-    """What came so far was not the answer, or was edited upstream: its text begins anew."""
+    """The text so far is void (it was no answer, or was edited upstream): it begins again."""
 
 
 @dataclass(frozen=True)
@@ -118,38 +128,57 @@ class Delta:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """A piece of what the model thought before it answered: no part of the answer."""
+    """A piece of the model's reasoning, which is no part of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A piece of the model's refusal: it stands where an answer would."""
+    """A piece of the model's refusal, which stands in the place of an answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The answer is whole. `reason` is the field's own finish reason; `message_id` the upstream's id of the answer.
+class ToolCall:
+    """A piece of a call that the model asks for.
 
-    `model` is the one that answered, where that is known only now; `usage` is what the upstream counted, as it says it.
+    The first piece of each `index` has the id and the name; `arguments` of all its pieces join to JSON.
     """
 
-    reason: str = "stop"
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is complete.
+
+    `message_id`: the upstream's id of it. `model`: the one that answered, where it is known only
+    now. `usage`: token counts as the upstream gives them.
+    """
+
+    reason: FinishReason = "stop"
     message_id: str | None = None
     model: str | None = None
     usage: Mapping[str, Any] | None = None
 
 
-Event: TypeAlias = "Started | Restarted | Delta | Reasoning | Refusal | Finished"
+Event: TypeAlias = (
+    "Started | Restarted | Delta | Reasoning | Refusal | ToolCall | Finished"
+)
 
 
 @dataclass(frozen=True)
 class Remarks:
-    """What is told beside an answer: how many messages of a long conversation were not sent upstream, which parameters
-    meant nothing there, and whether the answer is one that was given before."""
+    """What a caller is told beside an answer.
+
+    `dropped`: messages of a long conversation that were not sent. `ignored`: parameters that had no
+    effect. `replayed`: the answer is that of an earlier request with the same idempotency key.
+    """
 
     dropped: int = 0
     ignored: tuple[str, ...] = ()
@@ -158,25 +187,48 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer, with the two ids by which the conversation goes on; both are empty where nothing was kept."""
+    """A whole answer. Both ids are empty where the conversation is not stored."""
 
     text: str = field(repr=False)
     conversation_id: str
     message_id: str
     model: str | None = None
-    finish_reason: str = "stop"
+    finish_reason: FinishReason = "stop"
     reasoning: str = field(default="", repr=False)
+    refusal: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
     usage: Mapping[str, Any] | None = None
     remarks: Remarks = Remarks()
 
 
 @dataclass(frozen=True)
+class IdempotencyKey:
+    """A key and its owner. `fingerprint` differs for another ask under the same key."""
+
+    owner: str
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What is known of an ask with an idempotency key.
+
+    `mine`: this process is to ask it; `running`: another request does; `other`: the key belongs to
+    another ask; the rest have ended, and `outcome` says how.
+    """
+
+    state: KeyState
+    outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Node:
-    """A kept message in its tree. `parent` is None for the root's children; times are seconds since 1970."""
+    """A stored message in its tree. `parent`: None for the root's children. Times: seconds since 1970."""
 
     id: str
     parent: str | None
-    role: Role
+    role: str
     text: str = field(repr=False)
     status: Status
     created: float
@@ -187,9 +239,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row of the index, and its tree where that was asked for. `newest` is the last whole answer.
+    """A row of the index, and its tree where that was asked for.
 
-    `remote`: its text lives at the upstream, under the same id, at `account`.
+    `newest`: the id of the last whole answer. `remote`: its text lives at the upstream, under the
+    same id, at `account`.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""Every failure that this service tells of, as one tree.
+"""Every failure that this service reports, as one tree.
 
 RelayError
-├── CallerError                 the caller can mend it
+├── CallerError                 the caller can correct it
 │   ├── BadRequest              400  a field, an id or a body is wrong
 │   ├── Unauthorized            401  no key, or not a valid one
 │   ├── Forbidden               403  not from here: another origin, a host that may not be named
@@ -13,10 +13,10 @@ RelayError
 │   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
 │   ├── TooLarge                413
 │   ├── UnsupportedMediaType    415
-│   └── CallerLeft              499  nobody is there to be told; for the log
+│   └── CallerLeft              499  the caller has gone; for the log
 ├── ServiceError                we are to blame
 │   ├── InternalError           500
-│   └── StoreFailed             503  the database did not take or give what it should
+│   └── StoreFailed             503  the database cannot be used
 └── UpstreamError               the model's side is to blame
     ├── UpstreamRefused         its own status, passed on where it means the same to the caller
     │   ├── TokenRejected       401  the access token is expired, invalid or its account deactivated
@@ -25,15 +25,16 @@ RelayError
     │   ├── Refused             403  the model refused to answer
     │   └── RateLimited         429  with retry_after where a time was stated
     │       └── OneAtATime      429  the account is busy with another answer
-    ├── UpstreamFailed          502  it answered what nobody can read
+    ├── UpstreamFailed          502  it answered what cannot be read
     │   └── Unreachable         502  no connection, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
-    ├── OutcomeUnknown          502  an ask with a key was sent, and nobody knows what became of it
+    ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
     └── UpstreamTimeout         504  one of the clocks ran out
 
 An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
-seconds, whether the upstream may have taken the question, whether that `settles` it (asked again, it would get the same
-answer), and whether another account may help. Messages are written for the caller and hold no secret.
+seconds, whether the upstream may already have the question (`may_have_been_sent`), whether asking again cannot change
+it (`is_final`), and whether another account may help. Messages are for the caller and hold no secret. An error is a
+value: nobody changes one after it was raised.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class RelayError(Exception):
     status: int = 500
     code: ClassVar[str] = "error"
     source: ClassVar[Source] = "service"
-    taken: bool = True
-    settles: ClassVar[bool] = False
+    may_have_been_sent: bool = True
+    is_final: ClassVar[bool] = False
     another_account_may_help: ClassVar[bool] = False
     message: str = "Something went wrong."
 
@@ -62,7 +63,7 @@ class RelayError(Exception):
 
 class CallerError(RelayError):
     status, code, source = 400, "caller_error", "caller"
-    taken = False
+    may_have_been_sent = False
 
 
 class BadRequest(CallerError):
@@ -118,7 +119,7 @@ class UnsupportedMediaType(CallerError):
 
 class CallerLeft(CallerError):
     status, code = 499, "caller_left"
-    taken = True
+    may_have_been_sent = True
     message = "The caller left before the answer was whole."
 
 
@@ -150,9 +151,8 @@ class UpstreamRefused(UpstreamError):
     ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.status = status if 400 <= status <= 599 else 502
-        self.taken = (
-            status >= 500 or status == 408
-        )  # what failed, or took too long, may have been taken first
+        # a server that failed, or took too long, may have read the question first
+        self.may_have_been_sent = status >= 500 or status == 408
 
 
 class TokenRejected(UpstreamRefused):
@@ -173,22 +173,22 @@ class Challenged(UpstreamRefused):
 
 class Blocked(UpstreamRefused):
     status, code = 403, "blocked"
-    settles = True
+    is_final = True
 
     def __init__(
         self, message: str = "The upstream's moderation took this answer back."
     ) -> None:
         super().__init__(message, status=403)
-        self.taken = True
+        self.may_have_been_sent = True
 
 
 class Refused(UpstreamRefused):
     status, code = 403, "refused"
-    settles = True
+    is_final = True
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=403)
-        self.taken = True
+        self.may_have_been_sent = True
 
 
 class RateLimited(UpstreamRefused):
@@ -209,7 +209,7 @@ class UpstreamFailed(UpstreamError):
 
 class Unreachable(UpstreamFailed):
     code = "upstream_unreachable"
-    taken = False
+    may_have_been_sent = False
     another_account_may_help = True
 
 

@@ -12,12 +12,13 @@ class TextLines(logging.Formatter):
     """`time LEVEL message key=value ...`; what a caller sent is quoted, so that it can forge no line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = getattr(record, "told", {})
-        line = f"{self.formatTime(record)} {record.levelname} {_one_line(record.getMessage())}"
-        line += "".join(f" {name}={_quoted(value)}" for name, value in told.items())
-        return line + (
-            f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        )
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        message = _one_line(record.getMessage())
+        line = f"{self.formatTime(record)} {record.levelname} {message}"
+        line += "".join(f" {name}={_quoted(value)}" for name, value in fields.items())
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line
 
 
 class JsonLines(logging.Formatter):
@@ -31,7 +32,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry | getattr(record, "told", {})).decode()
+        return orjson.dumps(entry | getattr(record, "fields", {})).decode()
 
 
 def _one_line(message: str) -> str:
@@ -42,12 +43,10 @@ def _one_line(message: str) -> str:
 
 
 def _quoted(value: object) -> str:
-    plain = str(value)
-    return (
-        plain
-        if plain.isascii() and plain.isprintable() and " " not in plain
-        else orjson.dumps(plain).decode()
-    )
+    text = str(value)
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text
+    return orjson.dumps(text).decode()
 
 
 def configure(level: str, form: str) -> None:

@@ -1,4 +1,4 @@
-"""The tables, and how those of an older version become today's: forward only, by numbered steps, at the start."""
+"""The tables, and the migration of an older version's: forward only, in numbered steps, at the start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ conversations = Table(
 messages = Table(
     "messages",
     metadata,
-    Column("number", Integer, primary_key=True),  # the order in which they were said
+    Column("number", Integer, primary_key=True),  # the order in which they were added
     Column("id", Text, nullable=False, unique=True),
     Column("conversation_id", Text, nullable=False, index=True),
     Column("parent", Text),
@@ -73,8 +73,8 @@ requests = Table(
 )
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
-#: what makes version 2 of version 1, 3 of 2 ...; SQL that SQLite and PostgreSQL both take
-STEPS: tuple[tuple[str, ...], ...] = (
+#: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE messages ADD COLUMN reasoning TEXT",
         "ALTER TABLE messages ADD COLUMN usage TEXT",
@@ -86,29 +86,36 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE schema_version (version INTEGER NOT NULL)",
     ),
 )
-NEWEST = len(STEPS) + 1
+NEWEST_VERSION = len(MIGRATIONS) + 1
 
 
 def bring_up_to_date(connection: Connection) -> None:
-    """Make the tables, or change an older version's. Raises StoreFailed for a newer version's: there is no way back."""
-    there = inspect(connection).get_table_names()
-    if "conversations" not in there:
+    """Create the tables, or migrate an older version's. Raises StoreFailed for a newer version's."""
+    tables = inspect(connection).get_table_names()
+    if "conversations" not in tables:
         metadata.create_all(connection)
     else:
-        found = (
-            connection.execute(select(version)).scalar_one()
-            if "schema_version" in there
-            else 1
-        )
-        if found > NEWEST:
-            raise StoreFailed(
-                f"The database is of a newer version ({found}) than this service ({NEWEST}). Start the newer service, "
-                "or name another DATABASE_URL."
-            )
-        if found == NEWEST:
+        current = _version(connection, tables)
+        if current == NEWEST_VERSION:
             return
-        for step in STEPS[found - 1 :]:
-            for statement in step:
-                connection.execute(text(statement))
+        _migrate(connection, current)
     connection.execute(delete(version))
-    connection.execute(insert(version), {"version": NEWEST})
+    connection.execute(insert(version), {"version": NEWEST_VERSION})
+
+
+def _version(connection: Connection, tables: list[str]) -> int:
+    if "schema_version" not in tables:
+        return 1
+    current: int = connection.execute(select(version)).scalar_one()
+    return current
+
+
+def _migrate(connection: Connection, current: int) -> None:
+    if current > NEWEST_VERSION:
+        raise StoreFailed(
+            f"The database is of a newer version ({current}) than this service ({NEWEST_VERSION}). "
+            "Start the newer service, or name another DATABASE_URL."
+        )
+    for statements in MIGRATIONS[current - 1 :]:
+        for statement in statements:
+            connection.execute(text(statement))

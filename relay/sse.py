@@ -7,13 +7,14 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from relay.errors import UpstreamFailed
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 LONGEST_EVENT = 32 * 1024 * 1024
-STRAY = "\0stray"  # the name under which a line that is of no known field is given, to who asked for strays
+STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,17 @@ class Parser:
         self._first_line = True
         self._skip_lf = False
 
-    def feed(self, piece: bytes) -> list[ServerEvent]:
+    def feed(self, piece: bytes) -> Iterator[ServerEvent]:
+        """The events that this piece completes. Lazy: what is not iterated is not parsed."""
         if self._skip_lf and piece:
             piece, self._skip_lf = piece.removeprefix(b"\n"), False
-        events: list[ServerEvent] = []
         start = 0
         for end in _LINE_END.finditer(piece):
             self._pieces.append(piece[start : end.start()])
             line, self._pieces, self._held = b"".join(self._pieces), [], 0
             start = end.end()
             if (event := self._line(line)) is not None:
-                events.append(event)
+                yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = self._skip_lf or (piece.endswith(b"\r") and start == len(piece))
         if start < len(piece):
@@ -58,7 +59,6 @@ class Parser:
             raise UpstreamFailed(
                 f"The upstream sent one event of more than {self._longest} bytes."
             )
-        return events
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if self._first_line:

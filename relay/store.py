@@ -1,163 +1,43 @@
-"""What was said, kept in a database: conversations, their messages as trees, asks that happen once, and leases.
+"""Conversations, their messages, idempotency keys and leases, kept in a database.
 
-All SQL of the project is here and in `schema`. A lease is a row with a holder and an expiry; it frees itself when its
-holder dies. Whoever locks several rows does so in one order, so that no two wait for each other: conversation, its
-lease, messages, a key's lease, its row.
+All SQL of the project is in `relay/tables/`, a module for each table, and in `schema`. Each method
+of `Store` that writes is one transaction; `expire` is one for each batch.
+
+A transaction that locks several rows does so in one order, so that no two wait for each other:
+conversation, its lease, messages, a key's lease, its row.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import orjson
-from sqlalchemy import (
-    Connection,
-    Row,
-    Select,
-    Text,
-    bindparam,
-    case,
-    delete,
-    exists,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, literal, select
 
+from relay import schema
 from relay.database import open_database
-from relay.domain import ROOT, Conversation, Message, Node, Reply, Status
-from relay.errors import BadRequest, NoConversation, RelayError
-from relay.schema import bring_up_to_date, conversations, leases, messages, requests
-from relay.serving import Run
-
-REPLAY_SECONDS = 24 * 3600.0  # for so long an ask with a key is answered again
-SYSTEM_ROLES = ("system", "developer")
-BATCH = 100  # conversations deleted at once when their time is over
-
-State: TypeAlias = Literal[
-    "mine", "running", "other", "done", "refused", "unknown", "gone"
-]
-
-# Statements are built once: building one costs several times as much as running it.
-FIND = select(conversations).where(conversations.c.id == bindparam("of"))
-OPEN = (
-    FIND.with_for_update()
-)  # two turns that open at once see each other's end; SQLite has no need of it
-MINE = select(conversations).where(
-    conversations.c.id == bindparam("of"), conversations.c.owner == bindparam("by")
+from relay.domain import (
+    Conversation,
+    IdempotencyKey,
+    KeyRecord,
+    Message,
+    Node,
+    Reply,
 )
-LIST = (
-    select(conversations)
-    .where(conversations.c.owner == bindparam("by"))
-    .order_by(conversations.c.updated.desc(), conversations.c.id)
-    .offset(bindparam("skip"))
-    .limit(bindparam("most"))
-)
-_WORDS = func.lower(
-    bindparam("words")
-)  # by the database, as the texts are: not all of them know all letters
-_SAID = exists().where(
-    messages.c.conversation_id == conversations.c.id,
-    func.lower(messages.c.text).like(_WORDS, escape="\\"),
-)
-SEARCH = LIST.where(
-    or_(func.lower(conversations.c.title).like(_WORDS, escape="\\"), _SAID)
-)
-ALL_OF = (
-    select(messages)
-    .where(messages.c.conversation_id == bindparam("of"))
-    .order_by(messages.c.number)
-)
-ROLE = select(messages.c.role).where(
-    messages.c.conversation_id == bindparam("of"), messages.c.id == bindparam("id")
-)
-SYSTEM = (
-    select(messages.c.id, messages.c.parent)
-    .where(
-        messages.c.conversation_id == bindparam("of"), messages.c.role.in_(SYSTEM_ROLES)
-    )
-    .order_by(messages.c.number)
-)
-FREE = delete(leases).where(
-    leases.c.name == bindparam("of"), leases.c.holder == bindparam("by")
-)
-HELD = select(leases.c.holder).where(
-    leases.c.name == bindparam("of"), leases.c.expires > bindparam("now")
-)
-ANSWER = update(messages).where(
-    messages.c.id == bindparam("of"), messages.c.status == "open"
-)
-TOUCH = update(conversations).where(conversations.c.id == bindparam("of"))
-_HOLDS = exists().where(
-    leases.c.name == bindparam("lease"), leases.c.holder == bindparam("by")
-)
-GO_ON = TOUCH.values(
-    updated=bindparam("now"),
-    newest=case(
-        (_HOLDS, bindparam("answer", type_=Text)), else_=conversations.c.newest
-    ),
-)
-_THIS_KEY = requests.c.owner == bindparam("whose"), requests.c.key == bindparam("named")
-KEYED = select(requests).where(*_THIS_KEY)
-_OURS = update(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
-DISPATCH = _OURS.where(requests.c.state == "open")
-# a process that could not renew its lease was taken for dead, and comes with its answer after all
-SETTLE = _OURS.where(requests.c.state.in_(("open", "dispatched", "unknown")))
-UNCLAIM = delete(requests).where(*_THIS_KEY, requests.c.holder == bindparam("by"))
-
-
-def _way_up() -> Select[Any]:
-    """From one message to the root; depth grows upwards."""
-    columns = (
-        messages.c.id,
-        messages.c.parent,
-        messages.c.role,
-        messages.c.text,
-        messages.c.status,
-    )
-    up = (
-        select(*columns, literal(0).label("depth"))
-        .where(messages.c.id == bindparam("of"))
-        .cte(recursive=True)
-    )
-    up = up.union_all(
-        select(*columns, up.c.depth + 1).where(messages.c.id == up.c.parent)
-    )
-    return select(up).order_by(up.c.depth)
-
-
-WAY_UP = _way_up()
+from relay.errors import NoConversation, RelayError
+from relay.server import Run
+from relay.tables import conversations, keys, leases, messages
 
 
 @dataclass(frozen=True)
-class Claim:
-    """An ask that is to happen once, by its owner and key. The fingerprint tells another ask under the same key."""
+class TurnRequest:
+    """A turn to be opened.
 
-    owner: str
-    key: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """How an ask with a key stands: ours to ask, running elsewhere, another ask's key, or settled, with its outcome."""
-
-    state: State
-    outcome: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True)
-class Opening:
-    """One turn about to begin. `new`: of a new conversation; otherwise `parent` None means the newest answer.
-
-    With `adopt`, a conversation that has no index row may go on too, at `upstream`, which keeps it. `before` is what a
-    new one begins with. With a `claim`, the turn's end settles that too.
+    `is_new`: of a new conversation, which begins with `preamble`; otherwise `parent_id` None means
+    the newest answer. `adopt`: a conversation without an index row may go on too, at `upstream`,
+    which stores it. With an `idempotency_key`, the turn's end is recorded for it as well.
     """
 
     conversation_id: str
@@ -167,35 +47,41 @@ class Opening:
     answer_id: str
     prompt: str = field(repr=False)
     title: str = field(repr=False)
-    new: bool = True
-    parent: str | None = None
+    is_new: bool = True
+    parent_id: str | None = None
     adopt: bool = False
-    before: tuple[Message, ...] = field(default=(), repr=False)
-    claim: Claim | None = None
+    preamble: tuple[Message, ...] = field(default=(), repr=False)
+    idempotency_key: IdempotencyKey | None = None
 
     @property
     def holder(self) -> str:
+        """The holder of the turn's leases."""
         return self.answer_id
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A turn that holds its conversation: where that lives, and the messages from its root to the prompt.
+class OpenedTurn:
+    """A turn that holds its conversation's lease.
 
-    Of a `remote` one, the only message is the prompt; `parent` and `account` say where it belongs, as far as is known,
-    and `listed` that the index has a row of it.
+    `history`: the messages from the root up to the prompt, without it. Of a `remote` conversation,
+    whose text lives at the upstream, it is empty; `parent_id` and `account` say where the question
+    belongs, as far as is known, and `indexed` whether the index has a row of it.
     """
 
     upstream: str
-    messages: tuple[Message, ...] = field(repr=False)
+    history: tuple[Message, ...] = field(repr=False)
     remote: bool = False
-    parent: str | None = None
+    parent_id: str | None = None
     account: str | None = None
-    listed: bool = False
+    indexed: bool = False
 
 
 class Store:
-    """Conversations and leases. `native` makes a runner of its own thread; `clock` gives seconds since 1970."""
+    """The database. Every method may block, and raises StoreFailed where the database cannot be used.
+
+    `native` makes a runner with a thread of its own; `clock` gives seconds since 1970 (default: the
+    database's own clock).
+    """
 
     def __init__(
         self,
@@ -204,576 +90,390 @@ class Store:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._database = open_database(url, native)
-        self._read, self._write = self._database.read, self._database.write
+        self._read = self._database.read
+        self._write = self._database.write
         self._clock = clock or self._database.clock
-        taking = self._database.insert(leases).values(
-            {c: bindparam(c) for c in ("name", "holder", "expires")}
-        )
-        self._taking = taking.on_conflict_do_update(
-            index_elements=["name"],
-            set_={c: taking.excluded[c] for c in ("holder", "expires")},
-            where=leases.c.expires <= bindparam("now"),
-        ).returning(leases.c.name)
+        lease_insert = self._database.insert(schema.leases)
+        self._take_lease_statement = leases.build_take_lease(lease_insert)
         try:
-            self._database.prepare(bring_up_to_date)
+            self._database.prepare(schema.bring_up_to_date)
         except RelayError:
             self.close()
             raise
 
     def close(self) -> None:
+        """Close the connections. The store cannot be used afterwards."""
         self._database.close()
 
     def check(self) -> None:
         """Raise StoreFailed unless the database can be read and written to."""
         self._read(lambda connection: connection.execute(select(literal(1))).all())
-        self._write(
-            lambda connection: connection.execute(
-                delete(leases).where(leases.c.name == "")
-            )
-        )
+        self._write(lambda connection: leases.delete_any_lease(connection, ""))
 
     def lease(self, name: str, holder: str, seconds: float) -> bool:
-        """Hold what is named for `seconds`; False while another holder does."""
+        """Take a lease for `seconds`; False while another holder has it."""
         return self._write(
-            lambda connection: self._take(
+            lambda connection: self._take_lease(
                 connection, name, holder, self._clock(), seconds
             )
         )
 
     def free(self, name: str, holder: str) -> None:
-        """Hold it no more."""
+        """Delete the holder's lease."""
+        self._write(lambda connection: leases.delete_lease(connection, name, holder))
+
+    def renew(self, holders: Collection[str], seconds: float) -> None:
+        """Keep the leases of `holders` for `seconds` from now."""
         self._write(
-            lambda connection: connection.execute(FREE, {"of": name, "by": holder})
+            lambda connection: leases.renew_leases(
+                connection, holders, self._clock, seconds
+            )
         )
 
-    def claim(self, claim: Claim, holder: str, seconds: float) -> Claimed:
-        """Take an ask with a key upon us, or learn how it stands. What a killed process had sent off is unknown."""
-        name = _key_lease(claim)
-        of = {"whose": claim.owner, "named": claim.key}
+    def claim(self, key: IdempotencyKey, holder: str, seconds: float) -> KeyRecord:
+        """Take an ask with a key and its lease (`mine`), or learn how the ask stands."""
+        lease_name = keys.key_lease(key)
 
-        def work(connection: Connection) -> Claimed:
+        def work(connection: Connection) -> KeyRecord:
             now = self._clock()
-            taken = self._take(connection, name, holder, now, seconds)
-            row = connection.execute(KEYED, of).first()
-            settled = row is not None and row.state not in ("open", "dispatched")
-            if row is not None and settled and row.updated + REPLAY_SECONDS <= now:
-                connection.execute(delete(requests).where(*_THIS_KEY), of)
-                row = None
-            if row is not None and taken and row.state == "open":
-                row = None  # of a process that died before it sent anything
-            if row is not None and row.fingerprint != claim.fingerprint:
-                found = Claimed("other")
-            elif row is not None and settled:
-                found = Claimed(row.state, orjson.loads(row.outcome or "{}"))
-            elif not taken:
-                return Claimed("running")
-            elif row is not None and row.state == "dispatched":
-                lost = {"state": "unknown", "updated": now}
-                connection.execute(update(requests).where(*_THIS_KEY).values(lost), of)
-                found = Claimed("unknown")
-            else:
-                connection.execute(delete(requests).where(*_THIS_KEY), of)
-                fresh = {
-                    "owner": claim.owner,
-                    "key": claim.key,
-                    "fingerprint": claim.fingerprint,
-                    "holder": holder,
-                }
-                connection.execute(
-                    insert(requests), fresh | {"state": "open", "updated": now}
-                )
-                return Claimed("mine")
-            connection.execute(FREE, {"of": name, "by": holder})
-            return found
+            taken = self._take_lease(connection, lease_name, holder, now, seconds)
+            record = keys.claim_key(connection, key, holder, now, taken)
+            if taken and record.state != "mine":
+                leases.delete_lease(connection, lease_name, holder)
+            return record
 
         return self._write(work)
 
-    def dispatch(self, claim: Claim, holder: str) -> bool:
-        """Keep that the ask is about to be sent: from now on nobody sends it again. False if it is no longer ours."""
-        row = {"whose": claim.owner, "named": claim.key, "by": holder}
-        sent = {"state": "dispatched", "updated": self._clock()}
-        return self._write(
-            lambda connection: connection.execute(DISPATCH, row | sent).rowcount == 1
-        )
+    def dispatch(self, key: IdempotencyKey, holder: str) -> bool:
+        """Record that the ask is about to be sent: from now on nobody sends it again.
 
-    def begin(self, opening: Opening, seconds: float) -> Begun | None:
-        """Take the conversation's lease, keep the question and an open answer, and give the way from the root to it.
-
-        None while another turn holds the lease. Raises NoConversation where the owner has no such conversation or it
-        has no such parent.
+        False if the key is no longer the holder's.
         """
+        now = self._clock()
+        return self._write(
+            lambda connection: keys.mark_dispatched(connection, key, holder, now)
+        )
 
-        def work(connection: Connection) -> Begun | None:
+    def open_turn(self, request: TurnRequest, seconds: float) -> OpenedTurn | None:
+        """Take the conversation's lease, keep the question and an open answer, and load the history.
+
+        Of a remote conversation only the lease is taken. None while another turn holds the lease.
+        Raises NoConversation where the owner has no such conversation or it has no such parent, and
+        BadRequest where the parent is a question.
+        """
+        lease_name = conversations.conversation_lease(request.conversation_id)
+
+        def work(connection: Connection) -> OpenedTurn | None:
             now = self._clock()
-            known = None if opening.new else _known(connection, opening)
-            if not self._take(
-                connection,
-                _lease(opening.conversation_id),
-                opening.holder,
-                now,
-                seconds,
-            ):
-                return None
-            upstream = known.upstream if known else opening.upstream
-            if known.remote if known else not opening.new:
-                parent = opening.parent or (known.newest if known else None)
-                account = known.account if known else None
-                return Begun(
-                    upstream,
-                    (Message("user", opening.prompt),),
-                    True,
-                    parent,
-                    account,
-                    known is not None,
-                )
-            if known is None:
-                parent = _new_conversation(connection, opening, now)
-            else:
-                parent = _known_parent(connection, opening, known.newest)
-            path = _path(connection, parent)
-            rows = [
-                (opening.question_id, parent, "user", opening.prompt, "whole"),
-                (opening.answer_id, opening.question_id, "assistant", "", "open"),
-            ]
-            _insert_messages(connection, opening.conversation_id, rows, now)
-            return Begun(upstream, (*path, Message("user", opening.prompt)))
+            row = None
+            if not request.is_new:
+                row = _lock_existing(connection, request)
+            if self._take_lease(connection, lease_name, request.holder, now, seconds):
+                return _open_turn(connection, request, row, now)
+            return None
 
         return self._write(work)
 
-    def finish(
-        self,
-        opening: Opening,
-        reply: Reply,
-        status: Status,
-        outcome: Claimed | None = None,
+    def complete_turn(
+        self, request: TurnRequest, reply: Reply, record: KeyRecord | None = None
     ) -> None:
-        """Keep the answer as it ended, and free the leases. Only a whole answer becomes the conversation's newest.
+        """Keep a whole answer and delete the leases; `record` is kept for the idempotency key.
 
-        It does not where the lease was lost: the conversation went on without it.
+        The answer becomes the conversation's newest, unless the turn has lost its lease: then the
+        conversation went on without it.
         """
 
         def work(connection: Connection) -> None:
             now = self._clock()
-            kept = {
-                "text": _storable(reply.text),
-                "status": status,
-                "model": _storable(reply.model or "") or None,
-                "finish_reason": _storable(reply.finish_reason),
-                "reasoning": _storable(reply.reasoning) or None,
-                "usage": orjson.dumps(reply.usage).decode() if reply.usage else None,
-            }
-            of = {"of": opening.conversation_id}
-            if status == "whole":
-                held = {
-                    "lease": _lease(opening.conversation_id),
-                    "by": opening.holder,
-                    "answer": opening.answer_id,
-                }
-                connection.execute(GO_ON, of | held | {"now": now})
-            else:
-                connection.execute(TOUCH, of | {"updated": now})
-            _free(connection, opening)
-            there = (
-                connection.execute(ANSWER, {"of": opening.answer_id} | kept).rowcount
-                == 1
+            conversations.advance_newest(
+                connection, request.conversation_id, request.answer_id, now
             )
-            _settle(connection, opening, outcome if there else Claimed("gone"), now)
+            _delete_conversation_lease(connection, request)
+            is_kept = messages.complete_answer(connection, request.answer_id, reply)
+            kept_record = record if is_kept else KeyRecord("gone")
+            _end_key(connection, request, kept_record, now)
 
         self._write(work)
 
-    def forget(self, opening: Opening) -> None:
-        """Undo a turn that no upstream took, and free the leases: the question was never asked."""
+    def break_turn(
+        self,
+        request: TurnRequest,
+        text: str,
+        model: str | None,
+        error_code: str,
+        record: KeyRecord | None = None,
+    ) -> None:
+        """Keep a broken answer, as far as it came, and delete the leases; nothing will follow it.
+
+        `record` is kept for the idempotency key.
+        """
 
         def work(connection: Connection) -> None:
-            if opening.new:
-                _delete_conversation(connection, opening.conversation_id)
+            now = self._clock()
+            conversations.update_conversation(
+                connection, request.conversation_id, {"updated": now}
+            )
+            _delete_conversation_lease(connection, request)
+            is_kept = messages.break_answer(
+                connection, request.answer_id, text, model, error_code
+            )
+            kept_record = record if is_kept else KeyRecord("gone")
+            _end_key(connection, request, kept_record, now)
+
+        self._write(work)
+
+    def discard_turn(self, request: TurnRequest) -> None:
+        """Undo a turn that no upstream accepted, and delete the leases: its key is free again."""
+
+        def work(connection: Connection) -> None:
+            if request.is_new:
+                _delete_conversation(connection, request.conversation_id)
             else:
-                connection.execute(OPEN, {"of": opening.conversation_id})
-                ids = (opening.question_id, opening.answer_id)
-                connection.execute(delete(messages).where(messages.c.id.in_(ids)))
-            _free(connection, opening)
-            _settle(connection, opening, None, self._clock())
+                conversations.lock_conversation(connection, request.conversation_id)
+                messages.delete_turn(connection, request.question_id, request.answer_id)
+            _delete_conversation_lease(connection, request)
+            _end_key(connection, request, None, self._clock())
 
         self._write(work)
 
     def release(
         self,
-        opening: Opening,
-        outcome: Claimed | None = None,
+        request: TurnRequest,
+        record: KeyRecord | None = None,
         row: Conversation | None = None,
     ) -> None:
-        """Free the leases of a turn of which nothing else is kept here than its conversation's index row.
+        """Delete the leases of a turn whose text is not kept here; `row` updates the index.
 
-        A row that was deleted meanwhile stays so, and nothing of the answer is kept for its key either.
+        `record` is kept for the idempotency key; without one the key is free again. A row that was
+        deleted meanwhile stays so, and then nothing of the answer is kept for the key either.
         """
 
         def work(connection: Connection) -> None:
-            there = row is None or _renoted(connection, row, self._clock())
-            _free(connection, opening)
-            _settle(
-                connection,
-                opening,
-                outcome if there else Claimed("gone"),
-                self._clock(),
-            )
+            now = self._clock()
+            kept_record = record
+            if row is not None and not conversations.update_remote(
+                connection, row, now
+            ):
+                kept_record = KeyRecord("gone")
+            _delete_conversation_lease(connection, request)
+            _end_key(connection, request, kept_record, now)
 
         self._write(work)
 
-    def note(self, row: Conversation) -> None:
-        """Put a conversation that lives elsewhere into the index, or bring its row up to date."""
+    def index(self, row: Conversation) -> None:
+        """Add the index row of a remote conversation, or update it. Another owner's stays as it is."""
 
         def work(connection: Connection) -> None:
-            if not _renoted(connection, row, self._clock()):
-                kept = {
-                    name: getattr(row, name)
-                    for name in (
-                        "id",
-                        "owner",
-                        "upstream",
-                        "account",
-                        "title",
-                        "newest",
-                    )
-                }
-                times = {
-                    "remote": True,
-                    "created": self._clock(),
-                    "updated": self._clock(),
-                }
-                connection.execute(insert(conversations), kept | times)
+            now = self._clock()
+            if not conversations.update_remote(connection, row, now):
+                added = replace(row, remote=True, created=now, updated=now)
+                conversations.insert_conversation(connection, added)
 
         self._write(work)
 
     def find(self, conversation_id: str) -> Conversation | None:
         """A conversation's index row, whoever owns it."""
         row = self._read(
-            lambda connection: connection.execute(FIND, {"of": conversation_id}).first()
-        )
-        return _conversation(row) if row is not None else None
-
-    def renew(self, holders: Collection[str], seconds: float) -> None:
-        """Hold on to the leases of `holders` for `seconds` from now."""
-        ours = (
-            select(leases.c.name)
-            .where(leases.c.holder.in_(holders))
-            .order_by(leases.c.name)
-        )
-
-        def work(connection: Connection) -> None:
-            # a row that is locked is being freed, or looked at: the next time is soon enough
-            names = (
-                connection.execute(ours.with_for_update(skip_locked=True))
-                .scalars()
-                .all()
+            lambda connection: conversations.select_conversation(
+                connection, conversation_id
             )
-            until = {"expires": self._clock() + seconds}
-            connection.execute(
-                update(leases).where(leases.c.name.in_(names)).values(until)
-            )
-
-        self._write(work)
+        )
+        if row is None:
+            return None
+        return conversations.to_conversation(row)
 
     def list(
         self, owner: str, offset: int, limit: int, search: str = ""
     ) -> list[Conversation]:
-        """The owner's conversations without their messages, newest first; with `search`, those in which it was said."""
-        page: dict[str, Any] = {"by": owner, "skip": offset, "most": limit}
-        if search:
-            page["words"] = _pattern(search)
-        wanted = SEARCH if search else LIST
-        return [
-            _conversation(row)
-            for row in self._read(
-                lambda connection: connection.execute(wanted, page).all()
+        """A page of the owner's conversations, newest first and without their messages.
+
+        With `search`, only those whose title or messages contain it.
+        """
+        rows = self._read(
+            lambda connection: conversations.select_page(
+                connection, owner, offset, limit, search
             )
-        ]
+        )
+        return [conversations.to_conversation(row) for row in rows]
 
     def get(self, owner: str, conversation_id: str) -> Conversation:
-        """One conversation with all its messages, in the order in which they were said."""
+        """One conversation with all its messages, oldest first. Raises NoConversation."""
+        lease_name = conversations.conversation_lease(conversation_id)
 
         def work(connection: Connection) -> tuple[Row[Any], list[Row[Any]], str | None]:
-            row = _owned(connection, owner, conversation_id)
-            nodes = connection.execute(ALL_OF, {"of": conversation_id}).all()
-            running = connection.execute(
-                HELD, {"of": _lease(conversation_id), "now": self._clock()}
-            ).scalar()
-            return row, list(nodes), running
+            row = conversations.select_owned(connection, owner, conversation_id)
+            rows = messages.select_messages(connection, conversation_id)
+            now = self._clock()
+            holder = leases.select_lease_holder(connection, lease_name, now)
+            return row, rows, holder
 
-        row, nodes, running = self._read(work)
-        return _conversation(row, tuple(_node(node, running) for node in nodes))
+        row, rows, holder = self._read(work)
+        nodes = tuple(messages.to_node(message, holder) for message in rows)
+        return conversations.to_conversation(row, nodes)
 
     def rename(self, owner: str, conversation_id: str, title: str) -> None:
+        """Change a conversation's title. Raises NoConversation."""
+
         def work(connection: Connection) -> None:
-            _owned(connection, owner, conversation_id)
-            connection.execute(TOUCH, {"of": conversation_id, "title": title})
+            conversations.select_owned(connection, owner, conversation_id)
+            conversations.update_conversation(
+                connection, conversation_id, {"title": title}
+            )
 
         self._write(work)
 
     def delete(self, owner: str, conversation_id: str) -> None:
-        """A conversation, its words and what of them is kept for asks with a key are gone."""
+        """Delete a conversation, its messages and what is kept of them for idempotency keys.
+
+        Raises NoConversation.
+        """
 
         def work(connection: Connection) -> None:
-            _owned(connection, owner, conversation_id)
+            conversations.select_owned(connection, owner, conversation_id)
             _delete_conversation(connection, conversation_id)
 
         self._write(work)
         self._database.erase()
 
     def expire(self, seconds: float) -> int:
-        """Delete the conversations in which nothing was said for `seconds`; how many there were."""
-        gone, found = 0, True
-        while found:
-            found = bool(
-                done := self._write(
-                    lambda connection: _expire(connection, self._clock(), seconds)
-                )
-            )
-            gone += done
-        if gone:
-            self._database.erase()
-        return gone
-
-    def tidy(self) -> None:
-        """Delete settled asks whose time is over, and the leases of processes that died long ago."""
+        """Delete the conversations that have not changed for `seconds`; how many there were."""
 
         def work(connection: Connection) -> int:
-            connection.execute(delete(leases).where(leases.c.expires <= old))
-            return connection.execute(
-                delete(requests).where(requests.c.updated <= old)
-            ).rowcount
+            return _expire_batch(connection, self._clock(), seconds)
 
-        old = self._clock() - REPLAY_SECONDS
+        deleted = 0
+        while batch := self._write(work):
+            deleted += batch
+        if deleted:
+            self._database.erase()
+        return deleted
+
+    def tidy(self) -> None:
+        """Delete the keys whose time is over, and the leases of processes that died long ago."""
+        before = self._clock() - keys.REPLAY_SECONDS
+
+        def work(connection: Connection) -> int:
+            leases.delete_old_leases(connection, before)
+            return keys.delete_old_keys(connection, before)
+
         if self._write(work):
             self._database.erase()
 
-    def _take(
+    def _take_lease(
         self, connection: Connection, name: str, holder: str, now: float, seconds: float
     ) -> bool:
-        row = {"name": name, "holder": holder, "expires": now + seconds, "now": now}
-        return connection.execute(self._taking, row).first() is not None
-
-
-def _lease(conversation_id: str) -> str:
-    return f"conversation/{conversation_id}"
-
-
-def _key_lease(claim: Claim) -> str:
-    return f"request/{claim.owner}/{claim.key}"
-
-
-def _free(connection: Connection, opening: Opening) -> None:
-    connection.execute(
-        FREE, {"of": _lease(opening.conversation_id), "by": opening.holder}
-    )
-
-
-def _settle(
-    connection: Connection, opening: Opening, outcome: Claimed | None, now: float
-) -> None:
-    """Keep how an ask with a key ended; without an outcome its key is free again."""
-    if (claim := opening.claim) is None:
-        return
-    connection.execute(FREE, {"of": _key_lease(claim), "by": opening.holder})
-    of = {"whose": claim.owner, "named": claim.key, "by": opening.holder}
-    if outcome is None:
-        connection.execute(UNCLAIM, of)
-    else:
-        told = _storable(orjson.dumps(outcome.outcome).decode())
-        where = {"conversation_id": outcome.outcome.get("conversation_id")}
-        connection.execute(
-            SETTLE,
-            of | where | {"state": outcome.state, "outcome": told, "updated": now},
-        )
-
-
-def _renoted(connection: Connection, row: Conversation, now: float) -> bool:
-    """Bring an index row up to date, unless it is another owner's; False where there is none."""
-    known = connection.execute(OPEN, {"of": row.id}).first()
-    if known is not None and known.owner == row.owner:
-        kept = {
-            "updated": now,
-            "newest": row.newest or known.newest,
-            "account": row.account,
+        parameters = {
+            "name": name,
+            "holder": holder,
+            "expires": now + seconds,
+            "now": now,
         }
-        connection.execute(TOUCH, {"of": row.id} | kept)
-    return known is not None
+        row = connection.execute(self._take_lease_statement, parameters).first()
+        return row is not None
 
 
-def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd")  # PostgreSQL's text holds none
-
-
-def _pattern(search: str) -> str:
-    """What LIKE finds these words by, wherever they stand."""
-    words = search
-    for special in ("\\", "%", "_"):
-        words = words.replace(special, f"\\{special}")
-    return f"%{words}%"
-
-
-def _expire(connection: Connection, now: float, seconds: float) -> int:
-    held = exists().where(
-        leases.c.name == "conversation/" + conversations.c.id, leases.c.expires > now
-    )
-    old = (
-        select(conversations.c.id)
-        .where(conversations.c.updated < now - seconds, ~held)
-        .limit(BATCH)
-    )
-    found = connection.execute(old.with_for_update(skip_locked=True)).scalars().all()
-    gone = 0
-    for conversation_id in found:  # locked now, so what was begun meanwhile shows
-        if (
-            connection.execute(
-                HELD, {"of": _lease(conversation_id), "now": now}
-            ).first()
-            is None
-        ):
-            _delete_conversation(connection, conversation_id)
-            gone += 1
-    return gone
-
-
-def _owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:
-    row = connection.execute(MINE, {"of": conversation_id, "by": owner}).first()
-    if row is None:
-        raise NoConversation()
-    return row
-
-
-def _known(connection: Connection, opening: Opening) -> Row[Any] | None:
+def _lock_existing(connection: Connection, request: TurnRequest) -> Row[Any] | None:
     """The index row of a conversation that goes on; None for one that may be adopted."""
-    row = connection.execute(OPEN, {"of": opening.conversation_id}).first()
-    if row is None and opening.adopt:
+    row = conversations.lock_conversation(connection, request.conversation_id)
+    if row is None and request.adopt:
         return None
-    if row is None or row.owner != opening.owner:
+    if row is None or row.owner != request.owner:
         raise NoConversation()
     return row
 
 
-def _known_parent(
-    connection: Connection, opening: Opening, newest: str | None
-) -> str | None:
-    """The message that the question follows: the one named, else the newest whole answer, else the beginning."""
-    parent = opening.parent or newest or ROOT
-    if parent == ROOT:
-        last: str | None = None
-        for row in connection.execute(SYSTEM, {"of": opening.conversation_id}):
-            last = row.id if row.parent == last else last
-        return last
-    if opening.parent is None:
-        return newest
-    role = connection.execute(
-        ROLE, {"of": opening.conversation_id, "id": parent}
-    ).scalar()
-    if role is None:
-        raise NoConversation(
-            "This conversation has no message with that parent id. Leave it out to go on from the newest answer."
+def _open_turn(
+    connection: Connection, request: TurnRequest, row: Row[Any] | None, now: float
+) -> OpenedTurn:
+    """The turn, now that it has its lease. `row`: the conversation's, if it has one."""
+    if row is None and not request.is_new:
+        return OpenedTurn(
+            request.upstream, (), remote=True, parent_id=request.parent_id or None
         )
-    if role == "user":
-        raise BadRequest(
-            "The parent id names a question. Send the id of an answer, as an earlier reply gave it."
+    if row is not None and row.remote:
+        return OpenedTurn(
+            row.upstream,
+            (),
+            remote=True,
+            parent_id=request.parent_id or row.newest,
+            account=row.account,
+            indexed=True,
         )
-    return parent
+    if row is None:
+        upstream = request.upstream
+        parent = _insert_conversation(connection, request, now)
+    else:
+        upstream = row.upstream
+        parent = messages.find_parent(
+            connection, request.conversation_id, request.parent_id, row.newest
+        )
+    path = messages.load_history(connection, parent)
+    question = Node(request.question_id, parent, "user", request.prompt, "whole", now)
+    answer = Node(request.answer_id, question.id, "assistant", "", "open", now)
+    messages.insert_messages(connection, request.conversation_id, (question, answer))
+    return OpenedTurn(upstream, path)
 
 
-def _new_conversation(
-    connection: Connection, opening: Opening, now: float
+def _insert_conversation(
+    connection: Connection, request: TurnRequest, now: float
 ) -> str | None:
-    """Keep a new conversation and what it begins with; the last of that is what its first question follows."""
+    """Add a new conversation with its preamble; the id of the message that its question follows."""
+    nodes: list[Node] = []
     parent: str | None = None
-    rows: list[tuple[str, str | None, str, str, str]] = []
-    for message in opening.before:
-        rows.append((str(uuid.uuid4()), parent, message.role, message.text, "whole"))
-        parent = rows[-1][0]
-    told = any(message.role not in SYSTEM_ROLES for message in opening.before)
-    row = {
-        "id": opening.conversation_id,
-        "owner": opening.owner,
-        "upstream": opening.upstream,
-        "title": opening.title,
-    }
-    times = {
-        "remote": False,
-        "newest": parent if told else None,
-        "created": now,
-        "updated": now,
-    }
-    connection.execute(insert(conversations), row | times)
-    if rows:
-        _insert_messages(connection, opening.conversation_id, rows, now)
+    for message in request.preamble:
+        node_id = str(uuid.uuid4())
+        nodes.append(Node(node_id, parent, message.role, message.text, "whole", now))
+        parent = node_id
+    newest = None
+    if any(node.role not in messages.SYSTEM_ROLES for node in nodes):
+        newest = parent
+    conversation = Conversation(
+        id=request.conversation_id,
+        owner=request.owner,
+        upstream=request.upstream,
+        account=None,
+        title=request.title,
+        newest=newest,
+        created=now,
+        updated=now,
+    )
+    conversations.insert_conversation(connection, conversation)
+    if nodes:
+        messages.insert_messages(connection, request.conversation_id, nodes)
     return parent
 
 
-def _insert_messages(
-    connection: Connection,
-    conversation_id: str,
-    rows: list[tuple[str, str | None, str, str, str]],
-    now: float,
+def _delete_conversation_lease(connection: Connection, request: TurnRequest) -> None:
+    lease_name = conversations.conversation_lease(request.conversation_id)
+    leases.delete_lease(connection, lease_name, request.holder)
+
+
+def _end_key(
+    connection: Connection, request: TurnRequest, record: KeyRecord | None, now: float
 ) -> None:
-    names = ("id", "parent", "role", "text", "status")
-    same = {"conversation_id": conversation_id, "created": now}
-    connection.execute(
-        insert(messages), [dict(zip(names, row, strict=True)) | same for row in rows]
-    )
-
-
-def _path(connection: Connection, parent: str | None) -> list[Message]:
-    """The messages from the root to `parent`, without broken answers and the questions that they left unanswered."""
-    path: list[Message] = []
-    left_out = ""
-    for row in connection.execute(WAY_UP, {"of": parent}) if parent else ():
-        if row.status != "whole":
-            left_out = row.parent
-        elif row.id != left_out:
-            path.append(Message(row.role, row.text))
-    return path[::-1]
+    """End the ask of the request's idempotency key, if it has one, and delete the key's lease."""
+    key = request.idempotency_key
+    if key is None:
+        return
+    leases.delete_lease(connection, keys.key_lease(key), request.holder)
+    keys.record_outcome(connection, key, request.holder, record, now)
 
 
 def _delete_conversation(connection: Connection, conversation_id: str) -> None:
-    connection.execute(
-        delete(conversations).where(conversations.c.id == conversation_id)
+    conversations.delete_row(connection, conversation_id)
+    leases.delete_any_lease(
+        connection, conversations.conversation_lease(conversation_id)
     )
-    connection.execute(delete(leases).where(leases.c.name == _lease(conversation_id)))
-    connection.execute(
-        delete(messages).where(messages.c.conversation_id == conversation_id)
-    )
-    gone = (
-        update(requests)
-        .where(requests.c.conversation_id == conversation_id)
-        .values(state="gone", outcome=None)
-    )
-    connection.execute(gone)
+    messages.delete_messages(connection, conversation_id)
+    keys.clear_outcomes(connection, conversation_id)
 
 
-def _conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
-    where = row.upstream, row.account
-    return Conversation(
-        row.id,
-        row.owner,
-        *where,
-        row.title,
-        row.newest,
-        row.created,
-        row.updated,
-        bool(row.remote),
-        nodes,
-    )
-
-
-def _node(row: Row[Any], running: str | None) -> Node:
-    # An answer that is open though nobody works on it was left by a process that was killed.
-    status: Status = (
-        "broken" if row.status == "open" and row.id != running else row.status
-    )
-    return Node(
-        row.id,
-        row.parent,
-        row.role,
-        row.text,
-        status,
-        row.created,
-        row.model,
-        row.finish_reason,
-        row.reasoning,
-    )
+def _expire_batch(connection: Connection, now: float, seconds: float) -> int:
+    deleted = 0
+    for conversation_id in conversations.lock_expired(connection, now - seconds, now):
+        # only now is the row locked: a turn that opened meanwhile has its lease
+        lease_name = conversations.conversation_lease(conversation_id)
+        if leases.select_lease_holder(connection, lease_name, now) is None:
+            _delete_conversation(connection, conversation_id)
+            deleted += 1
+    return deleted

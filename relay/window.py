@@ -1,47 +1,66 @@
 """How much of a conversation goes upstream: what fits a budget of tokens, the newest first. Pure.
 
-Tokens are estimated, for tokenizers differ from model to model and their vocabularies are downloads: four ASCII
-characters are one token, any other character is one, and a message costs four more. Measured against OpenAI's published
-rules of thumb this is high rather than low, so that what fits here fits there.
+Tokens are estimated, because tokenizers differ from model to model and their vocabularies are downloads: four ASCII
+characters are one token, any other character is one, and a message costs four more. By OpenAI's published rules of
+thumb this is high rather than low, so what fits here fits there.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from relay.domain import Message
 
 PER_MESSAGE = 4
+SYSTEM_ROLES = ("system", "developer")
 
 
-def tokens(message: Message) -> int:
-    """What a message costs, estimated."""
-    plain = len(message.text.encode("ascii", "ignore"))
-    return -(-plain // 4) + len(message.text) - plain + PER_MESSAGE
+@dataclass(frozen=True)
+class Window:
+    """The messages that go upstream, how many were dropped, and the estimated tokens of those that go."""
+
+    messages: tuple[Message, ...] = field(repr=False)
+    dropped: int
+    tokens: int
 
 
-def within(
-    messages: tuple[Message, ...], budget: int
-) -> tuple[tuple[Message, ...], int]:
-    """What of the messages fits, and how many were dropped: whole turns, the oldest first.
+def estimate_tokens(message: Message) -> int:
+    """What a message costs."""
+    ascii_characters = len(message.text.encode("ascii", "ignore"))
+    others = len(message.text) - ascii_characters
+    return -(-ascii_characters // 4) + others + PER_MESSAGE
 
-    System prompts stay, and so does the last message, even if they alone are too much; that is for the upstream to say.
+
+def fit(messages: tuple[Message, ...], budget: int) -> Window:
+    """What of the messages fits `budget` tokens (0: all of them): whole turns, the oldest dropped first.
+
+    System prompts stay, and so does the last message, even where they alone are too much; that is
+    for the upstream to refuse.
     """
-    fixed = [message.role in ("system", "developer") for message in messages]
-    fixed[-1] = True
-    left = budget - sum(
-        tokens(message) for message, stays in zip(messages, fixed, strict=True) if stays
+    costs = [estimate_tokens(message) for message in messages]
+    stays = [message.role in SYSTEM_ROLES for message in messages]
+    stays[-1] = True
+    first = _first_that_fits(messages, costs, stays, budget) if budget else 0
+    kept = [at for at in range(len(messages)) if stays[at] or at >= first]
+    return Window(
+        tuple(messages[at] for at in kept),
+        len(messages) - len(kept),
+        sum(costs[at] for at in kept),
     )
-    first = len(messages)  # the oldest turn that fits begins here
+
+
+def _first_that_fits(
+    messages: tuple[Message, ...], costs: list[int], stays: list[bool], budget: int
+) -> int:
+    """Where the oldest turn begins that fits beside what stays."""
+    left = budget - sum(cost for cost, fixed in zip(costs, stays, strict=True) if fixed)
+    first = len(messages)
     for at in range(len(messages) - 1, -1, -1):
-        if fixed[at]:
+        if stays[at]:
             continue
-        left -= tokens(messages[at])
+        left -= costs[at]
         if left < 0:
-            break
+            return first
         if messages[at].role == "user":
             first = at
-    else:
-        first = 0
-    kept = tuple(
-        message for at, message in enumerate(messages) if fixed[at] or at >= first
-    )
-    return kept, len(messages) - len(kept)
+    return 0

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,31 +13,19 @@ from socketserver import BaseServer
 from typing import Any, TypeVar
 
 import pytest
-import requests
 from flask import Flask
 from flask.testing import FlaskClient
 
 from chatgpt_webapi import create_app
-from relay.serving import in_place
+from relay.server import in_place
 from relay.settings import Settings
 from relay.store import Store
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import OpenAIBackend
 from tests.postgresql import PostgreSQL, programs
+from tests.processes import Service, free_port, need
 
-ROOT = Path(__file__).parent.parent
 Server = TypeVar("Server", bound=BaseServer)
-IN_CI = os.environ.get("CI") == "true"
-
-
-def need(program: str, folder: Path = Path("/usr/sbin")) -> str:
-    """The path of a program, by PATH or in `folder`; without it the test is skipped, but in CI it fails."""
-    path = shutil.which(program, path=f"{os.environ['PATH']}:{folder}")
-    if path is None and IN_CI:
-        pytest.fail(f"{program} is missing in CI")
-    if path is None:
-        pytest.skip(f"{program} is not installed here")
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -100,15 +85,14 @@ def build(tmp_path: Path, database: str) -> Iterator[Callable[..., Flask]]:
             "database_url": database,
             **settings,
         }
-        app = create_app(Settings(**given), known)
+        app = create_app(Settings(**given), upstreams=known)
         app.testing = False  # the error handler is what callers meet
         built.append(app)
         return app
 
     yield make
     for app in built:
-        for close in app.extensions["to_close"]:
-            close()
+        app.extensions["service"].close()
 
 
 @pytest.fixture
@@ -138,114 +122,6 @@ def backend() -> Iterator[Backend]:
 @pytest.fixture
 def api() -> Iterator[OpenAIBackend]:
     yield from running(OpenAIBackend())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Service:
-    """The service as its users run it: a process, its log, and a requests session."""
-
-    def __init__(self, folder: Path, server: str, environ: dict[str, str]) -> None:
-        self.port = int(environ.pop("PORT", 0)) or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / f"service-{self.port}.log"
-        self._command = {
-            "pywsgi": [sys.executable, str(ROOT / "chatgpt_webapi.py")],
-            "wsgi": [sys.executable, str(ROOT / "wsgi.py")],
-            "gunicorn": [
-                sys.executable,
-                "-m",
-                "gunicorn",
-                "-c",
-                "deploy/gunicorn.conf.py",
-                "wsgi:app",
-            ],
-            "gunicorn-bare": [
-                *(
-                    sys.executable,
-                    "-m",
-                    "gunicorn",
-                    "-k",
-                    "gevent",
-                    "-b",
-                    f"127.0.0.1:{self.port}",
-                    "wsgi:app",
-                )
-            ],
-        }[server]
-        given = {
-            "DATA_DIR": str(folder / "data"),
-            "PORT": str(self.port),
-            "LOG_FORMAT": "json",
-        } | environ
-        self._environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "PYTHONUNBUFFERED": "1",
-        } | given
-        self.process: subprocess.Popen[bytes]
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environ, stdout=log, stderr=log
-            )
-        prefix = self._environ.get("API_PREFIX", "")
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            try:
-                if requests.get(f"{self.url}/healthz", timeout=2).ok:
-                    return
-            except requests.RequestException:
-                if self.process.poll() is not None:
-                    break
-                time.sleep(0.05)
-        self.stop()
-        raise RuntimeError(
-            f"the service did not start{prefix}:\n{self.log.read_text()}"
-        )
-
-    def logged(self) -> str:
-        return self.log.read_text()
-
-    def kill(self) -> None:
-        """As a power cut would, with all its children."""
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True
-        ).stdout.split()
-        self.process.kill()
-        for child in children:
-            os.kill(int(child), signal.SIGKILL)
-        self.process.wait(10)
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-    def resident(self) -> int:
-        """Megabytes that the process and its children hold."""
-        pids = [str(self.process.pid)]
-        pids += subprocess.run(
-            ["pgrep", "-P", pids[0]], capture_output=True, text=True
-        ).stdout.split()
-        sizes = [
-            Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]
-            for pid in pids
-        ]
-        return max(map(int, sizes)) // 1024
 
 
 @pytest.fixture

@@ -15,71 +15,60 @@ import psycopg
 
 def programs() -> Path | None:
     """The folder of the newest initdb and postgres: Debian keeps them out of PATH."""
-    found = sorted(
+    versions = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"),
         key=lambda path: int(path.parts[-3]),
     )
-    if found:
-        return found[-1].parent
+    if versions:
+        return versions[-1].parent
     path = shutil.which("initdb")
-    return Path(path).resolve().parent if path else None
+    if path is None:
+        return None
+    return Path(path).resolve().parent
 
 
 class PostgreSQL:
-    """A server on a free port of 127.0.0.1, in a folder of its own. It never runs as root: then as nobody else may."""
+    """A server on a port of 127.0.0.1, in a folder of its own. It refuses to run as root: then another account runs it."""
 
     def __init__(self, bin: Path, port: int) -> None:
         self.port = port
         self._bin = bin
         self._folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-        self._as: list[str] = []
+        self._data = str(self._folder / "data")
+        self._command_prefix: list[str] = []
         if os.geteuid() == 0:
-            account = next(name for name in ("postgres", "nobody") if _known(name))
+            account = next(
+                name for name in ("postgres", "nobody") if _account_exists(name)
+            )
             shutil.chown(self._folder, account)
-            self._as = [
+            self._command_prefix = [
                 "setpriv",
                 f"--reuid={account}",
                 f"--regid={pwd.getpwnam(account).pw_gid}",
                 "--clear-groups",
             ]
-        data = str(self._folder / "data")
-        self._run(
-            "initdb",
-            "-D",
-            data,
-            "-U",
-            "tests",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-            "-N",
-        )
+        options = "-U tests -A trust -E UTF8 --locale=C.UTF-8 -N"
+        self._run("initdb", "-D", self._data, *options.split())
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [*self._as, str(self._bin / program), *arguments]
+        command = [*self._command_prefix, str(self._bin / program), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self._folder)
 
     def start(self) -> None:
-        options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self._folder} "
-        options += "-c fsync=off -c max_connections=60"
-        log = str(self._folder / "log")
-        self._run(
-            "pg_ctl",
-            "-D",
-            str(self._folder / "data"),
-            "-w",
-            "-l",
-            log,
-            "-o",
-            options,
-            "start",
+        options = (
+            f"-c listen_addresses=127.0.0.1 -c port={self.port}"
+            f" -c unix_socket_directories={self._folder}"
+            " -c fsync=off -c max_connections=60"
         )
+        log = str(self._folder / "log")
+        self._control("-l", log, "-o", options, "start")
 
-    def stop(self, how: str = "immediate") -> None:
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", how, "stop")
+    def stop(self, mode: str = "immediate") -> None:
+        self._control("-m", mode, "stop")
+
+    def _control(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", *arguments)
 
     def remove(self) -> None:
         self.stop()
@@ -102,7 +91,7 @@ class PostgreSQL:
         return f"postgresql://tests@127.0.0.1:{self.port}/{database}"
 
 
-def _known(name: str) -> bool:
+def _account_exists(name: str) -> bool:
     try:
         pwd.getpwnam(name)
     except KeyError:

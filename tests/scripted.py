@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Event as Flag
 
+from relay.accounts import Resting
 from relay.domain import Delta, Event, Finished, Question, Started
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
 
@@ -20,14 +22,15 @@ class Wait:
 class ScriptedDecoder:
     """A wire of single letters between bars: `S` starts, `F` ends, anything else is text."""
 
-    started = settled = False
+    started = complete = False
 
     def __init__(self) -> None:
         self._held = b""
 
-    def feed(self, piece: bytes) -> list[Event]:
+    def feed(self, piece: bytes) -> Iterator[Event]:
         *words, self._held = (self._held + piece).split(b"|")
-        return [self._event(word) for word in words]
+        for word in words:
+            yield self._event(word)
 
     def _event(self, word: bytes) -> Event:
         match word:
@@ -45,7 +48,7 @@ class ScriptedDecoder:
 
 
 class ScriptedStream:
-    asked = True
+    dispatched = True
 
     def __init__(self, script: list[bytes | Wait | Exception]) -> None:
         self._script = list(script)
@@ -90,21 +93,25 @@ class Scripted:
         self,
         *script: bytes | Wait | Exception,
         name: str = "scripted",
-        protected: bool = False,
-        checks_tokens: bool = False,
-        takes_options: bool = False,
+        needs_client_key: bool = False,
+        accepts_caller_tokens: bool = False,
+        accepts_options: bool = False,
     ) -> None:
         self.script = list(script) or WHOLE
         self.name = name
-        self.protected = protected
-        self.checks_tokens = checks_tokens
-        self.keeps = False
-        self.takes_options = takes_options
+        self.needs_client_key = needs_client_key
+        self.accepts_caller_tokens = accepts_caller_tokens
+        self.stores_conversations = False
+        self.history = None
+        self.accepts_options = accepts_options
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []
 
-    def knows(self, token: str) -> bool:
+    def recognizes(self, token: str) -> bool:
         return True
+
+    def resting(self) -> tuple[Resting, ...]:
+        return ()
 
     def ask(self, question: Question) -> tuple[ScriptedStream, ScriptedDecoder]:
         self.asked.append(question)

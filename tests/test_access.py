@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access import Access, first_key, keys_from
+from relay.access import Access, first_key, parse_keys
 from relay.errors import BadRequest, Forbidden, RelayError, Unauthorized
 from relay.settings import SettingsError
 
-TWO = keys_from(("alice:key-of-alice", "key-of-nobody"))
-ONE = keys_from(("the-only-key",))
+TWO = parse_keys(("alice:key-of-alice", "key-of-nobody"))
+ONE = parse_keys(("the-only-key",))
 
 
 def basic(password: str) -> str:
@@ -104,10 +104,10 @@ def test_what_looks_like_our_own_key_never_goes_on() -> None:
 
 
 def test_what_is_known_to_be_no_token_opens_nothing() -> None:
-    def knows(token: str) -> bool:
+    def recognizes(token: str) -> bool:
         return token.startswith("eyJ")
 
-    access = Access(ONE, knows=knows)
+    access = Access(ONE, recognizes=recognizes)
     assert access.caller("Bearer eyJ.own.token", None).token == "eyJ.own.token"
     for header, field in (
         ("Bearer mistyped", None),
@@ -116,9 +116,9 @@ def test_what_is_known_to_be_no_token_opens_nothing() -> None:
     ):
         with pytest.raises(Unauthorized):
             access.caller(header, field)
-    assert Access((), knows=knows).caller("Bearer dummy", None).token is None
+    assert Access((), recognizes=recognizes).caller("Bearer dummy", None).token is None
     with pytest.raises(Unauthorized):
-        Access((), knows=knows).caller("", "dummy")
+        Access((), recognizes=recognizes).caller("", "dummy")
 
 
 def test_two_tokens_are_one_too_many() -> None:
@@ -150,7 +150,7 @@ def test_no_secret_is_shown() -> None:
 )
 def test_keys_that_cannot_be(entries: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="AUTHORIZATION"):
-        keys_from(entries)
+        parse_keys(entries)
 
 
 def _make(folder: str) -> tuple[str, bool]:
@@ -179,154 +179,3 @@ def test_an_empty_key_file_refuses_the_start(tmp_path: Path) -> None:
     (tmp_path / "client_key").touch(mode=0o600)
     with pytest.raises(SettingsError, match="holds no client key"):
         first_key(tmp_path)
-
-
-HOST = "chat.example.org"
-LISTED = ("https://page.example",)
-BROWSERS = [
-    pytest.param((), {}, True, id="curl"),
-    pytest.param((), {"Sec-Fetch-Site": "none"}, True, id="typed-by-hand"),
-    pytest.param(
-        (),
-        {"Sec-Fetch-Site": "same-origin", "Origin": "https://chat.example.org"},
-        True,
-        id="own-page",
-    ),
-    pytest.param((), {"Sec-Fetch-Site": "cross-site"}, False, id="another-site"),
-    pytest.param(
-        (), {"Sec-Fetch-Site": "same-site"}, False, id="another-origin-of-the-site"
-    ),
-    pytest.param(
-        LISTED,
-        {"Sec-Fetch-Site": "cross-site"},
-        False,
-        id="another-site-without-origin",
-    ),
-    pytest.param(
-        LISTED,
-        {"Sec-Fetch-Site": "cross-site", "Origin": "https://page.example"},
-        True,
-        id="listed",
-    ),
-    pytest.param(
-        LISTED,
-        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"},
-        False,
-        id="not-listed",
-    ),
-    pytest.param(
-        ("*",),
-        {"Sec-Fetch-Site": "cross-site", "Origin": "https://other.example"},
-        True,
-        id="any",
-    ),
-    pytest.param(
-        ("*",),
-        {
-            "Sec-Fetch-Site": "cross-site",
-            "Origin": "https://other.example",
-            "Cookie": "a=b",
-        },
-        False,
-        id="any-but-never-with-credentials",
-    ),
-    pytest.param(
-        (), {"Origin": "https://other.example", "Cookie": "a=b"}, False, id="cookie"
-    ),
-    pytest.param(
-        (),
-        {"Origin": "https://other.example", "Authorization": basic("k")},
-        False,
-        id="basic",
-    ),
-    pytest.param((), {"Origin": "null", "Cookie": "a=b"}, False, id="null-origin"),
-    pytest.param(
-        (), {"Origin": "http://[", "Cookie": "a=b"}, False, id="no-origin-at-all"
-    ),
-    pytest.param(
-        (),
-        {"Origin": "https://chat.example.org", "Cookie": "a=b"},
-        True,
-        id="own-origin",
-    ),
-    pytest.param(
-        (),
-        {"Origin": "https://other.example", "Authorization": "Bearer k"},
-        True,
-        id="nothing-ambient",
-    ),
-    pytest.param(
-        LISTED,
-        {"Origin": "https://page.example", "Authorization": basic("k")},
-        True,
-        id="listed-basic",
-    ),
-    pytest.param(
-        (), {"Origin": "https://other.example"}, False, id="nothing-is-needed"
-    ),
-    pytest.param(
-        (),
-        {"Origin": "https://chat.example.org"},
-        True,
-        id="nothing-is-needed-by-our-own-page",
-    ),
-    pytest.param(
-        LISTED,
-        {"Origin": "https://page.example"},
-        True,
-        id="nothing-is-needed-by-a-listed-page",
-    ),
-    pytest.param(
-        ("*",),
-        {"Origin": "https://other.example"},
-        True,
-        id="nothing-is-needed-by-any-page",
-    ),
-    pytest.param(
-        (),
-        {
-            "Sec-Fetch-Site": "same-origin",
-            "Origin": "https://before.the.proxy",
-            "Authorization": basic("k"),
-        },
-        True,
-        id="the-browser-knows-better-than-a-host-that-a-proxy-changed",
-    ),
-]
-
-
-@pytest.mark.parametrize(("origins", "headers", "allowed"), BROWSERS)
-def test_browsers_on_other_origins(
-    origins: tuple[str, ...], headers: dict[str, str], allowed: bool
-) -> None:
-    access = Access((), origins=origins)
-    if allowed:
-        access.check_browser(headers, HOST)
-    else:
-        with pytest.raises(Forbidden):
-            access.check_browser(headers, HOST)
-
-
-def test_where_a_key_is_needed_an_origin_alone_is_no_harm() -> None:
-    Access(ONE).check_browser({"Origin": "https://other.example"}, HOST)
-
-
-def test_what_a_browser_may_read() -> None:
-    assert Access(()).cors("https://page.example") == {}
-    listed = Access((), origins=LISTED)
-    assert (
-        listed.cors("https://page.example")["Access-Control-Allow-Origin"]
-        == "https://page.example"
-    )
-    assert (
-        listed.cors("https://page.example")["Access-Control-Allow-Credentials"]
-        == "true"
-    )
-    assert listed.cors("https://other.example") == {"Vary": "Origin"}
-    anyone = Access((), origins=("*",)).cors("https://other.example")
-    assert (
-        anyone["Access-Control-Allow-Origin"] == "*"
-        and "Access-Control-Allow-Credentials" not in anyone
-    )
-    with pytest.raises(Forbidden):
-        listed.preflight({"Origin": "https://other.example"})

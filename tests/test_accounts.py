@@ -1,11 +1,18 @@
 from __future__ import annotations
 
-import base64
-import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 
 import pytest
 
-from relay.accounts import REJECTED_SECONDS, Account, AccountPool, Attempts
+from relay.accounts import (
+    LATE_TRIAL_SECONDS,
+    REJECTED_SECONDS,
+    TRIAL_SECONDS,
+    Account,
+    AccountPool,
+    Attempts,
+)
 from relay.errors import (
     RateLimited,
     RelayError,
@@ -14,6 +21,7 @@ from relay.errors import (
     UpstreamGone,
     UpstreamRefused,
 )
+from tests.tokens import jwt
 
 
 class Clock:
@@ -21,11 +29,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def jwt(**claims: object) -> str:
-    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-    return f"eyJhbGciOiJub25lIn0.{payload}.c2ln"
 
 
 A, B, C = (Account(name, f"token-{name}") for name in "abc")
@@ -107,14 +110,14 @@ def test_only_a_stated_limit_lets_an_account_rest(
 ) -> None:
     clock = Clock()
     pool = AccountPool((A, B), clock)
-    pool.heard(A, error)
+    pool.refused(A, error)
     assert (
-        bool(pool.rests(A)) is bool(rest)
-        and pool.rests(B) is None
-        and not pool.rejected(A)
+        bool(pool.limit(A)) is bool(rest)
+        and pool.limit(B) is None
+        and not pool.is_rejected(A)
     )
     clock.now = rest - 10 if rest else 0
-    resting = pool.rests(A)
+    resting = pool.limit(A)
     assert bool(resting) is bool(rest)
     if resting is not None:
         assert resting.retry_after == 10, "the time that is left"
@@ -122,21 +125,84 @@ def test_only_a_stated_limit_lets_an_account_rest(
             "what was said to one caller is not told to another"
         )
     clock.now = rest
-    assert pool.rests(A) is None
+    assert pool.limit(A) is None
 
 
 def test_when_all_rest_their_limit_is_told_without_asking() -> None:
     pool = AccountPool((A, B))
     for account in (A, B):
-        pool.heard(account, RateLimited("slow", retry_after=60))
+        pool.refused(account, RateLimited("slow", retry_after=60))
     with pytest.raises(RateLimited):
         Attempts(pool, (A, B), 3).next()
+
+
+WEEK = 7 * 86400
+
+
+def test_a_limit_of_days_silences_an_only_account_for_minutes() -> None:
+    """A stated time is an upper bound: one ask may try again after five minutes."""
+    clock = Clock()
+    pool = AccountPool((A,), clock)
+    pool.refused(A, RateLimited("come back next week", retry_after=WEEK))
+    clock.now = TRIAL_SECONDS - 1
+    with pytest.raises(RateLimited) as limited:
+        Attempts(pool, (A,), 3).next()
+    assert limited.value.retry_after == WEEK - TRIAL_SECONDS + 1
+    clock.now = TRIAL_SECONDS
+    trial = Attempts(pool, (A,), 3)
+    assert trial.next() is A
+    with pytest.raises(RateLimited):
+        Attempts(pool, (A,), 3).next()
+    own_words = RateLimited("come back on Tuesday", retry_after=WEEK)
+    trial.refused(own_words)
+    with pytest.raises(RateLimited) as told:
+        trial.next()
+    assert told.value is own_words, "the caller of the trial gets the upstream's words"
+    clock.now = 2 * TRIAL_SECONDS - 1
+    with pytest.raises(RateLimited):
+        Attempts(pool, (A,), 3).next()
+    clock.now = 2 * TRIAL_SECONDS
+    healed = Attempts(pool, (A,), 3)
+    assert healed.next() is A
+    healed.succeeded()
+    assert pool.limit(A) is None and pool.resting() == []
+    assert Attempts(pool, (A,), 3).next() is A
+
+
+def test_where_another_account_is_usable_the_trial_comes_later() -> None:
+    clock = Clock()
+    pool = AccountPool((A, B), clock)
+    pool.refused(A, RateLimited("slow", retry_after=WEEK))
+    clock.now = LATE_TRIAL_SECONDS - 1
+    assert Attempts(pool, (A, B), 3).next() is B
+    clock.now = LATE_TRIAL_SECONDS
+    assert Attempts(pool, (A, B), 3).next() is A
+    assert Attempts(pool, (A, B), 3).next() is B, "one ask tries, the others do not"
+
+
+def test_a_trial_is_one_asks_alone_whoever_comes_at_once() -> None:
+    clock = Clock()
+    pool = AccountPool((A,), clock)
+    pool.refused(A, RateLimited("slow", retry_after=WEEK))
+    clock.now = TRIAL_SECONDS
+    with ThreadPoolExecutor(8) as threads:
+        trials = list(threads.map(lambda _: pool.take_trial(A, "", True), range(32)))
+    assert trials.count(True) == 1
+
+
+def test_who_rests_is_listed_by_name_and_stated_end() -> None:
+    pool = AccountPool((A, B))
+    pool.refused(A, RateLimited("slow", retry_after=60), "tiny-1")
+    [resting] = pool.resting()
+    assert (resting.account, resting.model) == ("a", "tiny-1")
+    left = datetime.fromisoformat(resting.until) - datetime.now(timezone.utc)
+    assert 50 < left.total_seconds() <= 60 and "token" not in repr(resting)
 
 
 def test_a_rejected_token_is_tried_after_all_others_for_a_while() -> None:
     clock = Clock()
     pool = AccountPool((A, B, C), clock)
-    pool.heard(A, TokenRejected("no"))
+    pool.refused(A, TokenRejected("no"))
     attempts = Attempts(pool, (A, B, C), 3)
     assert [attempts.next() for _ in range(3)] == [B, C, A], (
         "it may have been one model's refusal"
@@ -148,11 +214,11 @@ def test_a_rejected_token_is_tried_after_all_others_for_a_while() -> None:
 
 def test_a_token_is_taken_out_of_what_is_told() -> None:
     assert (
-        Account("a", "any-key-at-all").hidden_in(b"wrong key: any-key-at-all!")
+        Account("a", "any-key-at-all").redact(b"wrong key: any-key-at-all!")
         == b"wrong key: ...!"
     )
-    assert Account("a", "ollama").hidden_in(b"ollama is full") == b"ollama is full"
-    assert Account("a", "").hidden_in(b"nothing") == b"nothing"
+    assert Account("a", "ollama").redact(b"ollama is full") == b"ollama is full"
+    assert Account("a", "").redact(b"nothing") == b"nothing"
 
 
 def test_a_conversation_goes_on_at_its_own_account_or_nowhere() -> None:

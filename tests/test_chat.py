@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Choice, Turn
+from relay.chat import Chat, Routing, Turn
+from relay.delivery import Silent
 from relay.dialects import form
 from relay.domain import Ask, Caller, Message
-from relay.driver import Silent
 from relay.errors import (
     BadRequest,
     CallerLeft,
@@ -23,8 +22,8 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamGone,
 )
-from relay.keeping import Leases
 from relay.store import Store
+from relay.upkeep import Leases
 from tests.scripted import Scripted
 
 ON_BOTH = True
@@ -38,7 +37,7 @@ def chat_with(store: Store) -> Callable[..., Chat]:
     def make(*upstreams: Scripted, explicit: bool = False) -> Chat:
         known = {upstream.name: upstream for upstream in upstreams}
         return Chat(
-            known, Choice(upstreams[0].name, explicit), store, Leases(store.renew)
+            known, Routing(upstreams[0].name, explicit), store, Leases(store.renew)
         )
 
     return make
@@ -114,10 +113,10 @@ def test_garbage_in_the_middle_is_an_error_and_keeps_what_came(
 ) -> None:
     turn = opened(chat_with(Scripted()), ask())
     turn.feed(b"S|Hel|")
-    with pytest.raises(UpstreamFailed) as failed:
-        turn.feed(b"?|")
-    turn.fail(failed.value)
-    assert store.get("owner", turn.conversation_id).nodes[-1].text == "Hel"
+    turn.feed(b"lo|?|never|")
+    assert isinstance(turn.failure, UpstreamFailed)
+    turn.fail(turn.failure)
+    assert store.get("owner", turn.conversation_id).nodes[-1].text == "Hello"
 
 
 def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(
@@ -142,13 +141,15 @@ def test_the_upstream_is_asked_with_the_way_from_the_root(
 ) -> None:
     upstream = Scripted()
     chat = chat_with(upstream)
-    first = whole(chat, ask("one", before=(Message("system", "Be kind."),), model="m"))
+    first = whole(
+        chat, ask("one", preamble=(Message("system", "Be kind."),), model="m")
+    )
     whole(
         chat,
         ask(
             "two",
             conversation_id=first.conversation_id,
-            before=(Message("system", "never seen again"),),
+            preamble=(Message("system", "never seen again"),),
         ),
     )
     assert upstream.asked[0].model == "m"
@@ -241,15 +242,19 @@ SPENDING = [
 ]
 
 
-@pytest.mark.parametrize(("caller", "checks_tokens", "explicit", "outcome"), SPENDING)
+@pytest.mark.parametrize(
+    ("caller", "accepts_caller_tokens", "explicit", "outcome"), SPENDING
+)
 def test_who_may_spend_what(
     chat_with: Callable[..., Chat],
     caller: Caller,
-    checks_tokens: bool,
+    accepts_caller_tokens: bool,
     explicit: bool,
     outcome: Any,
 ) -> None:
-    upstream = Scripted(protected=True, checks_tokens=checks_tokens)
+    upstream = Scripted(
+        needs_client_key=True, accepts_caller_tokens=accepts_caller_tokens
+    )
     chat = chat_with(upstream, explicit=explicit)
     if isinstance(outcome, str):
         whole(chat, ask(caller=caller))
@@ -258,30 +263,6 @@ def test_who_may_spend_what(
         with pytest.raises(outcome):
             chat.open(ask(caller=caller), Silent())
         assert upstream.asked == []
-
-
-def test_leases_are_renewed_while_turns_run_and_rest_when_none_does() -> None:
-    renewed: list[tuple[str, ...]] = []
-    leases = Leases(
-        lambda holders, seconds: renewed.append(tuple(sorted(holders))), every=0.02
-    )
-    leases.hold("a")
-    leases.hold("b")
-    until = time.monotonic() + 5
-    while len(renewed) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    leases.drop("a")
-    leases.drop("b")
-    time.sleep(0.1)
-    count = len(renewed)
-    assert renewed[-1] == ("a", "b") and not leases._running
-    time.sleep(0.1)
-    assert len(renewed) == count
-    leases.hold("c")
-    while len(renewed) == count and time.monotonic() < until:
-        time.sleep(0.01)
-    leases.drop("c")
-    assert renewed[-1] == ("c",)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from sqlalchemy import create_engine, inspect, text
 from relay.database import BUSY_SECONDS, open_database
 from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
-from relay.schema import NEWEST
-from relay.serving import in_place
-from relay.store import Begun, Opening, Store
+from relay.schema import NEWEST_VERSION
+from relay.server import in_place
+from relay.store import OpenedTurn, Store, TurnRequest
 from tests.postgresql import PostgreSQL
-from tests.test_store import following, new, said, texts
+from tests.turns import answered, following, new_turn, texts
+from tests.waiting import wait_for
 
 ON_BOTH = True
 
@@ -30,36 +31,34 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def test_deleted_words_leave_the_file(store: Store, tmp_path: Path) -> None:
-    first = said(store, new("a-word-that-nobody-else-says"))
+def test_deleted_text_leaves_the_file(store: Store, tmp_path: Path) -> None:
+    first = answered(store, new_turn("a-word-that-nobody-else-says"))
     store.delete("owner", first.conversation_id)
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
     assert b"a-word-that-nobody-else-says" not in files
 
 
-def test_a_reader_elsewhere_holds_up_nobody_and_the_words_leave_after_it(
+def test_a_reader_elsewhere_delays_nobody_and_deleted_text_leaves_after_it(
     store: Store, tmp_path: Path
 ) -> None:
-    first, second = (
-        said(store, new("a-word-that-nobody-else-says")),
-        said(store, new("x")),
-    )
+    first = answered(store, new_turn("a-word-that-nobody-else-says"))
+    second = answered(store, new_turn("x"))
     reader = sqlite3.connect(tmp_path / "data" / "test.db")
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM messages").fetchall()
-    began = time.monotonic()
+    started = time.monotonic()
     store.delete("owner", first.conversation_id)
-    said(store, following(second))
-    assert time.monotonic() - began < 4, "a lock would be waited for twice as long"
+    answered(store, following(second))
+    assert time.monotonic() - started < 4, "a lock would be waited for twice as long"
     reader.close()
-    said(store, following(second))
+    answered(store, following(second))
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
     assert b"a-word-that-nobody-else-says" not in files
 
 
 def test_a_log_that_cannot_be_emptied_fails_no_write(store: Store) -> None:
     """As on a disk that is full: what was committed was committed, and locks are waited for as before."""
-    first = said(store, new("one"))
+    first = answered(store, new_turn("one"))
     writer = store._database._writer
     connection = writer._engine.raw_connection()
     connection.driver_connection.set_authorizer(
@@ -68,16 +67,11 @@ def test_a_log_that_cannot_be_emptied_fails_no_write(store: Store) -> None:
         )
     )
     store.delete("owner", first.conversation_id)
-    second = said(store, new("two"))
+    second = answered(store, new_turn("two"))
     assert writer._log_is_due
-    connection.driver_connection.set_authorizer(
-        lambda *_: sqlite3.SQLITE_OK
-    )  # Python 3.10 knows no None here
-    assert texts(store.begin(following(second, "three"), 15)) == [
-        "two",
-        "Hello",
-        "three",
-    ]
+    # Python 3.10 takes no None here
+    connection.driver_connection.set_authorizer(lambda *_: sqlite3.SQLITE_OK)
+    assert texts(store.open_turn(following(second, "three"), 15)) == ["two", "Hello"]
     assert not writer._log_is_due
     cursor = connection.cursor()
     assert cursor.execute("PRAGMA busy_timeout").fetchone() == (BUSY_SECONDS * 1000,)
@@ -88,7 +82,7 @@ def test_a_log_that_cannot_be_emptied_fails_no_write(store: Store) -> None:
 def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     store = Store(f"sqlite:///{tmp_path}/open/test.db", in_place)
-    said(store, new("x"))
+    answered(store, new_turn("x"))
     modes = {
         path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "open").iterdir()
     }
@@ -98,54 +92,58 @@ def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
 
 def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None:
     """While one write is being made, others gather; they are then committed together."""
-    first = said(store, new())
-    inside, go_on = threading.Event(), threading.Event()
+    first = answered(store, new_turn())
+    inside = threading.Event()
+    go_on = threading.Event()
 
     def slow(_connection: object) -> None:
         inside.set()
         go_on.wait(10)
 
-    outcome: dict[str, object] = {}
+    results: dict[str, object] = {}
 
-    def attempt(name: str, opening: Opening) -> None:
+    def attempt(name: str, request: TurnRequest) -> None:
         try:
-            outcome[name] = store.begin(opening, 15)
+            results[name] = store.open_turn(request, 15)
         except NoConversation as error:
-            outcome[name] = error
+            results[name] = error
 
-    openings = {
+    requests = {
         "good": following(first),
         "bad": following(first, conversation_id="none"),
-        "other": new(),
+        "other": new_turn(),
     }
     blocker = threading.Thread(target=store._write, args=(slow,))
     blocker.start()
     inside.wait(10)
-    threads = [threading.Thread(target=attempt, args=pair) for pair in openings.items()]
+    threads = [threading.Thread(target=attempt, args=pair) for pair in requests.items()]
     for thread in threads:
         thread.start()
-    while len(store._database._writer._waiting) < 3:
-        pass
+    wait_for(lambda: len(store._database._writer._waiting) == 3)
     go_on.set()
     for thread in [blocker, *threads]:
         thread.join(10)
-    assert isinstance(outcome["good"], Begun) and isinstance(outcome["other"], Begun)
-    assert isinstance(outcome["bad"], NoConversation)
+    assert isinstance(results["good"], OpenedTurn) and isinstance(
+        results["other"], OpenedTurn
+    )
+    assert isinstance(results["bad"], NoConversation)
 
 
-def test_a_database_that_fails_is_told_as_ours(store: Store, tmp_path: Path) -> None:
+def test_a_database_that_fails_raises_store_failed(
+    store: Store, tmp_path: Path
+) -> None:
     store.check()
     other = sqlite3.connect(tmp_path / "data" / "test.db")
     other.execute("DROP TABLE leases")
     other.commit()
     other.close()
     with pytest.raises(StoreFailed):
-        store.begin(new(), 15)
+        store.open_turn(new_turn(), 15)
     with pytest.raises(StoreFailed):
         store.check()
 
 
-def test_a_file_that_is_no_database_is_told_as_ours(
+def test_a_file_that_is_no_database_raises_store_failed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "test.db").write_bytes(
@@ -156,7 +154,7 @@ def test_a_file_that_is_no_database_is_told_as_ours(
     assert "file is not a database" in caplog.text
 
 
-#: what version 1 made, with a conversation of one turn, as it lay in people's files
+#: the tables of version 1, with a conversation of one turn
 VERSION_1 = """
 CREATE TABLE conversations (id TEXT NOT NULL, owner TEXT NOT NULL, upstream TEXT NOT NULL, account TEXT,
   remote BOOLEAN NOT NULL, title TEXT NOT NULL, newest TEXT, created FLOAT NOT NULL, updated FLOAT NOT NULL, PRIMARY KEY (id));
@@ -176,23 +174,23 @@ def address(database: str, tmp_path: Path) -> str:
 
 
 def shape(url: str) -> dict[str, object]:
-    """Every table with its columns and indexes, as the database tells them."""
+    """Every table with its columns and indexes, as the database describes them."""
     engine = create_engine(url)
     try:
-        seen = inspect(engine)
+        inspector = inspect(engine)
         return {
             table: (
                 sorted(
                     (column["name"], str(column["type"]), column["nullable"])
-                    for column in seen.get_columns(table)
+                    for column in inspector.get_columns(table)
                 ),
                 sorted(
                     (str(index["name"]), index["column_names"])
-                    for index in seen.get_indexes(table)
+                    for index in inspector.get_indexes(table)
                 ),
-                sorted(seen.get_pk_constraint(table)["constrained_columns"]),
+                sorted(inspector.get_pk_constraint(table)["constrained_columns"]),
             )
-            for table in seen.get_table_names()
+            for table in inspector.get_table_names()
         }
     finally:
         engine.dispose()
@@ -206,7 +204,7 @@ def run(url: str, statements: str) -> None:
     engine.dispose()
 
 
-def test_an_older_versions_database_becomes_todays_and_goes_on(
+def test_an_older_versions_database_is_migrated_and_its_conversations_go_on(
     database: str, tmp_path: Path
 ) -> None:
     url = address(database, tmp_path)
@@ -221,9 +219,9 @@ def test_an_older_versions_database_becomes_todays_and_goes_on(
     for _ in range(2):  # the second start finds nothing to do
         store = Store(url, in_place)
         try:
-            old = new("more", conversation_id="c1", new=False)
-            assert texts(store.begin(old, 15)) == ["old question", "old answer", "more"]
-            store.forget(old)
+            old = new_turn("more", conversation_id="c1", is_new=False)
+            assert texts(store.open_turn(old, 15)) == ["old question", "old answer"]
+            store.discard_turn(old)
         finally:
             store.close()
     fresh = f"sqlite:///{tmp_path}/fresh.db"
@@ -242,7 +240,7 @@ def test_a_newer_versions_database_refuses_the_start(
 ) -> None:
     url = address(database, tmp_path)
     Store(url, in_place).close()
-    run(url, f"UPDATE schema_version SET version = {NEWEST + 1}")
+    run(url, f"UPDATE schema_version SET version = {NEWEST_VERSION + 1}")
     with pytest.raises(StoreFailed, match="newer version"):
         Store(url, in_place)
 
@@ -261,12 +259,8 @@ def test_many_that_start_at_once_make_the_tables_once(
     for thread in threads:
         thread.join(30)
     assert len(stores) == 6
-    first = said(stores[0], new("one"))
-    assert texts(stores[5].begin(following(first, "two"), 15)) == [
-        "one",
-        "Hello",
-        "two",
-    ]
+    first = answered(stores[0], new_turn("one"))
+    assert texts(stores[5].open_turn(following(first, "two"), 15)) == ["one", "Hello"]
     for store in stores:
         store.close()
 
@@ -275,33 +269,35 @@ def test_text_that_a_database_cannot_hold_is_kept_as_far_as_it_can(
     database: str, tmp_path: Path
 ) -> None:
     store = Store(address(database, tmp_path), in_place)
-    first = said(store, new("one"), "before\0after \U0001f600 \u2028")
+    first = answered(store, new_turn("one"), "before\0after \U0001f600 \u2028")
     assert (
         store.get("owner", first.conversation_id).nodes[-1].text
         == "before\ufffdafter \U0001f600 \u2028"
     )
     second = following(first)
-    assert store.begin(second, 15)
-    store.finish(
-        second,
-        Reply("x", second.conversation_id, second.answer_id, "m\0", "s\0p"),
-        "whole",
-    )
-    told = store.get("owner", first.conversation_id).nodes[-1]
-    assert (told.model, told.finish_reason) == ("m\ufffd", "s\ufffdp")
+    assert store.open_turn(second, 15)
+    reply = Reply("x", second.conversation_id, second.answer_id, "m\0", "s\0p")
+    store.complete_turn(second, reply)
+    node = store.get("owner", first.conversation_id).nodes[-1]
+    assert (node.model, node.finish_reason) == ("m\ufffd", "s\ufffdp")
+    third = following(first)
+    assert store.open_turn(third, 15)
+    store.break_turn(third, "t\0", "m\0", "upstream_cut")
+    node = store.get("owner", first.conversation_id).nodes[-1]
+    assert (node.text, node.model) == ("t\ufffd", "m\ufffd")
     store.close()
 
 
-def test_a_postgresql_that_restarts_costs_no_later_turn_and_one_that_is_gone_is_told(
+def test_a_postgresql_that_is_gone_raises_store_failed_and_one_that_restarts_is_used_again(
     postgresql: PostgreSQL,
 ) -> None:
     store = Store(postgresql.database(), in_place)
-    first = said(store, new("one"))
+    first = answered(store, new_turn("one"))
     postgresql.stop()
     with pytest.raises(StoreFailed):
         store.check()
     postgresql.start()
-    assert texts(store.begin(following(first, "two"), 15)) == ["one", "Hello", "two"]
+    assert texts(store.open_turn(following(first, "two"), 15)) == ["one", "Hello"]
     store.close()
 
 
@@ -310,11 +306,11 @@ def test_leases_go_by_the_servers_clock(
 ) -> None:
     """A machine whose clock is wrong takes no lease too early."""
     url = postgresql.database()
-    right = open_database(url, in_place)
+    right_clock = open_database(url, in_place)
     monkeypatch.setattr("relay.database.time.time", lambda: 1000.0)
-    wrong = open_database(url, in_place)
-    for database in (right, wrong):
+    wrong_clock = open_database(url, in_place)
+    for database in (right_clock, wrong_clock):
         database.read(lambda connection: connection.execute(text("SELECT 1")).all())
-    assert wrong.clock() > 1_700_000_000
-    for database in (right, wrong):
+    assert wrong_clock.clock() > 1_700_000_000
+    for database in (right_clock, wrong_clock):
         database.close()

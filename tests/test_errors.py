@@ -6,10 +6,7 @@ import pytest
 
 from relay import errors
 from relay.errors import RelayError, UpstreamRefused
-
-
-def members(of: type[RelayError] = RelayError) -> list[type[RelayError]]:
-    return [of, *(member for child in of.__subclasses__() for member in members(child))]
+from tests.error_tree import members
 
 
 def test_every_error_has_a_code_of_its_own() -> None:

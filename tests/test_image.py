@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import IN_CI, ROOT, free_port, need
+from tests.processes import IN_CI, ROOT, free_port, need
 
 LINES = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
 FINAL = LINES[

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import requests
 
-from tests.conftest import Service
 from tests.openai_backend import Mode, OpenAIBackend, error, json
 from tests.postgresql import PostgreSQL
+from tests.processes import Service
 
 CALLERS = 40
 ASKS = 50

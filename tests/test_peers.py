@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import ROOT, Service, free_port, need
+from tests.processes import ROOT, Service, free_port, need
 
 ON_BOTH = True
 

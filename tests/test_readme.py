@@ -13,8 +13,8 @@ from flask import Flask
 from relay.dialects import form
 from relay.settings import Settings
 from relay.upstreams.offline import WORDS
-from tests.conftest import ROOT
-from tests.test_errors import members
+from tests.error_tree import members
+from tests.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 ABSTRACT = {"error", "caller_error", "service_error", "upstream_error"}

@@ -10,8 +10,7 @@ import pytest
 import requests
 
 from tests.chatgpt_backend import Backend
-from tests.conftest import Service
-from tests.test_serving import curl
+from tests.processes import Service, curl
 
 Start = Callable[..., Service]
 

@@ -86,12 +86,19 @@ def test_an_endless_event_is_refused() -> None:
     parser = Parser(longest=100)
     with pytest.raises(UpstreamFailed, match="more than 100 bytes"):
         for _ in range(20):
-            parser.feed(b"data: 0123456789\n" if _ % 2 else b"data: 012")
+            list(parser.feed(b"data: 0123456789\n" if _ % 2 else b"data: 012"))
 
 
 def test_a_megabyte_in_one_event() -> None:
     parser = Parser()
-    assert parser.feed(b"data: ") == []
+    assert list(parser.feed(b"data: ")) == []
     for _ in range(1024):
-        assert parser.feed(b"x" * 1024) == []
-    assert parser.feed(b"\n\n") == [ServerEvent("message", "x" * 1024 * 1024)]
+        assert list(parser.feed(b"x" * 1024)) == []
+    assert list(parser.feed(b"\n\n")) == [ServerEvent("message", "x" * 1024 * 1024)]
+
+
+def test_events_before_an_endless_one_are_given_first() -> None:
+    events = Parser(longest=100).feed(b"data: a\n\ndata: b\n\ndata: " + b"x" * 200)
+    assert [next(events).data, next(events).data] == ["a", "b"]
+    with pytest.raises(UpstreamFailed, match="more than 100 bytes"):
+        next(events)

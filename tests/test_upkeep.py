@@ -1,10 +1,10 @@
-"""Conversations searched, exported, deleted, and let go when their time is over."""
+"""Conversations searched, exported, deleted and expired; leases renewed."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +12,70 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from relay.domain import Conversation
+from relay.domain import Conversation, IdempotencyKey, KeyRecord
 from relay.errors import StoreFailed
-from relay.keeping import Upkeep
-from relay.serving import in_place
-from relay.store import Claim, Claimed, Store
+from relay.server import in_place
+from relay.store import Store
+from relay.upkeep import Leases, Upkeep
 from tests.chatgpt_backend import Backend
+from tests.replies import body_of
 from tests.scripted import Scripted
-from tests.test_routes import said
-from tests.test_store import Clock, end, following, new
-from tests.test_store import said as turn
+from tests.turns import Clock, answered, end, following, new_turn
+from tests.waiting import wait_for
 
 ON_BOTH = True
 
 Build = Callable[..., Flask]
 
 
-def found(client: FlaskClient, words: str, **more: Any) -> list[str]:
+def titles_found(client: FlaskClient, words: str, **more: Any) -> list[str]:
     headers = more.pop("headers", {})
-    answer = client.get(
+    response = client.get(
         "/conversations", query_string={"q": words, **more}, headers=headers
     )
-    return [item["title"] for item in said(answer)]  # type: ignore[index]
+    return [item["title"] for item in body_of(response)]
 
 
-def test_search_finds_what_was_asked_answered_and_titled(build: Build) -> None:
+def test_search_looks_in_questions_answers_and_titles(build: Build) -> None:
     client = build(
         Scripted(b"S|The ANSWER is 42 percent_of it, \xc3\x9cber alles.|F|")
     ).test_client()
     for prompt in ("first question", "Zweite Frage: 天气好吗", "третий ВОПРОС"):
-        said(client.post("/ask", data={"msg": prompt}))
-    assert found(client, "QUESTION") == ["first question"]
-    assert found(client, "天气") == ["Zweite Frage: 天气好吗"]
+        body_of(client.post("/ask", data={"msg": prompt}))
+    assert titles_found(client, "QUESTION") == ["first question"]
+    assert titles_found(client, "天气") == ["Zweite Frage: 天气好吗"]
     assert (
-        found(client, "вопрос") == ["третий ВОПРОС"]
-        and found(client, "über")
-        and found(client, "ÜBER")
+        titles_found(client, "вопрос") == ["третий ВОПРОС"]
+        and titles_found(client, "über")
+        and titles_found(client, "ÜBER")
     )
-    said(client.post("/ask", data={"msg": "İSTANBUL ΟΔΟΣ"}))
-    assert found(client, "İSTANBUL") == found(client, "ΟΔΟΣ") == ["İSTANBUL ΟΔΟΣ"], (
-        "what is typed as it was said is found"
-    )
-    said(
+    body_of(client.post("/ask", data={"msg": "İSTANBUL ΟΔΟΣ"}))
+    assert (
+        titles_found(client, "İSTANBUL")
+        == titles_found(client, "ΟΔΟΣ")
+        == ["İSTANBUL ΟΔΟΣ"]
+    ), "letters as they stand in the text are found"
+    body_of(
         client.post(
-            f"/conversation/{said(client.get('/conversations'))[0]['id']}/delete"
+            f"/conversation/{body_of(client.get('/conversations'))[0]['id']}/delete"
         )
-    )  # type: ignore[index]
-    assert (
-        len(found(client, "answer is 42")) == 3 and found(client, "answer is 43") == []
     )
     assert (
-        len(found(client, "percent_of")) == 3
-        and found(client, "percent%of") == []
-        and found(client, "percentxof") == []
+        len(titles_found(client, "answer is 42")) == 3
+        and titles_found(client, "answer is 43") == []
     )
-    assert found(client, "answer", limit=1, offset=1) == ["Zweite Frage: 天气好吗"]
-    assert len(found(client, "  ")) == 3, "nothing is searched for"
-    conversation_id = said(client.get("/conversations"))[0]["id"]  # type: ignore[index]
+    assert (
+        len(titles_found(client, "percent_of")) == 3
+        and titles_found(client, "percent%of") == []
+        and titles_found(client, "percentxof") == []
+    )
+    assert titles_found(client, "answer", limit=1, offset=1) == [
+        "Zweite Frage: 天气好吗"
+    ]
+    assert len(titles_found(client, "  ")) == 3, "nothing is searched for"
+    conversation_id = body_of(client.get("/conversations"))[0]["id"]
     client.post(f"/conversation/{conversation_id}/title", data={"title": "Renamed"})
-    assert found(client, "renamed") == ["Renamed"]
+    assert titles_found(client, "renamed") == ["Renamed"]
     for wrong in ("x" * 201, "a\0b"):
         assert (
             client.get("/conversations", query_string={"q": wrong}).status_code == 400
@@ -79,13 +84,13 @@ def test_search_finds_what_was_asked_answered_and_titled(build: Build) -> None:
 
 def test_search_sees_its_owners_conversations_alone(build: Build) -> None:
     client = build(Scripted(), authorization=("alice:a-key", "bob:b-key")).test_client()
-    said(
+    body_of(
         client.post(
             "/ask", data={"msg": "alices secret"}, headers={"Authorization": "a-key"}
         )
     )
-    assert found(client, "secret", headers={"Authorization": "b-key"}) == []
-    assert found(client, "secret", headers={"Authorization": "a-key"}) == [
+    assert titles_found(client, "secret", headers={"Authorization": "b-key"}) == []
+    assert titles_found(client, "secret", headers={"Authorization": "a-key"}) == [
         "alices secret"
     ]
 
@@ -96,18 +101,23 @@ def exported(client: FlaskClient, conversation_id: str, **how: Any) -> Any:
 
 def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
     client = build(Scripted()).test_client()
-    first = said(client.post("/ask", data={"msg": "one", "system": "Be kind."}))["data"]
+    first = body_of(client.post("/ask", data={"msg": "one", "system": "Be kind."}))[
+        "data"
+    ]
     ids = {"conversation_id": first["conversation_id"], "parent_id": first["parent_id"]}
-    said(client.post("/ask", data={"msg": "left branch", **ids}))
-    said(client.post("/ask", data={"msg": "right branch", **ids}))
+    body_of(client.post("/ask", data={"msg": "left branch", **ids}))
+    body_of(client.post("/ask", data={"msg": "right branch", **ids}))
     name = ids["conversation_id"]
-    told = exported(client, name, headers={"Accept": "text/markdown"})
-    assert told.content_type == "text/markdown; charset=utf-8"
+    response = exported(client, name, headers={"Accept": "text/markdown"})
+    assert response.content_type == "text/markdown; charset=utf-8"
     assert (
-        told.text
+        response.text
         == "# one\n\n## System\n\nBe kind.\n\n## You\n\none\n\n## Answer\n\nHello\n\n## You\n\nright branch\n\n## Answer\n\nHello\n"
     )
-    assert exported(client, name, query_string={"format": "markdown"}).text == told.text
+    assert (
+        exported(client, name, query_string={"format": "markdown"}).text
+        == response.text
+    )
     assert (
         exported(client, name, query_string={"format": "text"}).content_type
         == "text/plain; charset=utf-8"
@@ -116,9 +126,9 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
         {"headers": {"Accept": "application/x-ndjson"}},
         {"query_string": {"format": "jsonl"}},
     ):
-        answer = exported(client, name, **how)
-        assert answer.content_type == "application/x-ndjson; charset=utf-8"
-        rows = [json.loads(line) for line in answer.text.splitlines()]
+        lines = exported(client, name, **how)
+        assert lines.content_type == "application/x-ndjson; charset=utf-8"
+        rows = [json.loads(line) for line in lines.text.splitlines()]
         assert [row["text"] for row in rows] == [
             "Be kind.",
             "one",
@@ -152,10 +162,10 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
     assert missing.status_code == 404 and not missing.is_json
 
 
-def test_a_broken_answer_is_marked_and_not_on_the_way(build: Build) -> None:
+def test_a_broken_answer_is_marked_in_an_export(build: Build) -> None:
     client = build(Scripted(b"S|", b"Hel|")).test_client()
     client.post("/ask", data={"msg": "one"})
-    name = said(client.get("/conversations"))[0]["id"]  # type: ignore[index]
+    name = body_of(client.get("/conversations"))[0]["id"]
     assert (
         exported(client, name, query_string={"format": "markdown"}).text
         == "# one\n\n## You\n\none\n\n## Answer (broken)\n\nHel\n"
@@ -167,14 +177,14 @@ def test_chatgpts_own_trees_are_exported_too(build: Build, backend: Backend) -> 
         reverse_proxy=backend.url, access_token=("t",), authorization=("k",)
     ).test_client()
     key = {"Authorization": "k"}
-    first = said(client.post("/ask", data={"msg": "你好"}, headers=key))["data"]
-    told = exported(
+    first = body_of(client.post("/ask", data={"msg": "你好"}, headers=key))["data"]
+    response = exported(
         client,
         first["conversation_id"],
         query_string={"format": "markdown"},
         headers=key,
     )
-    assert "## You\n\n你好\n\n## Answer\n\nTurn 1." in told.text
+    assert "## You\n\n你好\n\n## Answer\n\nTurn 1." in response.text
     rows = exported(
         client, first["conversation_id"], query_string={"format": "jsonl"}, headers=key
     ).text.splitlines()
@@ -193,24 +203,27 @@ def aging(tmp_path: Path, database: str, clock: Clock) -> Any:
     store.close()
 
 
-def test_what_rested_for_too_long_is_deleted(
+def test_conversations_expire(
     aging: Store, clock: Clock, database: str, tmp_path: Path
 ) -> None:
-    old = [turn(aging, new(f"a-word-of-old-{number}")) for number in range(250)]
+    old = [
+        answered(aging, new_turn(f"a-word-of-old-{number}")) for number in range(250)
+    ]
     clock.now += 100
-    spared, running = turn(aging, new("spared")), turn(aging, new("running"))
-    aging.note(
+    spared = answered(aging, new_turn("spared"))
+    running = answered(aging, new_turn("running"))
+    aging.index(
         Conversation(
-            "remote-1", "owner", "chatgpt-web", None, "told elsewhere", None, 0, 0, True
+            "remote-1", "owner", "chatgpt-web", None, "remote title", None, 0, 0, True
         )
     )
     clock.now += 60
     held = following(running, "more")
-    assert aging.begin(held, 500)
-    turn(aging, following(old[7], "woken"))
+    assert aging.open_turn(held, 500)
+    answered(aging, following(old[7], "woken"))
     clock.now += 50
     assert aging.expire(100) == 249 + 2
-    assert {kept.title for kept in aging.list("owner", 0, 300)} == {
+    assert {row.title for row in aging.list("owner", 0, 300)} == {
         "a-word-of-old-7",
         "running",
     }
@@ -220,18 +233,19 @@ def test_what_rested_for_too_long_is_deleted(
         assert b"a-word-of-old-9" not in files and b"a-word-of-old-7" in files
 
 
-def test_upkeep_is_one_processs_work(aging: Store, clock: Clock) -> None:
-    first = turn(aging, new("old", claim=None))
+def test_upkeep_is_done_by_one_process(aging: Store, clock: Clock) -> None:
+    first = answered(aging, new_turn("old", idempotency_key=None))
     clock.now += 2 * 86400
-    claim = Claim("owner", "k", "print")
-    assert aging.claim(claim, "holder", 15).state == "mine"
-    ours, theirs = Upkeep(aging, 86400), Upkeep(aging, 86400)
-    ours.once()
+    key = IdempotencyKey("owner", "k", "print")
+    assert aging.claim(key, "holder", 15).state == "mine"
+    first_process = Upkeep(aging, 86400)
+    second_process = Upkeep(aging, 86400)
+    first_process.once()
     assert aging.list("owner", 0, 10) == [] and first
-    turn(aging, new("more"))
+    answered(aging, new_turn("more"))
     clock.now += 86400 + 1000
-    theirs.once()
-    assert aging.list("owner", 0, 10) == [], "an hour later it may be another's"
+    second_process.once()
+    assert aging.list("owner", 0, 10) == [], "an hour later another process may do it"
 
 
 def test_upkeep_survives_a_database_that_fails(
@@ -245,63 +259,99 @@ def test_upkeep_survives_a_database_that_fails(
 
     aging.lease = fails  # type: ignore[method-assign]
     upkeep._run()
-    assert "could not be deleted" in caplog.text
+    assert "Retention cleanup failed: The database cannot be used" in caplog.text
 
 
 def test_without_the_setting_nothing_is_deleted(aging: Store, clock: Clock) -> None:
-    turn(aging, new("old"))
+    answered(aging, new_turn("old"))
     clock.now += 10 * 365 * 86400
     Upkeep(aging, 0).once()
     assert len(aging.list("owner", 0, 10)) == 1
 
 
-def test_what_a_key_kept_goes_with_its_conversation(
+def test_the_outcome_of_a_key_is_deleted_with_its_conversation(
     aging: Store, clock: Clock, database: str, tmp_path: Path
 ) -> None:
-    opening = new("x", claim=Claim("owner", "k", "print"))
-    assert (
-        opening.claim and aging.claim(opening.claim, opening.holder, 15).state == "mine"
-    )
-    assert aging.begin(opening, 15)
-    kept = {
+    key = IdempotencyKey("owner", "k", "print")
+    request = new_turn("x", idempotency_key=key)
+    assert aging.claim(key, request.holder, 15).state == "mine"
+    assert aging.open_turn(request, 15)
+    outcome = {
         "text": "a-word-that-nobody-else-says",
-        "conversation_id": opening.conversation_id,
+        "conversation_id": request.conversation_id,
+        "usage": {"total_tokens": 3, "details": [{"cached": 0}]},
     }
-    end(aging, opening, "a-word-that-nobody-else-says", outcome=Claimed("done", kept))
-    assert aging.claim(opening.claim, "other", 15).state == "done"
-    aging.delete("owner", opening.conversation_id)
-    assert aging.claim(opening.claim, "other", 15) == Claimed("gone")
+    record = KeyRecord("done", outcome)
+    end(aging, request, "a-word-that-nobody-else-says", record=record)
+    assert aging.claim(key, "other", 15) == record
+    aging.delete("owner", request.conversation_id)
+    assert aging.claim(key, "other", 15) == KeyRecord("gone")
     if not database:
         files = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
         assert b"a-word-that-nobody-else-says" not in files
-    late = new("y", claim=Claim("owner", "k2", "print"))
-    assert (
-        late.claim
-        and aging.claim(late.claim, late.holder, 15).state == "mine"
-        and aging.begin(late, 15)
-    )
+    late_key = IdempotencyKey("owner", "k2", "print")
+    late = new_turn("y", idempotency_key=late_key)
+    assert aging.claim(late_key, late.holder, 15).state == "mine"
+    assert aging.open_turn(late, 15)
     aging.delete("owner", late.conversation_id)
-    end(
-        aging,
-        late,
-        "late words",
-        outcome=Claimed(
-            "done", {"text": "late words", "conversation_id": late.conversation_id}
-        ),
-    )
-    assert aging.claim(late.claim, "other", 15) == Claimed("gone"), (
+    outcome = {"text": "late words", "conversation_id": late.conversation_id}
+    end(aging, late, "late words", record=KeyRecord("done", outcome))
+    assert aging.claim(late_key, "other", 15) == KeyRecord("gone"), (
         "deleted while it was being answered"
     )
 
 
 def test_the_setting_deletes_at_the_start(build: Build, store: Store) -> None:
     client = build(Scripted()).test_client()
-    said(client.post("/ask", data={"msg": "one"}))
-    again = build(Scripted(), retention_days=0.0000001)
-    upkeep_ran = again.test_client()
-    for _ in range(100):
-        if said(upkeep_ran.get("/conversations")) == []:
-            break
+    body_of(client.post("/ask", data={"msg": "one"}))
+    restarted = build(Scripted(), retention_days=0.0000001).test_client()
+    wait_for(lambda: body_of(restarted.get("/conversations")) == [])
 
-        time.sleep(0.05)
-    assert said(upkeep_ran.get("/conversations")) == []
+
+def test_leases_are_renewed_while_turns_run_and_not_otherwise() -> None:
+    renewed: list[tuple[str, ...]] = []
+    leases = Leases(
+        lambda holders, seconds: renewed.append(tuple(sorted(holders))), every=0.02
+    )
+    leases.hold("a")
+    leases.hold("b")
+    wait_for(lambda: renewed.count(("a", "b")) >= 2)
+    leases.drop("a")
+    leases.drop("b")
+    wait_for(lambda: not leases._running)
+    count = len(renewed)
+    assert renewed[-1] == ("a", "b")
+    time.sleep(0.1)  # five times as long as it takes to renew them
+    assert len(renewed) == count
+    leases.hold("c")
+    wait_for(lambda: len(renewed) > count)
+    leases.drop("c")
+    assert renewed[-1] == ("c",)
+
+
+def test_leases_survive_a_database_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[float] = []
+
+    def renew(holders: Collection[str], seconds: float) -> None:
+        calls.append(seconds)
+        raise StoreFailed()
+
+    leases = Leases(renew, every=0.01)
+    leases.hold("a")
+    wait_for(lambda: len(calls) >= 2)
+    leases.drop("a")
+    assert calls[:2] == [15.0, 15.0]
+    assert "Leases could not be renewed: The database cannot be used" in caplog.text
+    wait_for(lambda: not leases._running)
+
+
+def test_after_an_unforeseen_error_the_next_turn_renews_again() -> None:
+    def fails(holders: Collection[str], seconds: float) -> None:
+        raise TypeError("unforeseen")
+
+    leases = Leases(fails, every=0)
+    leases._held.add("a")
+    leases._running = True
+    with pytest.raises(TypeError, match="unforeseen"):
+        leases._run()
+    assert not leases._running

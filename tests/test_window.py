@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.domain import Message
-from relay.window import tokens, within
+from relay.window import estimate_tokens, fit
+
+
+def within(
+    messages: tuple[Message, ...], budget: int
+) -> tuple[tuple[Message, ...], int]:
+    """What goes, and how many do not; the estimate is always that of what goes."""
+    window = fit(messages, budget)
+    assert window.tokens == sum(map(estimate_tokens, window.messages))
+    return window.messages, window.dropped
 
 
 def dialogue(*texts: str, system: str = "") -> tuple[Message, ...]:
@@ -22,18 +31,26 @@ def dialogue(*texts: str, system: str = "") -> tuple[Message, ...]:
     ("text", "cost"), [("", 4), ("abcd", 5), ("abcde", 6), ("你好", 6), ("a你", 6)]
 )
 def test_tokens_are_estimated(text: str, cost: int) -> None:
-    assert tokens(Message("user", text)) == cost
+    assert estimate_tokens(Message("user", text)) == cost
 
 
 def test_all_of_it_goes_where_it_fits() -> None:
     said = dialogue("one", "uno", "two", system="Be kind.")
-    assert within(said, sum(map(tokens, said))) == (said, 0)
+    assert within(said, sum(map(estimate_tokens, said))) == (said, 0)
 
 
 def test_the_oldest_turns_are_dropped_first_and_whole() -> None:
     said = dialogue("one", "uno", "two", "due", "three", system="Be kind.")
-    assert within(said, sum(map(tokens, said)) - 1) == ((said[0], *said[3:]), 2)
-    assert within(said, sum(map(tokens, said)) - 11) == ((said[0], said[5]), 4)
+    assert within(said, sum(map(estimate_tokens, said)) - 1) == (
+        (said[0], *said[3:]),
+        2,
+    )
+    assert within(said, sum(map(estimate_tokens, said)) - 11) == ((said[0], said[5]), 4)
+
+
+def test_without_a_budget_all_of_it_goes() -> None:
+    messages = dialogue("one" * 1000, "uno", "two", system="Be kind.")
+    assert within(messages, 0) == (messages, 0)
 
 
 def test_the_prompt_goes_even_if_it_is_too_much() -> None:
@@ -70,4 +87,4 @@ def test_what_goes_fits_and_is_an_end_of_what_was_said(
     kept_talk = [message for message in kept if message.role != "system"]
     assert talk[len(talk) - len(kept_talk) :] == kept_talk
     free = [message for message in kept[:-1] if message.role != "system"]
-    assert not free or sum(map(tokens, kept)) <= budget
+    assert not free or sum(map(estimate_tokens, kept)) <= budget

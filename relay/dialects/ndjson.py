@@ -1,6 +1,6 @@
 """The dialect of openai-api-server: a dialogue in, lines of {"done", "error", "content"} out. Pure.
 
-Source: its document, and what it was seen to send: the last line has no line end, and nothing is kept of what is said.
+Source: its document, and what it was seen to send: the last line has no line end, and nothing of a dialogue is stored.
 """
 
 from __future__ import annotations
@@ -11,93 +11,110 @@ from typing import Any
 
 import orjson
 
-from relay.dialects import form
-from relay.dialects.form import Fields
+from relay.dialects import fields as read
+from relay.dialects.bodies import PLAIN_BODY, SECRETS, Fields
+from relay.dialects.policy import text_only
 from relay.domain import Ask, Caller, Delta, Event, Message, Reply, Restarted
 from relay.errors import BadRequest, RelayError
 
 TYPE = "application/x-ndjson"
 MOST_MESSAGES = 10_000
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+TEXT_ROLES = ("system", "developer", "user", "assistant")
 #: fields that are for this service; every other one is a parameter for the model
-_OURS = (
-    *(
-        "messages",
-        "model",
-        "stream",
-        "conversation_id",
-        "parent_message_id",
-        "parent_id",
-        "system",
-        "timeout",
-    ),
-    *(
-        "reverse_proxy",
-        "request_id",
-        "history_disabled",
-        "format",
-        form.PLAIN_BODY,
-        "prompt",
-        "msg",
-    ),
-    *("prompt_prefix", "prompt_suffix", *form.SECRETS),
-)
-_SHAPE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
+OWN_FIELDS = {
+    PLAIN_BODY,
+    "conversationId",
+    "conversation_id",
+    "format",
+    "history_disabled",
+    "messageId",
+    "messages",
+    "model",
+    "msg",
+    "parentMessageId",
+    "parent_id",
+    "parent_message_id",
+    "prompt",
+    "prompt_prefix",
+    "prompt_suffix",
+    "request_id",
+    "reverse_proxy",
+    "stream",
+    "system",
+    "timeout",
+    *SECRETS,
+}
+_EXAMPLE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
 _BRACKETS = re.compile(r"messages\[(\d{1,4})\]\[(role|content|name)\]")
 
 
 def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
-    """The ask that a dialogue makes: its last message is the question. Nothing is kept unless the caller says so.
+    """The ask that a dialogue makes: its last message is the question. Nothing is stored unless the caller says so.
 
-    With a conversation_id the earlier messages are those that are kept there, and the ones sent are left alone.
+    With a conversation id the stored messages of that conversation are sent, and of the dialogue
+    only its last one. Raises BadRequest.
     """
-    said = _messages(fields)
-    if not said and (
-        prompt := form.text_of(fields, "prompt")
-        or form.text_of(fields, form.PLAIN_BODY)
-    ):
-        said = [Message("user", prompt)]
-    if not said:
-        raise BadRequest(f"The field messages is missing or empty. {_SHAPE}")
-    if not said[-1].text.strip() and said[-1].given is None:
+    messages = _dialogue(fields)
+    question = messages[-1]
+    conversation_id = read.conversation_of(fields)
+    return Ask(
+        prompt=question.text,
+        payload=question.payload,
+        caller=caller,
+        conversation_id=conversation_id,
+        parent_id=read.parent_of(fields),
+        preamble=_preamble(fields, [] if conversation_id else messages[:-1]),
+        model=read.text_of(fields, "model") or None,
+        options=_options(fields),
+        reverse_proxy=read.text_of(fields, "reverse_proxy") or None,
+        timeout=read.milliseconds_of(fields, "timeout"),
+        keep=keeps(fields),
+        idempotency_key=read.key_of(fields, key),
+        route="chat",
+        ignored=read.ignored_of(fields),
+        check=text_only,
+    )
+
+
+def _dialogue(fields: Fields) -> list[Message]:
+    """The messages, the last of which is a question."""
+    messages = _messages(fields)
+    if not messages:
+        prompt = read.text_of(fields, "prompt") or read.text_of(fields, PLAIN_BODY)
+        if not prompt:
+            raise BadRequest(f"The field messages is missing or empty. {_EXAMPLE}")
+        messages = [Message("user", prompt)]
+    question = messages[-1]
+    if question.payload is not None:
+        return messages
+    if not question.text.strip():
         raise BadRequest("The last of the messages is empty: nothing was asked.")
-    last = said[-1]
-    if last.given is None and last.role != "user":
+    if question.role != "user":
         raise BadRequest(
             "The last of the messages is the question: its role must be user."
         )
-    system = form.text_of(fields, "system")
-    conversation_id = form.id_of(fields, "conversation_id")
-    before = (
-        *((Message("system", system),) if system else ()),
-        *(() if conversation_id else said[:-1]),
-    )
-    return Ask(
-        prompt=last.text,
-        given=last.given,
-        caller=caller,
-        conversation_id=conversation_id,
-        parent_id=form.parent_of(fields),
-        before=before,
-        model=form.text_of(fields, "model") or None,
-        options=form.options_of(
-            {name: value for name, value in fields.items() if name not in _OURS},
-            known=False,
-        ),
-        reverse_proxy=form.text_of(fields, "reverse_proxy") or None,
-        timeout=form.milliseconds_of(fields, "timeout"),
-        keep=keeps(fields),
-        key=form.key_of(fields, key),
-        route="chat",
-    )
+    return messages
+
+
+def _preamble(fields: Fields, messages: list[Message]) -> tuple[Message, ...]:
+    system = read.text_of(fields, "system")
+    if system:
+        return (Message("system", system), *messages)
+    return tuple(messages)
+
+
+def _options(fields: Fields) -> dict[str, Any]:
+    others = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+    return read.options_of(others, known_only=False)
 
 
 def keeps(fields: Fields) -> bool:
-    """Whether what is said is to be kept: the call names a conversation, or says that history is not disabled."""
-    named = form.id_of(fields, "conversation_id") is not None
-    return named or (
-        "history_disabled" in fields and not form.flag_of(fields, "history_disabled")
-    )
+    """Whether the conversation is stored: the call names one, or says that history is not disabled."""
+    if read.conversation_of(fields) is not None:
+        return True
+    says = "history_disabled" in fields
+    return says and not read.flag_of(fields, "history_disabled")
 
 
 def _messages(fields: Fields) -> list[Message]:
@@ -108,45 +125,47 @@ def _messages(fields: Fields) -> list[Message]:
             found = orjson.loads(found)
         except orjson.JSONDecodeError:
             raise BadRequest(
-                "The field messages is no JSON. Send the body as JSON, or messages[0][content]."
+                "The field messages is no JSON. Send the body as JSON, or "
+                "messages[0][content]."
             ) from None
     if found is None or found == "":
-        numbered: dict[int, dict[str, Any]] = {}
-        for name in fields:
-            if part := _BRACKETS.fullmatch(name):
-                numbered.setdefault(int(part[1]), {})[part[2]] = form.text_of(
-                    fields, name
-                )
-        found = [numbered[number] for number in sorted(numbered)]
+        found = _bracketed(fields)
     if not isinstance(found, list) or len(found) > MOST_MESSAGES:
-        raise BadRequest(f"The field messages must be a list. {_SHAPE}")
+        raise BadRequest(f"The field messages must be a list. {_EXAMPLE}")
     return [_message(message) for message in found]
 
 
-def _message(told: Any) -> Message:
-    if not isinstance(told, dict) or told.get("role") not in _ROLES:
+def _bracketed(fields: Fields) -> list[dict[str, Any]]:
+    """Messages as fields of a form: messages[0][role], messages[0][content]."""
+    numbered: dict[int, dict[str, Any]] = {}
+    for name in fields:
+        if part := _BRACKETS.fullmatch(name):
+            message = numbered.setdefault(int(part[1]), {})
+            message[part[2]] = read.text_of(fields, name)
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _message(payload: Any) -> Message:
+    if not isinstance(payload, dict) or payload.get("role") not in ROLES:
         raise BadRequest(
-            f"Each of the messages must be an object with a role: {', '.join(_ROLES)}."
+            f"Each of the messages must be an object with a role: {', '.join(ROLES)}."
         )
-    content = told.get("content")
+    role = payload["role"]
+    content = payload.get("content")
     if isinstance(content, str):
         if "\0" in content:
             raise BadRequest("A message holds a NUL character; text has none.")
-        plain = set(told) <= {"role", "content"} and told["role"] in (
-            "system",
-            "developer",
-            "user",
-            "assistant",
-        )
-        return Message(told["role"], content, None if plain else told)
+        is_plain = set(payload) <= {"role", "content"} and role in TEXT_ROLES
+        return Message(role, content, None if is_plain else payload)
     if content is not None and not isinstance(content, list):
         raise BadRequest("The content of a message must be text, or a list of parts.")
-    return Message(told["role"], _text_of(content or []), told)
+    return Message(role, _text_of_parts(content or []), payload)
 
 
-def _text_of(parts: list[Any]) -> str:
+def _text_of_parts(parts: list[Any]) -> str:
     texts = (part.get("text") for part in parts if isinstance(part, Mapping))
-    return "\n".join(text for text in texts if isinstance(text, str)).replace("\0", "")
+    text = "\n".join(text for text in texts if isinstance(text, str))
+    return text.replace("\0", "")
 
 
 def _line(done: bool, error: bool, content: str) -> bytes:
@@ -162,7 +181,7 @@ def error(failure: RelayError) -> tuple[int, bytes]:
 
 
 class Lines:
-    """A stream as lines of JSON. An empty line is a sign of life; this dialect's clients leave it out."""
+    """A stream as lines of JSON. The keep-alive is an empty line, which this dialect's clients leave out."""
 
     keep_alive = b"\n"
 

@@ -61,83 +61,92 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(conversation: Conversation | dict[str, Any]) -> bytes:
-    """One conversation as JSON lines: a message each, all branches, in the order in which they were said."""
+    """One conversation as JSON lines: a message each, all branches, in the order of their times."""
+    entries = _entries(conversation)
     return b"".join(
-        orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
-        for said in _said(conversation)
+        orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE) for entry in entries
     )
 
 
 def markdown(conversation: Conversation | dict[str, Any]) -> str:
-    """One conversation to be read: its title, and what was said from the beginning to the newest answer."""
-    by_id = {said["id"]: said for said in _said(conversation)}
+    """One conversation to be read: its title, and the messages from the root to the newest answer."""
     title, newest = _headline(conversation)
-    way: list[dict[str, Any]] = []
-    while newest in by_id and len(way) <= len(by_id):
-        way.append(by_id[newest])
-        newest = by_id[newest]["parent"]
     parts = [f"# {title}"]
-    for said in reversed([said for said in way if said["text"].strip()]):
-        broken = " (broken)" if said["status"] == "broken" else ""
-        parts.append(
-            f"## {_HEADINGS.get(said['role'], said['role'].capitalize())}{broken}\n\n{said['text'].strip()}"
-        )
+    for entry in _path(_entries(conversation), newest):
+        text = entry["text"].strip()
+        if text:
+            parts.append(f"{_heading(entry)}\n\n{text}")
     return "\n\n".join(parts) + "\n"
 
 
+def _path(entries: list[dict[str, Any]], newest: str | None) -> list[dict[str, Any]]:
+    """The entries from the root to the newest; a circle of parents ends it."""
+    by_id = {entry["id"]: entry for entry in entries}
+    path: list[dict[str, Any]] = []
+    while newest in by_id and len(path) <= len(by_id):
+        path.append(by_id[newest])
+        newest = by_id[newest]["parent"]
+    return path[::-1]
+
+
+def _heading(entry: dict[str, Any]) -> str:
+    role = entry["role"]
+    broken = " (broken)" if entry["status"] == "broken" else ""
+    return f"## {_HEADINGS.get(role, role.capitalize())}{broken}"
+
+
 def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | None]:
-    """Title and newest message. Where no answer is whole yet, the last thing said counts as newest."""
+    """Title and newest message; where no answer is whole yet, the last message."""
     if isinstance(conversation, dict):
-        return str(conversation.get("title") or "New chat"), conversation.get(
-            "current_node"
-        )
+        title = str(conversation.get("title") or "New chat")
+        return title, conversation.get("current_node")
     last = conversation.nodes[-1].id if conversation.nodes else None
     return conversation.title, conversation.newest or last
 
 
-def _said(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
+def _entries(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages with what exports show of them."""
     if isinstance(conversation, Conversation):
-        return [
-            {
-                "id": node.id,
-                "parent": node.parent,
-                "role": node.role,
-                "text": node.text,
-                "status": node.status,
-                "created": node.created,
-                "model": node.model,
-            }
-            for node in conversation.nodes
-        ]
+        return [_entry(node) for node in conversation.nodes]
     mapping = conversation.get("mapping")
-    nodes = (
-        [node for node in mapping.values() if isinstance(node, dict)]
-        if isinstance(mapping, dict)
-        else []
-    )
-    return [said for node in nodes if (said := _of_chatgpt(node)) is not None]
+    nodes = mapping.values() if isinstance(mapping, dict) else ()
+    entries = (_remote_entry(node) for node in nodes if isinstance(node, dict))
+    return [entry for entry in entries if entry is not None]
 
 
-def _of_chatgpt(node: dict[str, Any]) -> dict[str, Any] | None:
-    """A node of ChatGPT's own tree; those without words stay, for others stand on them."""
+def _entry(node: Node) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "parent": node.parent,
+        "role": node.role,
+        "text": node.text,
+        "status": node.status,
+        "created": node.created,
+        "model": node.model,
+    }
+
+
+def _remote_entry(node: dict[str, Any]) -> dict[str, Any] | None:
+    """A node of ChatGPT's own tree; one without text stays, because others hang on it."""
     message = node.get("message")
     if not isinstance(message, dict):
         return None
-    content, author, metadata = (
-        message.get(name) or {} for name in ("content", "author", "metadata")
-    )
     status = message.get("status")
-    parts = content.get("parts") if isinstance(content, dict) else None
-    text = "".join(part for part in parts or [] if isinstance(part, str))
+    parts = _part(message, "content").get("parts") or []
     return {
         "id": node.get("id"),
         "parent": node.get("parent"),
-        "role": author.get("role", "") if isinstance(author, dict) else "",
-        "text": text,
+        "role": _part(message, "author").get("role", ""),
+        "text": "".join(part for part in parts if isinstance(part, str)),
         "status": {"finished_successfully": "whole", None: "whole"}.get(status, status),
         "created": message.get("create_time"),
-        "model": metadata.get("model_slug") if isinstance(metadata, dict) else None,
+        "model": _part(message, "metadata").get("model_slug"),
     }
+
+
+def _part(message: dict[str, Any], name: str) -> dict[str, Any]:
+    value = message.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _message(node: Node) -> dict[str, Any]:

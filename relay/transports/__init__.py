@@ -1,19 +1,55 @@
-"""How bytes travel: one class each. What they carry, and what they all can do, stands here."""
+"""How bytes travel: what is sent, what comes back, and what every transport can do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+Pairs: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Headers(Mapping[str, str]):
+    """Header fields in their order. Names compare in lower case; `pairs` has every field, duplicates too.
+
+    As a mapping, fields of one name are joined by commas (RFC 9110, 5.3).
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self.pairs: Pairs = tuple(pairs)
+        self._values: dict[str, str] = {}
+        for name, value in self.pairs:
+            key = name.lower()
+            known = self._values.get(key)
+            self._values[key] = f"{known}, {value}" if known else value
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Headers({', '.join(self._values)})"  # values may be secret
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request. Header names are sent as given; Host and Content-Length are added."""
+    """One request. Host and the framing of the body are added.
+
+    `body`: bytes, or pieces that are sent as they are taken; then `length` is their size, or None
+    for chunks. `unpack`: whether a compressed answer is unpacked, or given as it was sent.
+    """
 
     method: str
     url: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = field(default_factory=Headers, repr=False)
+    body: bytes | Iterable[bytes] = field(default=b"", repr=False)
+    length: int | None = None
+    unpack: bool = True
 
 
 @dataclass(frozen=True)
@@ -21,23 +57,38 @@ class Head:
     """An answer's status and headers; names in lower case."""
 
     status: int
-    headers: dict[str, str] = field(repr=False)
+    headers: Headers = field(repr=False)
 
 
 class Exchange(Protocol):
-    """One request and its answer. Raises only RelayError."""
+    """One request and its answer.
+
+    Owned by one thread, which calls `head` until it gives one, then `read` until b"", then `close`;
+    only `interrupt` may be called from others. Raises only RelayError: Unreachable where nothing
+    was sent, UpstreamCut where the connection ended early, UpstreamFailed for what is no HTTP.
+    """
 
     def head(self, seconds: float) -> Head | None:
-        """Status and headers; None if they have not come within `seconds`."""
+        """Status and headers; None if they have not come within `seconds`. The first call sends.
+
+        Looking up the host, connecting and sending have limits of their own beside `seconds`.
+        """
 
     def read(self, seconds: float) -> bytes | None:
         """What has arrived of the body; b"" at its end, None if nothing came within `seconds`."""
 
     def interrupt(self) -> None:
-        """From another thread: a read that waits ends at once."""
+        """Make a call that is waiting return or raise at once, and every later one too."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let the connection go, or keep it for the next exchange. May be called twice."""
 
 
 class Transport(Protocol):
-    def send(self, call: Call) -> Exchange: ...
+    """Makes exchanges; shared by all threads."""
+
+    def send(self, call: Call) -> Exchange:
+        """An exchange that has sent nothing yet. Never blocks; raises nothing."""
+
+    def close(self) -> None:
+        """Close all idle connections; running exchanges go on."""

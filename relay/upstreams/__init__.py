@@ -1,1 +1,125 @@
-"""How we speak to models: each module says what to send and how to decode what comes back."""
+"""Ways to a model: what each of them must be able to do.
+
+`Chat` opens a turn with `Upstream.ask`; a `Delivery` reads its `Stream` and pushes the bytes into
+the turn, which has the `Decoder`. Where an upstream stores conversations itself, `History` reads
+and changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from relay.accounts import Resting
+from relay.domain import Caller, Event, Question
+
+
+class Stream(Protocol):
+    """Bytes on their way from an upstream.
+
+    Owned by the thread that reads; only `interrupt` may be called from others. Raises only
+    RelayError. `dispatched`: the question itself was sent; until then a model may be looked up,
+    or an account waited for.
+    """
+
+    @property
+    def dispatched(self) -> bool: ...
+
+    def read(self, seconds: float) -> bytes | None:
+        """What has arrived, at the latest after `seconds`; b"" at the end, None if nothing came.
+
+        The first call sends. May block for `seconds`, and beyond them only while it connects.
+        """
+
+    def interrupt(self) -> None:
+        """Make a read that is waiting return or raise at once, and every later one too."""
+
+    def close(self) -> None:
+        """Let the connection go. The last call; may come twice, at any time."""
+
+
+class Decoder(Protocol):
+    """An upstream's bytes as events: Started, any number of pieces, Finished. Pure: no I/O, no clock.
+
+    `started`: the upstream said that it accepted the question. `complete`: the answer's text is
+    complete, only the stream's trailer is missing.
+    """
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def complete(self) -> bool: ...
+
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """The events that this piece completes, lazily: those before an error come before it is raised.
+
+        Called for each piece in its order. Raises UpstreamError for a failure that the stream
+        tells of, and for what cannot be read.
+        """
+
+    def end(self) -> Iterable[Event]:
+        """The bytes are over: what was still held back. Raises UpstreamCut where the answer is not whole."""
+
+
+class History(Protocol):
+    """Conversations that an upstream stores. Blocks while it asks; raises only RelayError."""
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether the server has accounts of its own there."""
+
+    def recognizes(self, token: str) -> bool: ...
+
+    def list(self, caller: Caller, most: int) -> list[dict[str, Any]]:
+        """The newest conversations of all accounts in reach, up to `most` of each."""
+
+    def read(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> dict[str, Any]:
+        """One conversation as ChatGPT's API has it. Raises NoConversation."""
+
+    def change(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        account: str | None,
+        changes: dict[str, Any],
+    ) -> None:
+        """Rename (`title`) or delete (`is_visible`: false). Raises NoConversation."""
+
+    def make_title(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> str:
+        """Let the upstream find a title; the title. Raises NoConversation."""
+
+
+class Upstream(Protocol):
+    """A way to a model; shared by all threads.
+
+    `needs_client_key`: it spends what is the server's. `accepts_caller_tokens`: a caller's own
+    credential replaces all of that, and is checked there. `stores_conversations`: under ids of its
+    own; then `history` has them. `accepts_options`: parameters for the model, and messages that are
+    more than text, have a meaning there.
+    """
+
+    name: str
+    needs_client_key: bool
+    accepts_caller_tokens: bool
+    stores_conversations: bool
+    accepts_options: bool
+
+    @property
+    def history(self) -> History | None: ...
+
+    def recognizes(self, token: str) -> bool:
+        """Whether a caller's credential has the form of those that this upstream checks."""
+
+    def resting(self) -> Sequence[Resting]:
+        """The accounts that are not asked for now."""
+
+    def ask(self, question: Question) -> tuple[Stream, Decoder]:
+        """A stream that has sent nothing yet, and the decoder for it. Never blocks.
+
+        Raises RelayError where the question cannot be asked here.
+        """

@@ -1,19 +1,21 @@
 """The offline upstream: a tiny model server within the process, for first runs, demos and rehearsals.
 
-It protects nothing, asks nobody and says so. Words in the prompt rehearse what real upstreams do; `WORDS` lists them.
+It needs no key, calls nobody and says so. Words in the prompt rehearse what real upstreams do; `WORDS` lists them.
 On its wire is what a model server would send: server-sent events with JSON, ended by an event that says `done`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Event as Flag
 
 import orjson
 
 from relay import sse
+from relay.accounts import Resting
+from relay.deadline import Deadline
 from relay.domain import Delta, Event, Finished, Message, Question, Started
 from relay.errors import (
     BadRequest,
@@ -22,6 +24,8 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from relay.settings import Settings
+from relay.transports import Transport
 
 MODEL = "offline"
 LONGEST_ANSWER = 5_000_000
@@ -40,17 +44,26 @@ WORDS: dict[str, tuple[float, float, float | None, str]] = {
 _WORD = re.compile(r"\boffline:([a-z]+)(?:=([^\s]*))?")
 
 
+def open_upstream(settings: Settings, transport: Transport) -> Offline:
+    """It needs no settings."""
+    return Offline()
+
+
 class Offline:
     """Answers every question by itself."""
 
     name = "offline"
-    checks_tokens = False
-    protected = False
-    keeps = False
-    takes_options = False
+    accepts_caller_tokens = False
+    needs_client_key = False
+    stores_conversations = False
+    accepts_options = False
+    history = None
 
-    def knows(self, token: str) -> bool:
+    def recognizes(self, token: str) -> bool:
         return False
+
+    def resting(self) -> Sequence[Resting]:
+        return ()
 
     def ask(self, question: Question) -> tuple[OfflineStream, OfflineDecoder]:
         return OfflineStream(question.messages), OfflineDecoder()
@@ -79,20 +92,18 @@ def rehearsed(prompt: str) -> dict[str, float]:
 
 def answer_to(messages: tuple[Message, ...]) -> str:
     """What the offline upstream says: what it is, and that it knows the conversation so far."""
-    asked = [message.text for message in messages if message.role == "user"]
-    said = [
-        "This is the offline responder of chatgpt-webapi: no model was asked, and nothing left this machine.",
-        f"Turn {len(asked)}.",
-        *(
-            f"System prompt: {_quote(message.text)}"
-            for message in messages
-            if message.role == "system"
-        ),
-        f"You said: {_quote(asked[-1])}",
+    prompts = [message.text for message in messages if message.role == "user"]
+    systems = [message.text for message in messages if message.role == "system"]
+    lines = [
+        "This is the offline responder of chatgpt-webapi: no model was asked, and "
+        "nothing left this machine.",
+        f"Turn {len(prompts)}.",
     ]
-    if len(asked) > 1:
-        said.append(f"Before that you said: {_quote(asked[-2])}")
-    return "\n".join(said)
+    lines += [f"System prompt: {_quote(text)}" for text in systems]
+    lines.append(f"You said: {_quote(prompts[-1])}")
+    if len(prompts) > 1:
+        lines.append(f"Before that you said: {_quote(prompts[-2])}")
+    return "\n".join(lines)
 
 
 def _quote(text: str) -> str:
@@ -102,26 +113,25 @@ def _quote(text: str) -> str:
 class OfflineStream:
     """The server's side: what it sends, and when."""
 
-    asked = True
+    dispatched = True
 
     def __init__(self, messages: tuple[Message, ...]) -> None:
         self._plan = rehearsed(messages[-1].text)
-        self._pieces = self._served(answer_to(messages))
-        self._due = time.monotonic() + self._plan.get("delay", 0)
+        self._pieces = self._serve(answer_to(messages))
+        self._due = Deadline.after(self._plan.get("delay", 0))
         self._interrupted = Flag()
 
     def read(self, seconds: float) -> bytes | None:
-        wait = self._due - time.monotonic()
-        if wait > 0:
+        wait = self._due.left
+        if wait:
             self._interrupted.wait(min(wait, seconds))
         if self._interrupted.is_set():
             return b""
         if wait > seconds:
             return None
         piece = next(self._pieces, b"")
-        self._due = time.monotonic() + self._plan.get("pace", 0)
-        if piece is None:
-            self._due = float("inf")
+        pause = math.inf if piece is None else self._plan.get("pace", 0)
+        self._due = Deadline.after(pause)
         return piece
 
     def interrupt(self) -> None:
@@ -131,7 +141,7 @@ class OfflineStream:
         self._interrupted.set()
         self._pieces = iter(())  # it holds the whole answer, and us
 
-    def _served(self, text: str) -> Iterator[bytes | None]:
+    def _serve(self, text: str) -> Iterator[bytes | None]:
         """The answer's pieces; None where the server falls silent for good."""
         plan = self._plan
         if "limit" in plan:
@@ -167,29 +177,29 @@ def _padding(length: int) -> str:
 class OfflineDecoder:
     """Our side: the server's bytes as events."""
 
-    started = settled = False
+    started = complete = False
 
     def __init__(self) -> None:
         self._events = sse.Parser()
 
-    def feed(self, piece: bytes) -> list[Event]:
-        events = [_decoded(event.data) for event in self._events.feed(piece)]
-        self.started = self.started or bool(events)
-        return events
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        for event in self._events.feed(piece):
+            self.started = True
+            yield _decode(event.data)
 
     def end(self) -> list[Event]:
         raise UpstreamCut()
 
 
-def _decoded(data: str) -> Event:
+def _decode(data: str) -> Event:
     try:
         match orjson.loads(data):
             case {"model": str(model)}:
                 return Started(model)
             case {"text": str(text)}:
                 return Delta(text)
-            case {"done": str(reason)}:
-                return Finished(reason)
+            case {"done": "stop"}:
+                return Finished("stop")
     except orjson.JSONDecodeError:
         pass
     raise UpstreamFailed("The offline upstream sent what it never sends.")

@@ -1,211 +1,42 @@
-"""Bodies as curl, browsers and the seeds' clients really send them."""
+"""The own routes: what their fields ask, and how answers, streams and errors are printed."""
 
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import quote, quote_plus
 
-import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from werkzeug.datastructures import MultiDict
-from werkzeug.test import encode_multipart
 
-from relay.dialects import form
-from relay.domain import Caller, Delta, Finished, Message, Reply, Started
-from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
-
-URLENCODED = "application/x-www-form-urlencoded"
-CALLER = Caller("owner", may_spend=True)
-TEXT = 'line one\nline "two" & 100% a+b 你好\n'
-
-
-def multipart(*fields: bytes) -> bytes:
-    parts = b"".join(
-        b"--B\r\nContent-Disposition: form-data; " + field + b"\r\n" for field in fields
-    )
-    return parts + b"--B--\r\n"
-
-
-GOOD = [
-    pytest.param(URLENCODED, b"prompt=hello", "hello", id="plain"),
-    pytest.param(
-        URLENCODED,
-        b"prompt=hello world",
-        "hello world",
-        id="spaces-unescaped-but-whole",
-    ),
-    pytest.param(
-        URLENCODED,
-        "prompt=你好，世界".encode(),
-        "你好，世界",
-        id="utf-8-unescaped-but-whole",
-    ),
-    pytest.param(
-        URLENCODED,
-        b"prompt=I am 100% sure",
-        "I am 100% sure",
-        id="percent-unescaped-but-whole",
-    ),
-    pytest.param(URLENCODED, b"prompt=a+b%26c%0A", "a b&c\n", id="escaped"),
-    pytest.param(
-        URLENCODED,
-        b"prompt=a%20b\n",
-        "a b",
-        id="escaped-from-a-file-with-its-last-line-end",
-    ),
-    pytest.param(
-        URLENCODED,
-        b"prompt=line%20one%0Aline%20%22two%22%20%26%20100%25%20a%2Bb%20%E4%BD%A0%E5%A5%BD%0A",
-        TEXT,
-        id="data-urlencode",
-    ),
-    pytest.param(
-        f"{URLENCODED}; charset=gbk",
-        b"prompt=%C4%E3%BA%C3",
-        "你好",
-        id="gbk-escaped-and-named",
-    ),
-    pytest.param(
-        f"{URLENCODED}; charset=GB2312",
-        b"prompt=\xc4\xe3\xba\xc3",
-        "你好",
-        id="gbk-raw-and-named",
-    ),
-    pytest.param(URLENCODED, b'{"prompt": "hi"}', "hi", id="json-under-curls-own-type"),
-    pytest.param("application/json", orjson.dumps({"prompt": TEXT}), TEXT, id="json"),
-    pytest.param(
-        "application/json; charset=utf-8",
-        b'\xef\xbb\xbf{"prompt":"hi"}',
-        "hi",
-        id="json-with-bom",
-    ),
-    pytest.param(
-        "application/merge-patch+json", b'{"prompt":"hi"}', "hi", id="json-by-suffix"
-    ),
-    pytest.param("text/plain", TEXT.encode(), TEXT, id="text"),
-    pytest.param(
-        "text/plain; charset=gb18030",
-        "你好".encode("gb18030"),
-        "你好",
-        id="text-in-gb18030",
-    ),
-    pytest.param(
-        "text/plain",
-        b'{"a": "json text"}',
-        '{"a": "json text"}',
-        id="text-that-looks-like-json",
-    ),
-    pytest.param(
-        "text/plain;charset=UTF-8", b'{"msg": "hi"}', "hi", id="json-from-fetch"
-    ),
-    pytest.param("text/json", b'{"msg": "hi"}', "hi", id="json-under-another-type"),
-    pytest.param("application/octet-stream", b"hello", "hello", id="octets"),
-    pytest.param("", b"hello", "hello", id="no-type"),
-    pytest.param("", b'{"msg": "hi"}', "hi", id="no-type-json"),
-    pytest.param(
-        "multipart/form-data; boundary=B",
-        multipart(b'name="prompt"\r\n\r\n' + TEXT.encode()),
-        TEXT,
-        id="multipart",
-    ),
-    pytest.param(
-        "multipart/form-data; boundary=B",
-        multipart(
-            b'name="prompt"; filename="f.txt"\r\nContent-Type: text/plain\r\n\r\nfrom a file'
-        ),
-        "from a file",
-        id="multipart-file",
-    ),
-]
-LOSSY = [
-    pytest.param(b'prompt=100% & a+b "q" \xe4\xbd\xa0\xe5\xa5\xbd', id="bare-d"),
-    pytest.param(b"prompt=fish&chips", id="bare-ampersand"),
-    pytest.param(b"prompt=what is 1+1", id="bare-plus"),
-    pytest.param(b"prompt=what does %20 mean", id="bare-escape"),
-    pytest.param(b'line one\nline "two" & 100% a+b', id="data-binary-file"),
-    pytest.param(b"prompt=a & b=c", id="bare-ampersand-with-equals"),
-    pytest.param(b"prompt=one&prompt=two", id="twice"),
-    pytest.param(b"two words=x", id="name-with-space"),
-]
-
-
-def ask_of(
-    content_type: str, body: bytes, shape: form.Shape = form.SEND_MESSAGE
-) -> str:
-    return shape.ask(form.read(content_type, body), CALLER).prompt
-
-
-@pytest.mark.parametrize(
-    "shape", [form.SEND_MESSAGE, form.ASK], ids=["send_message", "ask"]
+from relay.dialects import fields, form
+from relay.dialects.policy import text_only
+from relay.domain import (
+    Caller,
+    Delta,
+    Finished,
+    Message,
+    Reasoning,
+    Reply,
+    Restarted,
+    Started,
+    ToolCall,
 )
-@pytest.mark.parametrize(("content_type", "body", "prompt"), GOOD)
-def test_a_good_body_arrives_exactly(
-    content_type: str, body: bytes, prompt: str, shape: form.Shape
-) -> None:
-    assert ask_of(content_type, body, shape) == prompt
+from relay.errors import BadRequest, Blocked, Refused, RelayError, UpstreamFailed
 
-
-@pytest.mark.parametrize("body", LOSSY)
-def test_a_body_that_lost_something_is_refused_with_what_to_do(body: bytes) -> None:
-    with pytest.raises(BadRequest, match="--data-urlencode"):
-        ask_of(URLENCODED, body)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "body", "error", "says"),
-    [
-        (URLENCODED, b"", BadRequest, "missing or empty"),
-        (URLENCODED, b"prompt=", BadRequest, "missing or empty"),
-        (URLENCODED, b"prompt=%20%0A", BadRequest, "missing or empty"),
-        (URLENCODED, b"other=x", BadRequest, "missing or empty"),
-        (URLENCODED, b"x=&" * 1000, TooLarge, "1000 fields"),
-        (URLENCODED, b"prompt=%C4%E3", BadRequest, "charset=gb18030"),
-        (URLENCODED, b"prompt=%00", BadRequest, "NUL"),
-        (f"{URLENCODED}; charset=klingon", b"prompt=a", UnsupportedMediaType, "klingon"),
-        (f"{URLENCODED}; charset=unicode_escape", b"prompt=a", UnsupportedMediaType, "unicode_escape"),
-        ("application/json", b"", BadRequest, "missing or empty"),
-        ("application/json", b"{", BadRequest, "not JSON"),
-        ("application/json", b'{"prompt": "\xff"}', BadRequest, "not JSON"),
-        ("application/json", b'{"prompt": "\\ud800"}', BadRequest, "not JSON"),
-        ("application/json", b'{"prompt": NaN}', BadRequest, "not JSON"),
-        ("application/json", b"[" * 100_000, BadRequest, "not JSON"),
-        ("application/json", b"[1]", BadRequest, "JSON object"),
-        ("application/json", b'"hi"', BadRequest, "JSON object"),
-        ("application/json", b'{"prompt": 5}', BadRequest, "prompt must be text"),
-        ("application/json", b'{"prompt": ["a"]}', BadRequest, "prompt must be text"),
-        ("application/json", b'{"prompt": "a", "msg": "b"}', BadRequest, "differ"),
-        ("application/json", b'{"prompt": "a", "timeout": "soon"}', BadRequest, "timeout"),
-        ("application/json", b'{"prompt": "a", "timeout": -1}', BadRequest, "timeout"),
-        ("application/json", b'{"prompt": "a", "timeout": true}', BadRequest, "timeout"),
-        ("application/json", b'{"prompt": "a", "timeout": "inf"}', BadRequest, "timeout"),
-        ("application/json", b'{"prompt": "a", "conversation_id": "../x"}', BadRequest, "no id"),
-        ("application/json", b'{"prompt": "a", "conversation_id": {}}', BadRequest, "must be text"),
-        ("application/xml", b"<prompt/>", UnsupportedMediaType, "application/xml"),
-        ("multipart/form-data", b"prompt", BadRequest, "multipart"),
-        ("multipart/form-data; boundary=B", b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\ncut',
-         BadRequest, "cut short"),
-        ("multipart/form-data; boundary=B", multipart(b'name="prompt"\r\n\r\n\xff'), BadRequest, "UTF-8"),
-        ("multipart/form-data; boundary=B", multipart(*[b'name="x"\r\n\r\n'] * 1001), TooLarge, "1000 parts"),
-    ],
-)  # fmt: skip
-def test_a_bad_body_is_refused_with_a_sentence(
-    content_type: str, body: bytes, error: type[RelayError], says: str
-) -> None:
-    with pytest.raises(error, match=says):
-        ask_of(content_type, body)
+CALLER = Caller("owner", may_spend=True)
 
 
 def test_all_fields_of_both_routes_are_understood() -> None:
-    fields: dict[str, Any] = {
+    given: dict[str, Any] = {
         "prompt": "hello", "prompt_prefix": "Say it in Chinese.", "prompt_suffix": " Now.", "timeout": "1500",
         "conversation_id": "WEB:6ab9dd70-d4a8-83ea", "parent_message_id": "p.1", "model": "m", "system": "s",
         "access_token": "t", "reverse_proxy": "https://proxy.example/api", "proxy": "", "unknown": [1],
     }  # fmt: skip
-    ask = form.SEND_MESSAGE.ask(fields, CALLER)
+    ask = form.SEND_MESSAGE.ask(given, CALLER)
     assert ask.prompt == "Say it in Chinese.\nhello Now."
-    assert (ask.timeout, ask.model, ask.before) == (1.5, "m", (Message("system", "s"),))
+    assert (ask.timeout, ask.model, ask.preamble) == (
+        1.5,
+        "m",
+        (Message("system", "s"),),
+    )
     assert (ask.conversation_id, ask.parent_id) == ("WEB:6ab9dd70-d4a8-83ea", "p.1")
     assert ask.reverse_proxy == "https://proxy.example/api"
 
@@ -222,79 +53,15 @@ def test_an_empty_field_is_an_absent_one(empty: str | None) -> None:
         "prompt_prefix",
         "reverse_proxy",
     )
-    fields: dict[str, Any] = {"msg": "hello", **dict.fromkeys(names, empty)}
-    ask = form.ASK.ask(fields, CALLER)
+    given: dict[str, Any] = {"msg": "hello", **dict.fromkeys(names, empty)}
+    ask = form.ASK.ask(given, CALLER)
     assert (ask.conversation_id, ask.parent_id, ask.timeout, ask.model) == (
         None,
         None,
         None,
         None,
     )
-    assert not form.flag_of(fields, "stream")
-
-
-@pytest.mark.parametrize(
-    ("value", "flag"),
-    [
-        ("true", True),
-        (True, True),
-        ("1", True),
-        (1, True),
-        ("False", False),
-        (0, False),
-        ("no", False),
-    ],
-)
-def test_a_flag(value: object, flag: bool) -> None:
-    assert form.flag_of({"stream": value}, "stream") is flag
-
-
-@pytest.mark.parametrize("value", ["perhaps", 2, [], {}, 1.5])
-def test_what_is_no_flag(value: object) -> None:
-    with pytest.raises(BadRequest, match="true or false"):
-        form.flag_of({"stream": value}, "stream")
-
-
-def test_a_credential_in_the_url_is_refused() -> None:
-    for name in ("access_token", "key", "Token", "password"):
-        with pytest.raises(BadRequest, match="Never put"):
-            form.read_query({name: ["x"]})
-    assert form.read_query({"stream": ["true"], "prompt": ["no"], "other": ["x"]}) == {
-        "stream": "true"
-    }
-
-
-@given(st.text(min_size=1).filter(str.strip).filter(lambda text: "\0" not in text))
-def test_any_text_arrives_by_every_way(text: str) -> None:
-    assert ask_of(URLENCODED, f"prompt={quote(text, safe='')}".encode()) == text
-    assert ask_of(URLENCODED, f"x=1&prompt={quote_plus(text)}&stream=".encode()) == text
-    assert ask_of("application/json", orjson.dumps({"prompt": text})) == text
-    assert ask_of("text/plain", text.encode()) == text
-    boundary, body = encode_multipart(
-        MultiDict({"prompt": text}), boundary="a-boundary-of-its-own"
-    )
-    assert ask_of(f"multipart/form-data; boundary={boundary}", body) == text
-
-
-@given(
-    st.sampled_from(
-        [
-            "",
-            URLENCODED,
-            "application/json",
-            "text/plain",
-            "multipart/form-data; boundary=B",
-        ]
-    ),
-    st.binary(max_size=200)
-    | st.text('prompt=&%+{}":,[]-B\r\n 0a', max_size=80).map(str.encode),
-)
-def test_no_body_breaks_the_parser(content_type: str, body: bytes) -> None:
-    for shape in (form.SEND_MESSAGE, form.ASK):
-        try:
-            assert ask_of(content_type, body, shape).strip()
-        except RelayError as error:
-            assert 400 <= error.status < 500 and len(error.message) > 20
+    assert not fields.flag_of(given, "stream")
 
 
 REPLY = Reply("Hello, 你", "c1", "a1", "m", "stop")
@@ -339,3 +106,39 @@ def test_the_end_of_a_stream() -> None:
         events.fail(BadRequest("No.")) == b'event: error\ndata: {"message":"No."}\n\n'
     )
     assert (form.Raw().end(REPLY), form.Raw().fail(BadRequest("No."))) == (b"", None)
+
+
+def test_a_restart_voids_the_text_of_its_batch_and_reasoning_stands_apart() -> None:
+    batch = [Delta("no"), Reasoning("hm"), Restarted(), Delta("yes")]
+    assert form.Events(form.ASK).print(batch) == (
+        b'event: restart\ndata: {}\n\nevent: reasoning\ndata: {"text":"hm"}\n\n'
+        b'data: {"text":"yes"}\n\n'
+    )
+
+
+NO_TEXT = [
+    (Reply("", "c", "m", refusal="I can't."), Refused, "I can't."),
+    (Reply("half", "c", "m", finish_reason="content_filter"), Blocked, "filter"),
+    (Reply("", "c", "m", finish_reason="length"), UpstreamFailed, "tokens"),
+    (
+        Reply(
+            "",
+            "c",
+            "m",
+            finish_reason="tool_calls",
+            tool_calls=(ToolCall(0, "1", "f"),),
+        ),
+        UpstreamFailed,
+        "tool",
+    ),
+]
+
+
+@pytest.mark.parametrize(("reply", "error", "says"), NO_TEXT)
+def test_what_is_no_text_is_an_error_by_the_dialects_policy(
+    reply: Reply, error: type[RelayError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        text_only(reply)
+    text_only(Reply("text", "c", "m", finish_reason="length"))
+    text_only(Reply("", "c", "m"))

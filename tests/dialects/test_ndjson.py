@@ -31,12 +31,12 @@ def ask(**fields: Any) -> Ask:
 
 def test_a_dialogue_is_asked_whole_and_nothing_is_kept() -> None:
     told = ask(messages=[{"role": "system", "content": "s"}, HI, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "and?"}], model="m")  # fmt: skip
-    assert told.before == (
+    assert told.preamble == (
         Message("system", "s"),
         Message("user", "hi"),
         Message("assistant", "ho"),
     )
-    assert (told.prompt, told.model, told.keep, told.given) == (
+    assert (told.prompt, told.model, told.keep, told.payload) == (
         "and?",
         "m",
         False,
@@ -55,7 +55,7 @@ def test_what_is_kept_only_when_the_call_says_so() -> None:
         conversation_id="c1",
         parent_message_id="p1",
     )
-    assert named.keep and (named.conversation_id, named.parent_id, named.before) == (
+    assert named.keep and (named.conversation_id, named.parent_id, named.preamble) == (
         "c1",
         "p1",
         (),
@@ -75,7 +75,7 @@ def test_unknown_fields_are_parameters_for_the_model() -> None:
     )
     assert told.options == {"temperature": 0, "top_k": 5} and (
         told.timeout,
-        told.key,
+        told.idempotency_key,
     ) == (1.0, "k")
 
 
@@ -90,7 +90,7 @@ FORMS = [
 def test_forms_are_understood(fields: dict[str, str]) -> None:
     told = ask(**fields)
     assert (
-        told.before == (Message("user", "hi"), Message("assistant", "ho"))
+        told.preamble == (Message("user", "hi"), Message("assistant", "ho"))
         and told.prompt == "hi"
     )
     assert ask(prompt="just this").prompt == "just this"
@@ -103,12 +103,12 @@ def test_what_text_cannot_say_goes_on_as_it_was_given() -> None:
         {"type": "text", "text": "this?"},
     ]
     told = ask(messages=[{"role": "user", "content": parts}])
-    assert told.prompt == "what is\nthis?" and told.given == {
+    assert told.prompt == "what is\nthis?" and told.payload == {
         "role": "user",
         "content": parts,
     }
     tool = {"role": "tool", "content": "7", "tool_call_id": "1"}
-    assert ask(messages=[HI, tool]).given == tool
+    assert ask(messages=[HI, tool]).payload == tool
 
 
 WRONG = [

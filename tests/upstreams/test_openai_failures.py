@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from email.utils import formatdate
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.domain import Message, Question
 from relay.errors import (
+    BadRequest,
     RateLimited,
     RelayError,
     TokenRejected,
@@ -19,7 +22,13 @@ from relay.errors import (
     UpstreamRefused,
 )
 from relay.upstreams.openai import failures
-from relay.upstreams.openai.body import base
+from relay.upstreams.openai.body import (
+    DEFAULT_BASE,
+    Extras,
+    base,
+    completion_body,
+    takes_developer_role,
+)
 from tests.openai_backend import error
 
 HTML = {"content-type": "text/html"}
@@ -35,7 +44,7 @@ RESETS = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "
           "x-ratelimit-remaining-tokens": "300", "x-ratelimit-reset-tokens": "6h"}  # fmt: skip
 
 #: status, headers, body -> error, its status, retry_after, a word of its message
-TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]] = [
+RESPONSES: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]] = [
     (400, {}, error("Unsupported value", code="unsupported_parameter", param="temperature"), UpstreamRefused, 400, None, "unsupported_parameter"),
     (400, {}, error("too many tokens", code="context_length_exceeded"), UpstreamRefused, 400, None, "HISTORY_BUDGET"),
     (401, {}, KEY, TokenRejected, 401, None, "API key"),
@@ -71,9 +80,9 @@ TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, st
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "kind", "expected", "wait", "says"), TOLD
+    ("status", "headers", "body", "kind", "expected", "wait", "says"), RESPONSES
 )
-def test_a_response_is_told_as_it_is(
+def test_a_response_becomes_one_error(
     status: int,
     headers: dict[str, str],
     body: Any,
@@ -82,15 +91,15 @@ def test_a_response_is_told_as_it_is(
     wait: int | None,
     says: str,
 ) -> None:
-    told = failures.from_response(
+    failure = failures.from_response(
         status, headers, body if isinstance(body, bytes) else orjson.dumps(body)
     )
     assert (
-        type(told) is kind
-        and (told.status, told.retry_after) == (expected, wait)
-        and says in told.message
+        type(failure) is kind
+        and (failure.status, failure.retry_after) == (expected, wait)
+        and says in failure.message
     )
-    assert "4321" not in told.message and "https://" not in told.message
+    assert "4321" not in failure.message and "https://" not in failure.message
 
 
 def test_times_that_are_dates() -> None:
@@ -111,6 +120,58 @@ def test_no_response_raises_anything_else(
     assert isinstance(failures.from_response(status, headers, body), RelayError)
 
 
+ODD_RESETS = [
+    "9" * 400,
+    "9" * 400 + "d",
+    "9" * 90 + "h",
+    "9" * 15,
+    "1" * 5000 + "s",
+    "1.2.3s",
+    ".s",
+    "\u0663s",
+    "-1",
+    "inf",
+    "nan",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", ODD_RESETS)
+@pytest.mark.parametrize(
+    "name", ["x-ratelimit-reset", "x-ratelimit-reset-tokens", "retry-after-ms"]
+)
+def test_a_reset_that_means_nothing_is_none(name: str, value: str) -> None:
+    headers = {name: value}
+    failure = failures.from_response(429, headers, orjson.dumps(LIMIT))
+    assert type(failure) is RateLimited and failure.retry_after is None
+
+
+def test_the_longest_wait_that_counts_comes_from_the_resets_that_mean_something() -> (
+    None
+):
+    headers = {"x-ratelimit-reset-a": "9" * 400, "x-ratelimit-reset-b": "7s"}
+    failure = failures.from_response(429, headers, orjson.dumps(LIMIT))
+    assert failure.retry_after == 7
+
+
+@pytest.mark.parametrize("depth", [254, 990, 5000])
+@pytest.mark.parametrize("status", [200, 400, 429, 500])
+def test_an_error_of_any_depth_is_an_error(status: int, depth: int) -> None:
+    for inner in ("[" * depth + "]" * depth, '{"error":' * depth + "1" + "}" * depth):
+        for name in ("message", "code", "type", "error", "retry_after"):
+            body = f'{{"error": {{"{name}": {inner}}}}}'.encode()
+            failure = failures.from_response(status, {}, body)
+            assert len(failure.message) < 400
+            assert failure.retry_after is None
+
+
+@pytest.mark.parametrize("wait", [math.inf, math.nan, -1, 10**8, True, "9", [9]])
+def test_a_wait_that_means_nothing_is_none(wait: Any) -> None:
+    payload = {"error": {"code": 429, "message": "slow", "retry_after": wait}}
+    failure = failures.in_event(payload)
+    assert type(failure) is RateLimited and failure.retry_after is None
+
+
 BASES = [
     ("http://localhost:11434", "http://localhost:11434/v1"),
     ("http://localhost:11434/", "http://localhost:11434/v1"),
@@ -128,3 +189,62 @@ def test_an_address_is_understood_with_and_without_v1_and_slash(
     address: str, expected: str
 ) -> None:
     assert base(address) == expected
+
+
+HOSTS = [
+    (DEFAULT_BASE, True),
+    ("http://API.OpenAI.com:443/v1", True),
+    ("https://api.openai.com.example/v1", False),
+    ("https://eu.api.openai.com/v1", False),
+    ("https://example/api.openai.com", False),
+    ("https://api.openai.com@example/v1", False),
+    ("http://localhost:11434/v1", False),
+]
+
+
+@pytest.mark.parametrize(("address", "takes"), HOSTS)
+def test_only_openai_itself_takes_the_role_developer(address: str, takes: bool) -> None:
+    assert takes_developer_role(address) is takes
+
+
+QUESTION = Question(
+    (
+        Message("developer", "Be brief."),
+        Message("developer", "", {"role": "developer", "content": [], "name": "d"}),
+        Message("user", "Hi", {"role": "user", "content": "Hi"}),
+        Message("assistant", "Hello."),
+    ),
+    options={"temperature": 0.5, "api_key": "sk-x", "stream": False},
+)
+
+
+@pytest.mark.parametrize(("takes", "role"), [(True, "developer"), (False, "system")])
+def test_messages_of_developers_are_sent_in_a_role_that_the_server_knows(
+    takes: bool, role: str
+) -> None:
+    extras = Extras(body={"top_p": 1, "stream_options": None})
+    sent = completion_body(QUESTION, "tiny", extras, developer_role=takes)
+    assert orjson.loads(sent) == {
+        "model": "tiny",
+        "messages": [
+            {"role": role, "content": "Be brief."},
+            {"role": role, "content": [], "name": "d"},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+        ],
+        "stream": True,
+        "temperature": 0.5,
+        "top_p": 1,
+    }
+    assert QUESTION.messages[1].payload == {
+        "role": "developer",
+        "content": [],
+        "name": "d",
+    }
+
+
+@pytest.mark.parametrize("options", [{"n": 2}, {"n": "x"}, {"stop": {"a", "b"}}])
+def test_what_cannot_be_asked_is_the_callers_error(options: dict[str, Any]) -> None:
+    question = Question((Message("user", "Hi"),), options=options)
+    with pytest.raises(BadRequest):
+        completion_body(question, "tiny", Extras(), developer_role=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.accounts import Account
 from relay.domain import Delta, Event, Finished, Restarted, Started
 from relay.errors import (
     Blocked,
@@ -18,13 +22,16 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.chatgpt_web.answer import visible
+from relay.upstreams.chatgpt_web.citations import (
+    LONGEST_MARKER,
+    CitationFilter,
+    visible,
+)
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents
 from tests.chatgpt_backend import classic, delta
-from tests.conftest import ROOT
 
-RECORDINGS = ROOT / "tests" / "recordings"
+RECORDINGS = Path(__file__).parents[1] / "recordings"
 
 
 def recording(name: str) -> bytes:
@@ -39,7 +46,7 @@ def decoded(
     return events + ([] if decoder.wants else decoder.end()), decoder
 
 
-def told(events: list[Event]) -> str:
+def final_text(events: list[Event]) -> str:
     """What the caller has in the end."""
     text = ""
     for event in events:
@@ -76,7 +83,7 @@ def assistant(text: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def said(message: dict[str, Any], **more: Any) -> bytes:
+def envelope(message: dict[str, Any], **more: Any) -> bytes:
     return frame({"message": message, "conversation_id": "C", "error": None, **more})
 
 
@@ -104,7 +111,7 @@ def test_a_recording_gives_its_answer(
     name: str, text: str, message_id: str, conversation: str, model: str | None
 ) -> None:
     events, _ = decoded(recording(name))
-    assert told(events) == text and Restarted() not in events
+    assert final_text(events) == text and Restarted() not in events
     assert events[-1] == Finished("stop", message_id, model)
     assert [event for event in events if isinstance(event, Started)][
         0
@@ -133,31 +140,33 @@ def test_a_stream_that_ends_without_its_end_is_no_answer(name: str) -> None:
     wire = recording(name)
     for cut in range(len(wire)):
         decoder = WebDecoder()
-        decoder.feed(wire[:cut])
-        if decoder.settled:
+        list(decoder.feed(wire[:cut]))
+        if decoder.complete:
             break
         with pytest.raises(RelayError):
             decoder.end()
-    assert cut < len(wire), "it is settled before its last byte"
+    assert cut < len(wire), "it is complete before its last byte"
 
 
 @pytest.mark.parametrize(
     "end",
     [b"", frame({"type": "message_stream_complete", "conversation_id": "C"}), DONE],
 )
-def test_a_settled_answer_is_whole_even_if_the_end_is_missing(end: bytes) -> None:
-    events, _ = decoded(said(assistant("Hel")), said(assistant("Hello", **WHOLE)), end)
-    assert told(events) == "Hello" and isinstance(events[-1], Finished)
+def test_a_complete_answer_is_whole_even_if_the_end_is_missing(end: bytes) -> None:
+    events, _ = decoded(
+        envelope(assistant("Hel")), envelope(assistant("Hello", **WHOLE)), end
+    )
+    assert final_text(events) == "Hello" and isinstance(events[-1], Finished)
 
 
 def test_what_comes_after_the_end_is_ignored() -> None:
     events, _ = decoded(
-        said(assistant("Hello", **WHOLE)),
+        envelope(assistant("Hello", **WHOLE)),
         DONE,
-        said(assistant("Hello, and more")),
+        envelope(assistant("Hello, and more")),
         b"data: {broken",
     )
-    assert told(events) == "Hello"
+    assert final_text(events) == "Hello"
 
 
 NO_ANSWERS = [
@@ -185,54 +194,60 @@ NO_ANSWERS = [
 def test_what_is_not_the_answer(what: dict[str, Any]) -> None:
     other = assistant("Not this.", id="x", **{**WHOLE, **what})
     for wire in (
-        said(other) + said(assistant("This.", **WHOLE)),
-        said(assistant("This.", **WHOLE)) + said(other),
+        envelope(other) + envelope(assistant("This.", **WHOLE)),
+        envelope(assistant("This.", **WHOLE)) + envelope(other),
     ):
         events, _ = decoded(wire + DONE)
-        assert told(events) == "This." and Restarted() not in events
+        assert final_text(events) == "This." and Restarted() not in events
 
 
 def test_echoes_of_earlier_answers_are_not_the_answer() -> None:
-    by_id = said(assistant("Earlier.", id="before", **WHOLE))
-    by_shape = said(
+    by_id = envelope(assistant("Earlier.", id="before", **WHOLE))
+    by_shape = envelope(
         assistant(
             "Much earlier.", id="older", status="finished_successfully", end_turn=None
         )
     )
     events, _ = decoded(
-        by_shape + by_id + said(assistant("This.", **WHOLE)) + DONE,
+        by_shape + by_id + envelope(assistant("This.", **WHOLE)) + DONE,
         known=frozenset({"before"}),
     )
-    assert told(events) == "This." and Restarted() not in events
+    assert final_text(events) == "This." and Restarted() not in events
 
 
 def test_an_answer_that_is_finished_at_first_sight_counts_if_nothing_follows() -> None:
     events, _ = decoded(
-        said(assistant("All at once.", status="finished_successfully", end_turn=None))
+        envelope(
+            assistant("All at once.", status="finished_successfully", end_turn=None)
+        )
         + DONE
     )
-    assert told(events) == "All at once."
+    assert final_text(events) == "All at once."
 
 
 def test_of_several_answers_the_last_counts() -> None:
-    first = said(assistant("Let me look.", id="p")) + said(
+    first = envelope(assistant("Let me look.", id="p")) + envelope(
         assistant("Let me look.", id="p", **{**WHOLE, "end_turn": False})
     )
-    events, _ = decoded(first + said(assistant("Found.", **WHOLE)) + DONE)
-    assert Restarted() in events and told(events) == "Found."
+    events, _ = decoded(first + envelope(assistant("Found.", **WHOLE)) + DONE)
+    assert Restarted() in events and final_text(events) == "Found."
     assert events[-1] == Finished("stop", "a1", None)
 
 
 def test_a_text_that_was_edited_upstream_begins_anew() -> None:
     events, _ = decoded(
-        said(assistant("Helo wor")) + said(assistant("Hello world", **WHOLE)) + DONE
+        envelope(assistant("Helo wor"))
+        + envelope(assistant("Hello world", **WHOLE))
+        + DONE
     )
     assert events[1:-1] == [Delta("Helo wor"), Restarted(), Delta("Hello world")]
 
 
 def test_repeated_events_say_nothing_twice() -> None:
     events, _ = decoded(
-        said(assistant("Hel")) * 3 + said(assistant("Hello", **WHOLE)) * 3 + DONE * 2
+        envelope(assistant("Hel")) * 3
+        + envelope(assistant("Hello", **WHOLE)) * 3
+        + DONE * 2
     )
     assert [event for event in events if isinstance(event, Delta)] == [
         Delta("Hel"),
@@ -242,8 +257,8 @@ def test_repeated_events_say_nothing_twice() -> None:
 
 def test_an_event_of_a_megabyte() -> None:
     text = "你好" * 200_000
-    events, _ = decoded(said(assistant(text, **WHOLE)) + DONE)
-    assert told(events) == text
+    events, _ = decoded(envelope(assistant(text, **WHOLE)) + DONE)
+    assert final_text(events) == text
 
 
 def test_a_long_answer_in_many_small_pieces() -> None:
@@ -262,22 +277,252 @@ def test_a_long_answer_in_many_small_pieces() -> None:
         wire + frame({"p": "", "o": "patch", "v": edits}, "delta") + DONE
     )
     assert (
-        told(events[-1:]) == ""
+        final_text(events[-1:]) == ""
         and sum(len(event.text) for event in events if isinstance(event, Delta))
         == 500_000
     )
 
 
+def delta_stream(*frames: Any) -> list[bytes]:
+    """A delta stream with one answer, which these frames edit."""
+    start = {"v": {"message": assistant(""), "conversation_id": "C"}, "c": 1}
+    return [
+        b'event: delta_encoding\ndata: "v1"\n\n',
+        *(frame(value, "delta") for value in (start, *frames)),
+    ]
+
+
+def appended(text: str) -> dict[str, Any]:
+    return {"p": "/message/content/parts/0", "o": "append", "v": text}
+
+
+END = {
+    "p": "/message",
+    "o": "patch",
+    "v": [
+        {"p": "/status", "o": "replace", "v": "finished_successfully"},
+        {"p": "/end_turn", "o": "replace", "v": True},
+    ],
+}
+SAME_STATUS = {"p": "/message/status", "o": "replace", "v": "in_progress"}
+
+
+def seconds_to_decode(pieces: list[bytes]) -> float:
+    """The shortest of three runs."""
+    runs = []
+    for _ in range(3):
+        decoder = WebDecoder()
+        start = time.process_time()
+        for piece in pieces:
+            for _ in decoder.feed(piece):
+                pass
+        decoder.end()
+        runs.append(time.process_time() - start)
+    return min(runs)
+
+
+def one_by_one(text: str) -> Callable[[int], list[dict[str, Any]]]:
+    return lambda number: [appended(text)] * number
+
+
+def after_much_text(*edits: dict[str, Any]) -> Callable[[int], list[dict[str, Any]]]:
+    return lambda number: [appended("x" * 500 * number), *edits * number]
+
+
+GROWTHS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "words": one_by_one("word "),
+    "references that never close": one_by_one("【1†"),
+    "blocks that never close": one_by_one("\ue200"),
+    "both": one_by_one("\ue200【12:3†"),
+    "brackets": one_by_one("【"),
+    "references": one_by_one("a【1†source】"),
+    "stray marks": one_by_one("\ue203"),
+    "one block, then words": lambda number: [
+        appended("\ue200a\ue201"),
+        *one_by_one("word ")(number),
+    ],
+    "a state again and again": after_much_text(SAME_STATUS),
+    "pieces and states in turn": after_much_text(appended("x"), SAME_STATUS),
+    "pieces within patches": after_much_text(
+        {"p": "", "o": "patch", "v": [appended("x"), SAME_STATUS]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_an_answer_of_twice_the_length_takes_twice_the_time(name: str) -> None:
+    once, twice = (
+        seconds_to_decode(delta_stream(*GROWTHS[name](number), END, END))
+        for number in (4_000, 8_000)
+    )
+    assert twice < 3 * once
+
+
+def test_a_whole_text_of_unclosed_markers_is_scanned_in_linear_time() -> None:
+    for mark in ("【1†", "\ue200", "【"):
+        once, twice = (
+            seconds_to_decode([envelope(assistant(mark * number, **WHOLE)), DONE])
+            for number in (20_000, 40_000)
+        )
+        assert twice < 3 * once
+
+
+def test_pieces_within_patches_are_part_of_the_text() -> None:
+    patch = {"p": "", "o": "patch", "v": [appended("lo"), SAME_STATUS, appended(" w")]}
+    events, _ = decoded(
+        *delta_stream(appended("Hel"), patch, appended("orld"), END), DONE
+    )
+    assert [event for event in events if isinstance(event, Delta)] == [
+        Delta("Hel"),
+        Delta("lo w"),
+        Delta("orld"),
+    ]
+
+
+def test_text_that_grew_while_it_was_hidden_is_not_lost() -> None:
+    hidden = "/message/metadata/is_visually_hidden_from_conversation"
+    hide = {"p": "", "o": "patch", "v": [{"p": hidden, "v": True}, appended("lo")]}
+    show = {"p": hidden, "o": "replace", "v": False}
+    events, _ = decoded(*delta_stream(appended("Hel"), hide, show, END), DONE)
+    assert final_text(events) == "Hello" and Restarted() not in events
+
+
+def test_text_that_is_edited_between_its_pieces() -> None:
+    events, _ = decoded(
+        *delta_stream(
+            appended("Helo"),
+            {"p": "/message/content/parts/0", "o": "truncate", "v": 3},
+            appended("lo"),
+            {"p": "/message/content", "o": "replace", "v": {"content_type": "text", "parts": ["Hello, "]}},
+            appended("you"),
+            {"p": "/message/content/parts/1", "o": "add", "v": "!"},
+            END,
+        ),
+        DONE,
+    )  # fmt: skip
+    assert final_text(events) == "Hello, you!"
+
+
+def test_documents_without_an_id_do_no_harm() -> None:
+    message = {"message": {"content": {"parts": ["x"]}}, "conversation_id": "C"}
+    nameless = b'event: delta_encoding\ndata: "v1"\n\n' + frame({"v": message}, "delta")
+    answer = {"message": assistant("Hello", **WHOLE), "conversation_id": "C"}
+    events, _ = decoded(
+        nameless, frame(appended("y"), "delta"), frame({"v": answer, "c": 2}), DONE
+    )
+    assert final_text(events) == "Hello"
+
+
+TOO_MUCH: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "a text that is edited again and again": lambda: [
+        appended("x" * 1_000_000),
+        *[{"p": "/message/content/parts/0", "o": "truncate", "v": 999_999}] * 99,
+    ],
+    "a patch of edits that copy the text": lambda: [
+        appended("x" * 1_000_000),
+        {
+            "p": "/message/content/parts/0",
+            "o": "patch",
+            "v": [{"o": "truncate", "v": 999_999}] * 99,
+        },
+    ],
+    "a field that grows": lambda: (
+        [{"p": "/message/x", "o": "append", "v": "x" * 1_000_000}] * 9
+    ),
+    "a path of many parts": lambda: [{"p": "/a" * 33, "o": "add", "v": 1}],
+    "a path of many characters": lambda: [{"p": f"/{'a' * 1000}", "o": "add", "v": 1}],
+    "an index of many digits": lambda: [
+        {"p": f"/message/content/parts/{'1' * 5000}", "o": "add", "v": 1}
+    ],
+    "a list of many values": lambda: [
+        {"p": "/message/list", "o": "add", "v": [1] * 20_000},
+        {"p": "/message/list/0", "o": "add", "v": 1},
+    ],
+    "patches in patches": lambda: [{"p": "", "o": "patch", "v": nested_patch(300)}],
+}
+
+
+def nested_patch(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"p": "/a", "v": 1}
+    for _ in range(depth):
+        value = {"o": "patch", "v": value}
+    return value
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_edits_may_cost_is_bounded(name: str) -> None:
+    with pytest.raises(UpstreamFailed):
+        decoded(*delta_stream(*TOO_MUCH[name](), END), DONE)
+
+
+def test_events_before_an_error_in_the_same_piece_are_given_first() -> None:
+    failure = frame({"error": "Something went wrong"})
+    texts = ("H", "He", "Hel", "Hell")
+    as_classic = b"".join(envelope(assistant(text)) for text in texts)
+    as_delta = b"".join(delta_stream(*(appended(text) for text in "Hell")))
+    for wire in (as_classic, as_delta):
+        events: list[Event] = []
+        with pytest.raises(UpstreamFailed, match="went wrong"):
+            for event in WebDecoder().feed(wire + failure):
+                events.append(event)
+        assert events == [Started(None, "C", None), *(Delta(text) for text in "Hell")]
+
+
+def test_nothing_is_consumed_after_the_end_or_while_something_is_wanted() -> None:
+    decoder = WebDecoder()
+    wire = envelope(assistant("Hello", **WHOLE)) + DONE
+    assert isinstance(list(decoder.feed(wire + b"data: {broken"))[-1], Finished)
+    assert list(decoder.feed(envelope(assistant("Hello, and more")))) == []
+    cut = assistant("One", **WHOLE, metadata={"finish_details": {"type": "max_tokens"}})
+    decoder = WebDecoder()
+    more = envelope(assistant("More", id="a2"))
+    events = list(decoder.feed(envelope(cut) + DONE + more))
+    assert list(decoder.feed(more)) == [] and final_text(events) == "One"
+    assert decoder.wants == Continue("C", "a1") and not decoder.complete
+
+
+def test_a_token_is_never_quoted_and_no_depth_is_too_deep() -> None:
+    token = "a-token-that-is-opaque"
+    for depth in (5, 254, 990):
+        nested = "[" * depth + "]" * depth
+        for message in (f"bad {token}", "x" * 1190 + token):
+            decoder = WebDecoder()
+            decoder.account = Account("owner", token)
+            wire = (
+                f'data: {{"error": {{"message": "{message}", "more": {nested}}}}}\n\n'
+            )
+            with pytest.raises(UpstreamFailed) as raised:
+                list(decoder.feed(wire.encode()))
+            assert token[:8] not in raised.value.message
+
+
+@pytest.mark.parametrize("depth", [5, 254, 990])
+def test_an_id_of_any_depth_is_an_error(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    wire = envelope(assistant("x", id="nested")).replace(b'"nested"', nested)
+    with pytest.raises(UpstreamFailed, match="no id can be"):
+        decoded(wire)
+
+
+def test_an_echo_of_the_first_stream_is_no_continuation() -> None:
+    echo = assistant("Echo.", id="e", status="finished_successfully", end_turn=None)
+    cut = assistant("One", **WHOLE, metadata={"finish_details": {"type": "max_tokens"}})
+    decoder = WebDecoder()
+    list(decoder.feed(envelope(echo) + envelope(cut) + DONE))
+    decoder.again()
+    assert list(decoder.feed(DONE)) == [] and decoder.wants == Poll("C")
+
+
 def test_garbage_loses_no_text_silently() -> None:
     healed, _ = decoded(
-        said(assistant("Hel"))
+        envelope(assistant("Hel"))
         + b"data: {oops\n\n"
-        + said(assistant("Hello", **WHOLE))
+        + envelope(assistant("Hello", **WHOLE))
         + DONE
     )
-    assert told(healed) == "Hello"
+    assert final_text(healed) == "Hello"
     with pytest.raises(UpstreamFailed, match="garbage"):
-        decoded(said(assistant("Hel")) + b"data: {oops\n\n" + DONE)
+        decoded(envelope(assistant("Hel")) + b"data: {oops\n\n" + DONE)
     with pytest.raises(UpstreamFailed, match="garbage"):
         decoded(recording("delta.sse").replace(b'{"v":" and"}', b'{"v":" an'))
 
@@ -287,11 +532,11 @@ E1 = {"id": "a", "author": {"role": "assistant"}, "recipient": "all", "metadata"
 
 def test_streams_of_early_2023_have_no_status() -> None:
     events = [
-        said({**E1, "content": {"content_type": "text", "parts": [part]}})
+        envelope({**E1, "content": {"content_type": "text", "parts": [part]}})
         for part in ("H", "Hello")
     ]
     whole, _ = decoded(*events, DONE)
-    assert told(whole) == "Hello"
+    assert final_text(whole) == "Hello"
     with pytest.raises(UpstreamCut):
         decoded(*events)
 
@@ -301,13 +546,17 @@ def test_an_answer_that_stopped_for_its_length_is_continued() -> None:
         "One, ", **WHOLE, metadata={"finish_details": {"type": "max_tokens"}}
     )
     decoder = WebDecoder()
-    events = decoder.feed(said(cut) + DONE)
+    events = list(decoder.feed(envelope(cut) + DONE))
     assert decoder.wants == Continue("C", "a1") and not any(
         isinstance(event, Finished) for event in events
     )
     decoder.again()
-    events += decoder.feed(said(cut) + said(assistant("two.", id="a2", **WHOLE)) + DONE)
-    assert told(events) == "One, two." and events[-1] == Finished("stop", "a2", None)
+    events += decoder.feed(
+        envelope(cut) + envelope(assistant("two.", id="a2", **WHOLE)) + DONE
+    )
+    assert final_text(events) == "One, two." and events[-1] == Finished(
+        "stop", "a2", None
+    )
 
 
 def test_continuations_are_bounded() -> None:
@@ -315,38 +564,42 @@ def test_continuations_are_bounded() -> None:
     for number in range(50):
         details = {"finish_details": {"type": "max_tokens"}}
         events += decoder.feed(
-            said(assistant("x", id=f"a{number}", **WHOLE, metadata=details)) + DONE
+            envelope(assistant("x", id=f"a{number}", **WHOLE, metadata=details)) + DONE
         )
         if decoder.wants is None:
             break
         decoder.again()
-    assert events[-1] == Finished("length", "a10", None) and told(events) == "x" * 11
+    assert (
+        events[-1] == Finished("length", "a10", None) and final_text(events) == "x" * 11
+    )
 
 
 def test_an_edit_within_a_continuation_keeps_what_came_before() -> None:
     decoder = WebDecoder()
     details = {"finish_details": {"type": "max_tokens"}}
-    events = decoder.feed(said(assistant("One, ", **WHOLE, metadata=details)) + DONE)
+    events = list(
+        decoder.feed(envelope(assistant("One, ", **WHOLE, metadata=details)) + DONE)
+    )
     decoder.again()
     events += decoder.feed(
-        said(assistant("tow", id="a2"))
-        + said(assistant("two.", id="a2", **WHOLE))
+        envelope(assistant("tow", id="a2"))
+        + envelope(assistant("two.", id="a2", **WHOLE))
         + DONE
     )
-    assert told(events) == "One, two."
+    assert final_text(events) == "One, two."
 
 
 def test_a_hand_off_is_looked_for_in_the_conversation() -> None:
     events, decoder = decoded(recording("handoff.sse"))
     assert decoder.wants == Poll("C4") and events == [Started(None, "C4", None)]
     decoder.again()
-    events = decoder.feed(said(assistant("Here it is.", **WHOLE)) + DONE)
-    assert told(events) == "Here it is." and isinstance(events[-1], Finished)
+    events = list(decoder.feed(envelope(assistant("Here it is.", **WHOLE)) + DONE))
+    assert final_text(events) == "Here it is." and isinstance(events[-1], Finished)
 
 
 def test_an_end_without_any_text_is_looked_for_too_but_a_cut_is_a_cut() -> None:
     _, decoder = decoded(
-        said(
+        envelope(
             {
                 **E1,
                 "author": {"role": "user"},
@@ -357,18 +610,18 @@ def test_an_end_without_any_text_is_looked_for_too_but_a_cut_is_a_cut() -> None:
     )
     assert decoder.wants == Poll("C")
     with pytest.raises(UpstreamCut):
-        decoded(said(assistant("Hel")) + DONE)
+        decoded(envelope(assistant("Hel")) + DONE)
     for nothing in (b"", DONE, b": comment\n\n"):
         with pytest.raises(UpstreamCut):
             decoded(nothing)
 
 
-def test_a_partial_completion_is_told_as_such() -> None:
+def test_a_partial_completion_stopped_for_its_length() -> None:
     events, _ = decoded(
-        said(assistant("Hel", status="finished_partial_completion")) + DONE
+        envelope(assistant("Hel", status="finished_partial_completion")) + DONE
     )
     assert (
-        told(events) == "Hel"
+        final_text(events) == "Hel"
         and isinstance(events[-1], Finished)
         and events[-1].reason == "length"
     )
@@ -418,7 +671,7 @@ FAILURES = [
     (frame({"v": "text"}, "delta"), UpstreamFailed, "before it named"),
     (b'event: delta_encoding\ndata: "v9"\n\n', UpstreamFailed, "not known"),
     (
-        said(assistant("x", status="finished_error")) + DONE,
+        envelope(assistant("x", status="finished_error")) + DONE,
         UpstreamFailed,
         "gave its answer up",
     ),
@@ -436,7 +689,7 @@ FAILURES = [
 def test_failures_within_a_stream(
     wire: bytes, error: type[RelayError], says: str
 ) -> None:
-    for before in (b"", said(assistant("Hel"))):
+    for before in (b"", envelope(assistant("Hel"))):
         with pytest.raises(error, match=says):
             decoded(before + wire)
 
@@ -454,13 +707,13 @@ def test_unknown_events_are_skipped() -> None:
     )
     events, _ = decoded(
         noise
-        + said(assistant("Hel"))
+        + envelope(assistant("Hel"))
         + noise
-        + said(assistant("Hello", **WHOLE))
+        + envelope(assistant("Hello", **WHOLE))
         + noise
         + DONE
     )
-    assert told(events) == "Hello"
+    assert final_text(events) == "Hello"
 
 
 def test_edits_of_every_kind() -> None:
@@ -476,8 +729,8 @@ def test_edits_of_every_kind() -> None:
     )
 
     def after(edit: dict[str, Any]) -> Any:
-        document, _ = documents.apply(edit)
-        documents.settle()
+        document = documents.apply(edit).document
+        documents.join_text()
         return document["message"]
 
     assert after({"p": "/message/content/parts/0", "o": "truncate", "v": 3})["content"][
@@ -544,22 +797,57 @@ CITED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "shown"), CITED)
+@pytest.mark.parametrize(("text", "expected"), CITED)
 @pytest.mark.parametrize("encode", [classic, delta])
 def test_citation_markers_are_left_out_wherever_they_are_cut(
-    text: str, shown: str, encode: Any
+    text: str, expected: str, encode: Any
 ) -> None:
     wire = "".join(encode("C", [assistant(text, **WHOLE)]))
     events, _ = decoded(wire.encode())
-    assert told(events) == shown and Restarted() not in events
+    assert final_text(events) == expected and Restarted() not in events
     for end in range(len(text)):
-        assert shown.startswith(visible(text[:end], whole=False))
+        assert expected.startswith(visible(text[:end], is_complete=False))
 
 
 def test_an_unclosed_marker_is_not_shown() -> None:
-    assert visible("See \ue200cite\ue202tur", whole=False) == "See "
-    assert visible("See \ue200cite\ue202tur", whole=True) == "See "
-    assert visible("Room 【4", whole=True) == "Room 【4"
+    assert visible("See \ue200cite\ue202tur", is_complete=False) == "See "
+    assert visible("See \ue200cite\ue202tur", is_complete=True) == "See "
+    assert visible("Room 【4", is_complete=True) == "Room 【4"
+
+
+@pytest.mark.parametrize("opening", ["\ue200", "【1†"])
+def test_a_marker_is_held_back_only_up_to_its_longest_length(opening: str) -> None:
+    closing = {"\ue200": "\ue201", "【1†": "】"}[opening]
+    longest = opening + "x" * (LONGEST_MARKER - len(opening) - 1)
+    assert visible(f"a{longest}", is_complete=False) == "a"
+    assert visible(f"a{longest}{closing}b", is_complete=False) == "ab"
+    too_long = f"{longest}x"
+    expected = f"a{too_long}b".replace("\ue200", "")
+    assert visible(f"a{too_long}b", is_complete=False) == expected
+    ended = f"a{too_long}{closing}b".replace("\ue200", "").replace("\ue201", "")
+    assert visible(f"a{too_long}{closing}b", is_complete=True) == ended
+
+
+MARKED = st.lists(
+    st.sampled_from(["\ue200", "\ue201", "\ue203", "【", "】", "†", "1", "12:3", "x", "y" * 99]),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+@given(MARKED, st.lists(st.integers(1, 60), min_size=1))
+def test_markers_are_left_out_alike_wherever_the_text_is_cut(
+    text: str, sizes: list[int]
+) -> None:
+    citations = CitationFilter()
+    pieces: list[str] = []
+    position = 0
+    while position < len(text):
+        size = sizes[len(pieces) % len(sizes)]
+        pieces.append(citations.feed(text[position : position + size]))
+        position += size
+    filtered = "".join([*pieces, citations.end()])
+    assert filtered == visible(text, is_complete=True)
+    assert not set(filtered) & set("\ue200\ue201\ue203")
 
 
 TEXTS = st.text(
@@ -593,7 +881,7 @@ def test_any_turn_decodes_to_the_same_answer_either_way(
         wire = "".join(encode("C", messages)).encode()
         events, _ = decoded(*(wire[at : at + size] for at in range(0, len(wire), size)))
         assert (
-            told(events) == text
+            final_text(events) == text
             and isinstance(events[-1], Finished)
             and events[-1].message_id == "a1"
         )
@@ -627,6 +915,6 @@ def test_no_json_breaks_the_decoder(values: list[Any], as_delta: bool) -> None:
     wire = b'event: delta_encoding\ndata: "v1"\n\n' if as_delta else b""
     wire += b"".join(frame(value, "delta" if as_delta else "") for value in values)
     try:
-        decoded(said(assistant("Hel")) + wire)
+        decoded(envelope(assistant("Hel")) + wire)
     except RelayError as error:
         assert error.source == "upstream"

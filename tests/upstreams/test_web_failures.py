@@ -19,6 +19,7 @@ from relay.errors import (
     UpstreamRefused,
 )
 from relay.upstreams.chatgpt_web import failures
+from relay.upstreams.wording import replaced_in_texts, retry_after, stated_wait
 
 HTML = {"content-type": "text/html; charset=UTF-8"}
 CHALLENGE = (
@@ -43,7 +44,9 @@ FASTAPI = {
 }
 
 #: status, headers, body -> error, its status, retry_after, a word of its message
-TOLD: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]] = [
+RESPONSES: list[
+    tuple[int, dict[str, str], Any, type[RelayError], int, int | None, str]
+] = [
     (401, {}, EXPIRED, TokenRejected, 401, None, "expired"),
     (
         401,
@@ -289,7 +292,7 @@ def encoded(body: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "error", "as_status", "wait", "says"), TOLD
+    ("status", "headers", "body", "error", "as_status", "wait", "says"), RESPONSES
 )
 def test_a_response_becomes_one_error(
     status: int,
@@ -300,22 +303,27 @@ def test_a_response_becomes_one_error(
     wait: int | None,
     says: str,
 ) -> None:
-    told = failures.from_response(status, headers, encoded(body))
-    assert type(told) is error
-    assert (told.status, told.retry_after) == (as_status, wait) and says in told.message
-    assert told.taken == (as_status >= 500)
+    failure = failures.from_response(status, headers, encoded(body))
+    assert type(failure) is error
+    assert (failure.status, failure.retry_after) == (
+        as_status,
+        wait,
+    ) and says in failure.message
+    assert failure.may_have_been_sent == (as_status >= 500)
 
 
-def test_an_upstreams_words_are_told_short_and_without_secrets() -> None:
+def test_an_upstreams_text_is_passed_on_short_and_without_secrets() -> None:
     secret = "eyJhbGciOi.eyJzdWIi.c2ln sk-proj-abcdefgh12 Bearer abc https://host.example/?verify=x rt_aaaaaaaaaaaa"
-    told = failures.from_response(
+    failure = failures.from_response(
         400, {}, encoded({"detail": f"bad\n{secret} " + "x" * 1000})
     )
     assert (
-        "bad" in told.message and len(told.message) < 400 and "\n" not in told.message
+        "bad" in failure.message
+        and len(failure.message) < 400
+        and "\n" not in failure.message
     )
     for part in ("eyJ", "sk-proj", "Bearer", "host.example", "rt_a"):
-        assert part not in told.message
+        assert part not in failure.message
 
 
 @given(
@@ -328,5 +336,77 @@ def test_an_upstreams_words_are_told_short_and_without_secrets() -> None:
 def test_no_response_breaks_it(
     status: int, headers: dict[str, str], body: bytes
 ) -> None:
-    told = failures.from_response(status, headers, body)
-    assert told.source == "upstream" and 400 <= told.status <= 599 and told.message
+    failure = failures.from_response(status, headers, body)
+    assert (
+        failure.source == "upstream"
+        and 400 <= failure.status <= 599
+        and failure.message
+    )
+
+
+@pytest.mark.parametrize("depth", [254, 990, 5000])
+@pytest.mark.parametrize("name", ["message", "code", "error", "clears_in"])
+def test_an_error_of_any_depth_is_an_error(name: str, depth: int) -> None:
+    for inner in ("[" * depth + "]" * depth, '{"error":' * depth + "1" + "}" * depth):
+        for body in (f'{{"detail": {{"{name}": {inner}}}}}', f'{{"{name}": {inner}}}'):
+            failure = failures.from_response(400, {}, body.encode())
+            assert failure.status == 400 and len(failure.message) < 400
+    for key in ("loc", "msg", "type"):
+        nested = json.dumps({"detail": [{key: [[[[1]]]]}]}).replace("1", inner)
+        assert failures.from_response(422, {}, nested.encode()).status == 422
+
+
+WAITS: list[tuple[Any, int | None]] = [
+    (0.2, 1),
+    (99_999_999, 99_999_999),
+    (10**8, None),
+    (10**18, None),
+    (1e300, None),
+    (0, None),
+    (-5, None),
+    (True, None),
+    ("60", None),
+    (None, None),
+    ([60], None),
+    (float("inf"), None),
+    (float("nan"), None),
+]
+
+
+@pytest.mark.parametrize(("wait", "expected"), WAITS)
+def test_a_stated_wait_is_a_number_of_seconds_or_none(
+    wait: Any, expected: int | None
+) -> None:
+    payload = {"detail": {"message": "cap", "clears_in": wait}}
+    assert stated_wait(payload) == expected
+    failure = failures.from_event("cap", "usage_limit_reached", payload)
+    assert failure.retry_after == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "9" * 400,
+        "9" * 5000,
+        "-5",
+        "inf",
+        "nan",
+        "1e9",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 0001 00:00:00",
+        "x" * 100_000,
+    ],
+)
+def test_a_retry_after_that_means_nothing_is_none(value: str) -> None:
+    assert retry_after({"retry-after": value}) in (None, 1)
+
+
+def test_a_phrase_with_a_number_beyond_all_measure_states_no_wait() -> None:
+    body = encoded({"detail": f"try again in {'9' * 250} hours"})
+    assert failures.from_response(429, {}, body).retry_after is None
+
+
+def test_texts_are_replaced_as_deep_as_error_objects_are_read() -> None:
+    payload = {"a": ["key", {"b": "key", "c": 5}], "d": [[[[[["key"]]]]]]}
+    replaced = replaced_in_texts(payload, lambda text: text.replace(b"key", b"..."))
+    assert replaced == {"a": ["...", {"b": "...", "c": 5}], "d": [[[[[None]]]]]}

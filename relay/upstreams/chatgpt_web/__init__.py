@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Question
+from relay.settings import Settings
+from relay.transports import Transport
+from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
-from relay.upstreams.chatgpt_web.session import Backend, Session
+from relay.upstreams.chatgpt_web.history import WebHistory
+from relay.upstreams.chatgpt_web.procedure import WebProcedure
+from relay.upstreams.http import HttpSession, Limits
+
+
+def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
+    """ChatGPT as the settings describe it; it is always there, for callers with a token of their own."""
+    addresses = settings.chatgpt_base_url
+    allowed = settings.reverse_proxy_allow
+    if settings.reverse_proxy:
+        addresses = (settings.reverse_proxy,)
+        allowed = allowed or (settings.reverse_proxy,)
+    accounts = tuple(Account.of(token) for token in settings.access_token)
+    backend = Backend(
+        transport=transport,
+        places=tuple(place(at, settings.conversation_path) for at in addresses),
+        pool=AccountPool(accounts),
+        allowed=allowed,
+        path=settings.conversation_path,
+        extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
+        retries=settings.retry_times,
+        limits=Limits(
+            settings.account_concurrency,
+            min(settings.first_byte_timeout, settings.total_timeout),
+        ),
+    )
+    return ChatGPTWeb(backend, settings.read_timeout)
 
 
 class ChatGPTWeb:
-    """Asks ChatGPT, which keeps its conversations itself."""
+    """Asks ChatGPT, which stores its conversations itself. `seconds`: longest wait for its history."""
 
     name = "chatgpt-web"
-    checks_tokens = True
-    keeps = True
-    takes_options = False
+    accepts_caller_tokens = True
+    stores_conversations = True
+    accepts_options = False
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
         self._backend = backend
-        self.protected = len(backend.pool) > 0
+        self.needs_client_key = len(backend.pool) > 0
+        self.history = WebHistory(backend, seconds)
 
-    def knows(self, token: str) -> bool:
-        return self._backend.knows(token)
+    def recognizes(self, token: str) -> bool:
+        return self._backend.recognizes(token)
 
-    def ask(self, question: Question) -> tuple[Session, WebDecoder]:
-        known = frozenset(filter(None, (question.parent_id, question.question_id)))
-        decoder = WebDecoder(question.conversation_id, known)
-        return Session(self._backend, question, decoder), decoder
+    def resting(self) -> Sequence[Resting]:
+        return self._backend.pool.resting()
+
+    def ask(self, question: Question) -> tuple[HttpSession, WebDecoder]:
+        backend = self._backend
+        known = {question.parent_id, question.question_id} - {None, ""}
+        decoder = WebDecoder(question.conversation_id, frozenset(map(str, known)))
+        limits = backend.limits
+        if question.timeout:
+            patience = min(limits.patience, question.timeout)
+            limits = Limits(limits.concurrency, patience)
+        session = HttpSession(
+            backend.transport,
+            WebProcedure(backend, question, decoder),
+            backend.pool,
+            backend.attempts(question),
+            limits,
+        )
+        return session, decoder

@@ -63,15 +63,16 @@ def place(address: str, path: str = "conversation") -> Place:
         raise ValueError(
             "it must be an http or https address without user, query and fragment"
         )
-    below = url.path.rstrip("/")
+    prefix = url.path.rstrip("/")
     for ending in ("/f/conversation", "/conversation"):
-        if below.endswith(ending):
-            below = below.removesuffix(ending)
-            path = ending[1:] if path == "conversation" else path
-            break
-    return Place(
-        f"{url.scheme}://{url.netloc}{below or '/backend-api'}", path.strip("/")
-    )
+        if not prefix.endswith(ending):
+            continue
+        prefix = prefix.removesuffix(ending)
+        if path == "conversation":
+            path = ending[1:]
+        break
+    origin = f"{url.scheme}://{url.netloc}"
+    return Place(origin + (prefix or "/backend-api"), path.strip("/"))
 
 
 @dataclass(frozen=True)
@@ -85,67 +86,74 @@ class Extras:
 def headers(
     token: str, extras: Extras, request_id: str, *, own: bool, stream: bool = False
 ) -> dict[str, str]:
-    """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it."""
-    told = {
+    """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it.
+
+    Raises BadRequest for a token that no header can carry.
+    """
+    if any(ord(character) < 33 or ord(character) > 126 for character in token):
+        raise BadRequest("The access token holds characters that no token has.")
+    headers = {
         "User-Agent": USER_AGENT,
         "Accept": "text/event-stream" if stream else "application/json",
         "Accept-Encoding": "identity",
         "Authorization": f"Bearer {token}",
     }
     if request_id:
-        told["X-Request-Id"] = request_id
-    if any(ord(character) < 33 or ord(character) > 126 for character in token):
-        raise BadRequest("The access token holds characters that no token has.")
-    names = {name.lower(): name for name in told}
+        headers["X-Request-Id"] = request_id
+    names = {name.lower(): name for name in headers}
     for name, value in extras.headers.items():
         if not own or name.lower() in _HARMLESS:
-            told[names.get(name.lower(), name)] = value
-    return told
+            headers[names.get(name.lower(), name)] = value
+    return headers
 
 
-def turn(question: Question, parent_id: str | None, extras: Extras) -> bytes:
-    """The body that asks a question."""
-    *before, prompt = question.messages
-    sent = [
-        _message(str(uuid.uuid4()), _ROLES.get(said.role, said.role), said.text)
-        for said in before
+def question_body(question: Question, parent_id: str | None, extras: Extras) -> bytes:
+    """The body that asks a question. `parent_id`: the message that it follows; None begins a conversation."""
+    *context, prompt = question.messages
+    messages = [
+        _message(
+            str(uuid.uuid4()), _ROLES.get(message.role, message.role), message.text
+        )
+        for message in context
     ]
-    sent.append(_message(question.question_id, "user", prompt.text))
-    body: dict[str, Any] = {
+    messages.append(_message(question.question_id, "user", prompt.text))
+    body = {
         "action": "next",
-        "messages": sent,
+        "messages": messages,
         "parent_message_id": parent_id or str(uuid.uuid4()),
-        "model": question.model or DEFAULT_MODEL,
-        "timezone_offset_min": 0,
-        "history_and_training_disabled": not question.keep,
-        "supported_encodings": ["v1"],
+        **_common_fields(question),
     }
     if question.conversation_id:
         body["conversation_id"] = question.conversation_id
     return orjson.dumps(body | dict(extras.body))
 
 
-def rest(
+def continuation_body(
     question: Question, conversation_id: str, parent_id: str, extras: Extras
 ) -> bytes:
-    """The body that asks for the rest of an answer that stopped for its length."""
+    """The body that asks for the rest of an answer that stopped for its length; `parent_id` is that answer."""
     body = {
         "action": "continue",
         "conversation_id": conversation_id,
         "parent_message_id": parent_id,
+        **_common_fields(question),
+    }
+    return orjson.dumps(body | dict(extras.body))
+
+
+def _common_fields(question: Question) -> dict[str, Any]:
+    return {
         "model": question.model or DEFAULT_MODEL,
         "timezone_offset_min": 0,
         "history_and_training_disabled": not question.keep,
         "supported_encodings": ["v1"],
     }
-    return orjson.dumps(body | dict(extras.body))
 
 
 def _message(message_id: str, role: str, text: str) -> dict[str, Any]:
-    content = {"content_type": "text", "parts": [text]}
     return {
         "id": message_id,
         "author": {"role": role},
-        "content": content,
+        "content": {"content_type": "text", "parts": [text]},
         "metadata": {},
     }

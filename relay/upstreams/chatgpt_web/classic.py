@@ -1,8 +1,23 @@
-"""The stream's decoder: bytes in, events out; classic (cumulative) messages and delta frames by one path. No I/O."""
+"""The stream's decoder: bytes in, events out; classic (cumulative) messages and delta frames by one path. No I/O.
+
+- A classic event is an envelope: the conversation's id and one message, whole, with all of its text so far. A delta
+  frame edits such an envelope (see `delta`); after each edit it takes the classic way. Which message is the answer, and
+  what of it is new, is decided in `answer`.
+- Garbage among classic events is survivable: the next message has the whole text again. Only if nothing legible follows
+  is it an error, and until then the answer is not `complete`. Among delta frames it is an error at once, for the edit
+  that was lost comes in no later frame.
+- `complete`: the answer's text is all there; only the trailer (titles, `[DONE]`) may be missing. If the stream breaks
+  then, `end` gives the answer nevertheless.
+- A stream may end without the whole answer. `wants` then names the request that brings the rest: `Continue`, where
+  the answer stopped for its length (the rest is another answer, appended to the text); `Poll`, where the answer was
+  handed off, or none came at all (it is to be read from the conversation, and fed here as a classic stream). Nothing
+  more is consumed until `again` is called, before the first piece of the next stream.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +25,16 @@ import orjson
 
 from relay import sse
 from relay.accounts import Account
-from relay.domain import Event, Finished, Started
+from relay.domain import Event, Finished, FinishReason, Started
 from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.answer import Answer, part_of
+from relay.upstreams.chatgpt_web.answer import Answer, identifier_of, part_of
 from relay.upstreams.chatgpt_web.delta import Documents
-from relay.upstreams.words import json_of, words_of
+from relay.upstreams.wording import error_text, replaced_in_texts
 
 MOST_CONTINUATIONS = 10
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
+_END_TYPES = ("message_stream_complete", "main_stream_complete")
 
 
 @dataclass(frozen=True)
@@ -36,15 +52,18 @@ class Poll:
     conversation_id: str
 
 
-def _plain(name: str) -> str:
+def _checked_id(identifier: str) -> str:
     """An id as it may stand in a header; opaque otherwise."""
-    if not re.fullmatch(r"[!-~]{1,200}", name):
+    if not re.fullmatch(r"[!-~]{1,200}", identifier):
         raise UpstreamFailed("The upstream gave an id that no id can be.")
-    return name
+    return identifier
 
 
 class WebDecoder:
-    """Decodes one turn. `wants`: what must be asked for before more bytes can come; `again` begins the next stream."""
+    """Decodes one turn. `wants`: what must be asked for before more bytes can come; `again` begins the next stream.
+
+    `account`: whose stream this is; its token is taken out of what a failure quotes.
+    """
 
     def __init__(
         self, conversation_id: str | None = None, known: frozenset[str] = frozenset()
@@ -52,183 +71,213 @@ class WebDecoder:
         self.conversation_id = conversation_id
         self.account: Account | None = None
         self.wants: Continue | Poll | None = None
+        self.started = False
         self._answer = Answer(known)
         self._parser = sse.Parser(strays=True)
         self._documents: Documents | None = None
         self._model: str | None = None
-        self.started = False
         self._finished = False
         self._handed_off = False
         self._garbled = False
         self._continuations = 0
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
         """The answer is there; only the stream's own end is still to come."""
-        return self._answer.settled and not self._garbled and self.wants is None
+        return self._answer.complete and not self._garbled and self.wants is None
 
     def again(self) -> None:
         """A new stream begins, of what was wanted."""
-        self.wants, self._handed_off, self._documents = None, False, None
+        self.wants = None
+        self._handed_off = False
+        self._documents = None
         self._parser = sse.Parser(strays=True)
 
-    def feed(self, piece: bytes) -> list[Event]:
-        events: list[Event] = []
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """The events that this piece completes, lazily: those before an error come before it is raised.
+
+        What comes after the answer's end, or after something is wanted, is not consumed.
+        """
+        if self._finished or self.wants:
+            return
         for event in self._parser.feed(piece):
+            yield from self._event(event)
             if self._finished or self.wants:
-                break  # what comes after the end is of no interest
-            events += self._event(event)
-        return events
+                return
 
     def end(self) -> list[Event]:
-        """The bytes are over without the stream having said so."""
-        return [] if self._finished else self._end(said=False)
+        """The bytes are over without the stream having announced it. Raises UpstreamCut if the answer is not whole."""
+        return [] if self._finished else self._end(announced=False)
 
     def _event(self, event: sse.ServerEvent) -> list[Event]:
         data = event.data.strip()
         if event.name == sse.STRAY:
-            if data.lower() == "internal server error":
-                raise UpstreamFailed(
-                    "The upstream failed within its answer: internal server error."
-                )
-            return []
+            return self._stray(data)
         if event.name == "ping" or not data or _TIMESTAMP.match(data):
             return []
         if data == "[DONE]":
-            return self._end(said=True)
+            return self._end(announced=True)
         if event.name == "delta_encoding":
-            if data.strip('"') != "v1":
-                raise UpstreamFailed(
-                    "The upstream speaks a delta encoding that is not known here."
-                )
-            self._documents = Documents()
-            return []
+            return self._begin_documents(data)
         try:
-            told = orjson.loads(data)
+            payload = orjson.loads(data)
         except orjson.JSONDecodeError:
             return self._garbage()
-        if not isinstance(told, dict):
+        if not isinstance(payload, dict):
             return []
-        if event.name == "delta" and self._documents is None:
+        if self._is_frame(event.name, payload):
+            return self._frame(payload)
+        return self._envelope(payload)
+
+    def _stray(self, line: str) -> list[Event]:
+        """A line that is no field of an event: the backend's own failure comes so."""
+        if line.lower() == "internal server error":
             raise UpstreamFailed(
-                "The upstream sent an edit before it named its encoding."
+                "The upstream failed within its answer: internal server error."
             )
-        is_frame = "v" in told and (
-            event.name == "delta" or "p" in told or "o" in told or "c" in told
-        )
-        is_snapshot = isinstance(told.get("v"), dict) and "message" in told["v"]
-        if self._documents is not None and (is_frame or is_snapshot):
-            return self._frame(self._documents, told)
-        return self._envelope(told)
+        return []
+
+    def _begin_documents(self, data: str) -> list[Event]:
+        if data.strip('"') != "v1":
+            raise UpstreamFailed(
+                "The upstream speaks a delta encoding that is not known here."
+            )
+        self._documents = Documents()
+        return []
 
     def _garbage(self) -> list[Event]:
         if self._documents is not None:
             raise UpstreamFailed(
                 "The upstream sent garbage among its edits: text may be lost."
             )
-        self._garbled = (
-            True  # the next message has the whole text so far, if there is a next one
-        )
+        self._garbled = True
         return []
 
-    def _frame(self, documents: Documents, frame: dict[str, Any]) -> list[Event]:
-        document, grown = documents.apply(frame)
-        if not isinstance(document, dict):
+    def _is_frame(self, name: str, payload: dict[str, Any]) -> bool:
+        """Whether an event edits a document."""
+        if self._documents is None:
+            if name == "delta":
+                raise UpstreamFailed(
+                    "The upstream sent an edit before it named its encoding."
+                )
+            return False
+        if "v" not in payload:
+            return False
+        if name == "delta" or not payload.keys().isdisjoint(("p", "o", "c")):
+            return True
+        return isinstance(payload["v"], dict) and "message" in payload["v"]
+
+    def _frame(self, frame: dict[str, Any]) -> list[Event]:
+        assert self._documents is not None
+        edit = self._documents.apply(frame)
+        if edit.only_appended:
+            candidate = self._answer.id
+            is_candidate = candidate and edit.document["message"].get("id") == candidate
+            return self._answer.append(edit.appended) if is_candidate else []
+        if not isinstance(edit.document, dict):
             return []
-        message = document.get("message")
-        if grown is not None and isinstance(message, dict):
-            return (
-                self._answer.grow(grown) if message.get("id") == self._answer.id else []
-            )
-        return self._envelope(document)
+        message = part_of(edit.document, "message")
+        length_before = edit.text_length - len(edit.appended)
+        if not edit.text_edited and self._answer.is_followed(message, length_before):
+            return self._envelope(edit.document, edit.appended)
+        self._documents.join_text()
+        return self._envelope(edit.document)
 
-    def _envelope(self, told: dict[str, Any]) -> list[Event]:
-        """A classic message, or a typed event."""
-        if isinstance(told.get("conversation_id"), str) and not self.conversation_id:
-            self.conversation_id = _plain(told["conversation_id"])
-        self._check(told)
-        message = told.get("message")
-        events: list[Event] = []
+    def _envelope(
+        self, payload: dict[str, Any], appended: str | None = None
+    ) -> list[Event]:
+        """A message, or a typed event. `appended`: all that is new of the text, where that is known."""
+        if isinstance(payload.get("conversation_id"), str) and not self.conversation_id:
+            self.conversation_id = _checked_id(payload["conversation_id"])
+        self._raise_failure(payload)
+        message = payload.get("message")
         if isinstance(message, dict):
-            slug = part_of(message, "metadata").get("model_slug")
-            self._model = slug if isinstance(slug, str) and slug else self._model
-            self._garbled = False
-            _plain(str(message.get("id") or "-"))
-            events = self._answer.see(message)
-        elif told.get("type") == "stream_handoff":
+            events = self._message(message, appended)
+            return self._start() + events
+        kind = payload.get("type")
+        if kind == "stream_handoff":
             self._handed_off = True
-        elif (
-            told.get("type") in ("message_stream_complete", "main_stream_complete")
-            and self._answer.settled
-        ):
-            return self._end(said=True)
-        return self._begun() + events
+        elif kind in _END_TYPES and self._answer.complete:
+            return self._end(announced=True)
+        return self._start()
 
-    def _check(self, told: dict[str, Any]) -> None:
-        """Raise what a failure within the stream says."""
-        moderation = told.get("moderation_response")
+    def _message(self, message: dict[str, Any], appended: str | None) -> list[Event]:
+        model = part_of(message, "metadata").get("model_slug")
+        if isinstance(model, str) and model:
+            self._model = model
+        self._garbled = False
+        _checked_id(identifier_of(message.get("id")) or "-")
+        if appended is None:
+            return self._answer.see(message)
+        return self._answer.see_appended(message, appended)
+
+    def _raise_failure(self, payload: dict[str, Any]) -> None:
+        """Raise the failure that an event means, if it means one."""
+        moderation = payload.get("moderation_response")
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()
-        if told.get("type") == "stream_quota_check":
-            raise RateLimited(
-                f"The upstream's limit is reached: {words_of(self._hidden(told))[0]}"
-            )
-        if (
-            told.get("error")
-            or told.get("error_code")
-            or (told.get("detail") and "type" not in told)
-        ):
-            told = self._hidden(told)
-            raise failures.from_words(*words_of(told), told)
+        if payload.get("type") == "stream_quota_check":
+            message, _ = error_text(self._redacted(payload))
+            raise RateLimited(f"The upstream's limit is reached: {message}")
+        is_error = payload.get("error") or payload.get("error_code")
+        if is_error or (payload.get("detail") and "type" not in payload):
+            payload = self._redacted(payload)
+            message, code = error_text(payload)
+            raise failures.from_event(message, code, payload)
 
-    def _hidden(self, told: dict[str, Any]) -> Any:
-        """A failure's words without the account's token."""
-        return (
-            json_of(self.account.hidden_in(orjson.dumps(told)))
-            if self.account
-            else told
-        )
+    def _redacted(self, payload: dict[str, Any]) -> Any:
+        """A failure without the account's token."""
+        if self.account is None:
+            return payload
+        return replaced_in_texts(payload, self.account.redact)
 
-    def _begun(self) -> list[Event]:
+    def _start(self) -> list[Event]:
+        """Started, once the conversation's id is known."""
         if self.started or not self.conversation_id:
             return []
         self.started = True
-        return [
-            Started(
-                self._model,
-                self.conversation_id,
-                self.account.name if self.account else None,
-            )
-        ]
+        account = self.account.name if self.account else None
+        return [Started(self._model, self.conversation_id, account)]
 
-    def _end(self, said: bool) -> list[Event]:
+    def _end(self, announced: bool) -> list[Event]:
+        """The stream is over. `announced`: by an event of its own."""
         if self._documents is not None:
-            self._documents.settle()
-        if self._garbled and not self._answer.settled:
+            self._documents.join_all()
+        if self._garbled and not self._answer.complete:
             raise UpstreamFailed(
                 "The upstream sent garbage for the last of its answer: text may be lost."
             )
         try:
-            events, reason = self._answer.finish(said)
+            events, reason = self._answer.finish(announced)
         except UpstreamCut:
-            if (
-                said
-                and self.conversation_id
-                and (self._handed_off or self._answer.id is None)
-            ):
-                self.wants = Poll(self.conversation_id)
-                return self._begun()
+            if announced and self._may_poll():
+                return self._start()
             raise
-        parent = self._answer.id or ""
-        if (
-            said
-            and self._answer.cut_short
-            and self.conversation_id
-            and self._continuations < MOST_CONTINUATIONS
-        ):
-            self._continuations += 1
-            self._answer.continue_()
-            self.wants = Continue(self.conversation_id, parent)
-            return self._begun() + events
+        if announced and self._may_continue():
+            return self._start() + events
+        return self._finish(events, reason)
+
+    def _may_poll(self) -> bool:
+        """Whether the answer may stand in the conversation; then that is what is wanted."""
+        if not self.conversation_id:
+            return False
+        if not self._handed_off and self._answer.id is not None:
+            return False
+        self.wants = Poll(self.conversation_id)
+        return True
+
+    def _may_continue(self) -> bool:
+        """Whether the rest of the answer can be asked for; then that is what is wanted."""
+        if not self._answer.cut_short or not self.conversation_id:
+            return False
+        if self._continuations >= MOST_CONTINUATIONS:
+            return False
+        self._continuations += 1
+        self.wants = Continue(self.conversation_id, self._answer.id or "")
+        self._answer.continue_()
+        return True
+
+    def _finish(self, events: list[Event], reason: FinishReason) -> list[Event]:
         self._finished = True
-        return self._begun() + events + [Finished(reason, parent, self._model)]
+        finished = Finished(reason, self._answer.id or "", self._model)
+        return [*self._start(), *events, finished]

@@ -1,149 +1,247 @@
 """`delta_encoding` v1: frames that edit documents, one per channel. Source: protocol notes, delta encoding.
 
 Short keys: `c` channel, `p` path (JSON pointer), `o` operation, `v` value. A frame that lacks c, p or o takes it from
-the frame before. What cannot be applied is an error: a lost edit would be lost text.
+the frame before.
+
+How it works: each channel has one document, an envelope with a message as the classic encoding has it, and frames edit
+it in place. Nearly all frames append to the message's text. Those pieces are collected apart, and joined into the
+document only when the text itself is edited or read (`join_text`): joining at every frame would copy all of the text
+each time. `Edit` says what a frame did, so that the reader looks at the text again only where it must; how much may be
+copied for that is bounded.
+
+There is no survivable garbage here, other than in the classic encoding: every frame counts, a document that missed one
+is wrong from then on and nothing would tell, so what cannot be applied is an error.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay.errors import UpstreamFailed
+from relay.upstreams.chatgpt_web.answer import GrowingText
 
 MOST_DOCUMENTS = 1000
+LONGEST_FIELD = (
+    1024 * 1024
+)  # characters of a text that is appended to, other than the message's own
+LONGEST_LIST = 10_000
+LONGEST_PATH = 1000
+DEEPEST_PATH = 32
+DEEPEST_PATCH = 10
+MOST_COPIED = (
+    64 * 1024 * 1024
+)  # characters of text that are joined or edited in one stream
 TEXT = "/message/content/parts/0"
+_PARTS = "/message/content/parts/"
+
+
+class Edit(NamedTuple):
+    """What a frame did to its document.
+
+    `appended`: what it appended to the text; `only_appended`: and it did nothing else.
+    `text_edited`: it changed the text, or may have, in another way. `text_length`: of a text that
+    is the only part, -1 for others.
+    """
+
+    document: Any
+    appended: str = ""
+    only_appended: bool = False
+    text_edited: bool = False
+    text_length: int = -1
 
 
 class Documents:
-    """The documents that a stream's frames make. Text that grows piece by piece is joined only when it is read."""
+    """The documents that a stream's frames make, one per channel."""
 
     def __init__(self) -> None:
         self._documents: dict[object, Any] = {}
+        self._pending: dict[object, GrowingText] = {}  # of documents that have a text
         self._channel: object = 0
         self._path = ""
         self._operation = "add"
-        self._grown: list[str] = []
+        self._appended: list[str] = []
+        self._text_edited = False
+        self._copied = 0
 
-    def apply(self, frame: dict[str, Any]) -> tuple[Any, str | None]:
-        """The document that the frame edited; and, where all it did was to append to the text, what it appended."""
+    def apply(self, frame: dict[str, Any]) -> Edit:
+        """Edit a document. Raises UpstreamFailed for a frame that fits none, and for one that makes it too large."""
         value = frame.get("v")
-        if (
-            "p" not in frame
-            and "o" not in frame
-            and isinstance(value, dict)
-            and "message" in value
+        self._read_keys(frame, value)
+        if isinstance(value, str) and self._append_text(
+            self._path, self._operation, value
         ):
-            frame = {
-                **frame,
-                "p": "",
-                "o": "add",
-            }  # a new message, whatever came before
-        channel = frame.get("c", self._channel)
-        path, operation = frame.get("p", self._path), frame.get("o", self._operation)
-        if (
-            not isinstance(path, str)
-            or not isinstance(operation, str)
-            or isinstance(channel, (dict, list))
-        ):
-            raise _misfit(frame)
-        grows = (
-            operation == "append"
-            and path == TEXT
-            and channel == self._channel
-            and isinstance(value, str)
+            return Edit(self._documents[self._channel], value, True)
+        self._appended = []
+        self._text_edited = False
+        self._edit(self._path, self._operation, value, 0)
+        return Edit(
+            self._documents.get(self._channel),
+            "".join(self._appended),
+            text_edited=self._text_edited,
+            text_length=self._text_length(),
         )
-        self._channel, self._path, self._operation = channel, path, operation
-        if grows and isinstance(value, str) and self._has_text():
-            self._grown.append(value)
-            return self._documents[channel], value
-        self.settle()
-        self._edit(path, operation, value)
-        return self._documents.get(channel), None
 
-    def settle(self) -> None:
-        """Join what was appended into the document, so that its text can be read."""
-        if self._grown:
-            grown, self._grown = "".join(self._grown), []
+    def join_text(self) -> None:
+        """Join what was appended to the last frame's document into it, so that its text can be read."""
+        parts = self._text_parts()
+        self._copied += len(parts)
+        self._copied += sum(len(part) for part in parts if isinstance(part, str))
+        pending = self._pending.pop(self._channel, None)
+        if pending is not None:
+            self._copied += pending.length
+            parts[0] += pending.text
+        if self._copied > MOST_COPIED:
+            raise UpstreamFailed("The upstream edits its answer again and again.")
+
+    def join_all(self) -> None:
+        """Join what was appended to any of the documents."""
+        for channel in list(self._pending):
+            self._channel = channel
+            self.join_text()
+
+    def _read_keys(self, frame: dict[str, Any], value: Any) -> None:
+        """Take over the keys that the frame has; the others stay as the frame before had them."""
+        is_snapshot = isinstance(value, dict) and "message" in value
+        if is_snapshot and "p" not in frame and "o" not in frame:
+            self._path = ""  # a new message, whatever came before
+            self._operation = "add"
+        channel = frame.get("c", self._channel)
+        path = frame.get("p", self._path)
+        operation = frame.get("o", self._operation)
+        if not isinstance(path, str) or not isinstance(operation, str):
+            raise _misfit(frame)
+        if isinstance(channel, (dict, list)):
+            raise _misfit(frame)
+        self._channel = channel
+        self._path = path
+        self._operation = operation
+
+    def _append_text(self, path: str, operation: str, value: str) -> bool:
+        """Whether the edit appends to the text; then the piece is kept to be joined later."""
+        if operation != "append" or path != TEXT:
+            return False
+        pending = self._pending.get(self._channel)
+        if pending is None:
+            if not self._has_text():
+                return False
+            pending = GrowingText()
+            self._pending[self._channel] = pending
+        pending.append(value)
+        return True
+
+    def _text_parts(self) -> list[Any]:
+        """The parts of the channel's message; none where it has no message."""
+        try:
             parts = self._documents[self._channel]["message"]["content"]["parts"]
-            parts[0] += grown
+        except (KeyError, IndexError, TypeError):
+            return []
+        return parts if isinstance(parts, list) else []
 
     def _has_text(self) -> bool:
-        try:
-            return isinstance(
-                self._documents[self._channel]["message"]["content"]["parts"][0], str
-            )
-        except (KeyError, IndexError, TypeError):
-            return False
+        """Whether the message's text is its only part."""
+        parts = self._text_parts()
+        return len(parts) == 1 and isinstance(parts[0], str)
 
-    def _edit(self, path: str, operation: str, value: Any) -> None:
+    def _text_length(self) -> int:
+        if not self._has_text():
+            return -1
+        pending = self._pending.get(self._channel)
+        return len(self._text_parts()[0]) + (pending.length if pending else 0)
+
+    def _edit(self, path: str, operation: str, value: Any, depth: int) -> None:
         if operation == "patch":
-            for edit in value if isinstance(value, list) else [value]:
-                if not isinstance(edit, dict) or not isinstance(edit.get("p", ""), str):
-                    raise _misfit(value)
-                self._edit(
-                    path + edit.get("p", ""), edit.get("o", "replace"), edit.get("v")
-                )
+            self._patch(path, value, depth)
             return
+        if isinstance(value, str) and self._append_text(path, operation, value):
+            self._appended.append(value)
+            return
+        if _touches_text(path):
+            self._text_edited = True
+            self.join_text()
         holder, key = self._place(path, create=operation != "remove")
-        if holder is None:
-            return
-        if operation in ("add", "replace"):
-            _set(holder, key, value, insert=operation == "add")
-        elif operation == "append":
-            _append(holder, key, value)
-        elif operation == "remove":
-            if isinstance(holder, dict):
-                holder.pop(key, None)
-            elif isinstance(key, int) and key < len(holder):
-                del holder[key]
-        elif operation == "truncate" and isinstance(value, int):
-            target = _get(holder, key)
-            if isinstance(target, (str, list)):
-                _set(holder, key, target[:value], insert=False)
-        else:
-            raise _misfit(operation)
+        if holder is not None:
+            _change(holder, key, operation, value)
+
+    def _patch(self, path: str, value: Any, depth: int) -> None:
+        """Several edits in one, with paths below this one's."""
+        if depth >= DEEPEST_PATCH or len(path) > LONGEST_PATH:
+            raise _misfit(value)
+        for edit in value if isinstance(value, list) else [value]:
+            if not isinstance(edit, dict) or not isinstance(edit.get("p", ""), str):
+                raise _misfit(value)
+            self._edit(
+                path + edit.get("p", ""),
+                edit.get("o", "replace"),
+                edit.get("v"),
+                depth + 1,
+            )
 
     def _place(self, path: str, create: bool) -> tuple[Any, Any]:
         """The container and the key that a pointer names; missing objects on the way are made."""
-        if path and not path.startswith("/"):
-            raise _misfit(path)
-        if (
-            self._channel not in self._documents
-            and len(self._documents) >= MOST_DOCUMENTS
-        ):
+        is_new = self._channel not in self._documents
+        if is_new and len(self._documents) >= MOST_DOCUMENTS:
             raise UpstreamFailed(
                 f"The upstream's stream has more than {MOST_DOCUMENTS} messages."
             )
+        *containers, last = [self._channel, *_keys(path)]
         holder: Any = self._documents
-        keys: list[Any] = [
-            self._channel,
-            *(_unescaped(part) for part in path.split("/")[1:]),
-        ]
-        for key in keys[:-1]:
+        for key in containers:
             inner = _get(holder, key)
+            if inner is None and not create:
+                return None, None
             if inner is None:
-                if not create:
-                    return None, None
                 inner = {}
                 _set(holder, key, inner, insert=False)
             if not isinstance(inner, (dict, list)):
                 raise _misfit(path)
             holder = inner
-        return holder, _key(holder, keys[-1])
+        return holder, _key(holder, last)
+
+
+def _keys(path: str) -> list[str]:
+    """The keys of a JSON pointer."""
+    if path and not path.startswith("/"):
+        raise _misfit(path)
+    if len(path) > LONGEST_PATH or path.count("/") > DEEPEST_PATH:
+        raise _misfit(path)
+    return [_unescaped(part) for part in path.split("/")[1:]]
+
+
+def _touches_text(path: str) -> bool:
+    """Whether an edit at a path may change the text: at it, above it, or at another part."""
+    return path.startswith(_PARTS) or TEXT.startswith(f"{path}/")
 
 
 def _unescaped(part: str) -> str:
     return part.replace("~1", "/").replace("~0", "~")
 
 
+def _change(holder: Any, key: Any, operation: str, value: Any) -> None:
+    if operation in ("add", "replace"):
+        _set(holder, key, value, insert=operation == "add")
+    elif operation == "append":
+        _append(holder, key, value)
+    elif operation == "remove":
+        _remove(holder, key)
+    elif operation == "truncate" and isinstance(value, int):
+        target = _get(holder, key)
+        if isinstance(target, (str, list)):
+            _set(holder, key, target[:value], insert=False)
+    else:
+        raise _misfit(operation)
+
+
 def _key(holder: Any, key: Any) -> Any:
     if not isinstance(holder, list):
         return key
+    if len(holder) > LONGEST_LIST:
+        raise _misfit(holder)
     if key == "-":
         return len(holder)
-    if not str(key).isdecimal() or int(key) > len(holder):
+    digits = str(key)
+    if not digits.isdecimal() or len(digits) > 9 or int(digits) > len(holder):
         raise _misfit(key)
-    return int(key)
+    return int(digits)
 
 
 def _get(holder: Any, key: Any) -> Any:
@@ -156,10 +254,19 @@ def _get(holder: Any, key: Any) -> Any:
 def _set(holder: Any, key: Any, value: Any, insert: bool) -> None:
     if not isinstance(holder, list):
         holder[key] = value
-    elif insert or (key := _key(holder, key)) == len(holder):
+        return
+    key = _key(holder, key)
+    if insert or key == len(holder):
         holder.insert(key, value)
     else:
         holder[key] = value
+
+
+def _remove(holder: Any, key: Any) -> None:
+    if isinstance(holder, dict):
+        holder.pop(key, None)
+    elif key < len(holder):
+        del holder[key]
 
 
 def _append(holder: Any, key: Any, value: Any) -> None:
@@ -167,7 +274,7 @@ def _append(holder: Any, key: Any, value: Any) -> None:
     match target, value:
         case None, _:
             _set(holder, key, value, insert=False)
-        case str(), str():
+        case str(), str() if len(target) <= LONGEST_FIELD:
             _set(holder, key, target + value, insert=False)
         case list(), list():
             target.extend(value)

@@ -1,6 +1,6 @@
 """ChatGPT's failures as ours: of a response, of an event within a stream. Source: protocol notes, HTTP errors.
 
-Bodies come in many shapes: FastAPI's `detail` as text, object or list, proxies' `error`, HTML, nothing. Texts may be
+Bodies come in many forms: FastAPI's `detail` as text, object or list, proxies' `error`, HTML, nothing. Texts may be
 localised, so a status or a code decides wherever there is one.
 """
 
@@ -19,14 +19,15 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.words import (
-    challenges,
+from relay.upstreams.wording import (
+    error_text,
+    is_challenge,
     is_page,
-    json_of,
+    kind_of_body,
+    parse_json,
     redacted,
     retry_after,
     stated_wait,
-    words_of,
 )
 
 _LIMIT_CODES = (
@@ -35,110 +36,122 @@ _LIMIT_CODES = (
     "rate_limit_exceeded",
     "usage_limit_reached",
 )
-_AGAIN = re.compile(r"(?i)\bin (?:about )?(\d+) (second|minute|hour)")
+_TOKEN_CODES = ("token_expired", "invalid_jwt")
+_CLOSED_ACCOUNT_CODES = ("account_deactivated", "deactivated_workspace")
+_GONE_CODES = ("conversation_deleted", "conversation_inaccessible")
+_WAIT_PHRASE = re.compile(r"(?i)\bin (?:about )?([0-9]{1,6}) (second|minute|hour)")
 _UNITS = {"second": 1, "minute": 60, "hour": 3600}
+_ACCESS_DENIED = re.compile(rb"error code: 10\d\d|Access denied")
 
 
 def from_response(
     status: int, headers: Mapping[str, str], body: bytes
 ) -> UpstreamError:
-    """The failure that a response tells of: one with an error's status, or a 200 that is no stream."""
-    told, page = json_of(body), is_page(headers, body)
+    """The failure that a response means: one with an error's status, or a 200 that is no stream.
+
+    Header names are in lower case; the body is without the account's token already.
+    """
     if 300 <= status < 400:
         return UpstreamFailed(
             "The upstream sent us elsewhere; redirects are not followed, for tokens go nowhere else."
         )
-    if (
-        page
-        and (status in (403, 503) or headers.get("cf-mitigated"))
-        and challenges(headers, body)
-    ):
+    if (challenge := _challenge(status, headers, body)) is not None:
+        return challenge
+    payload = parse_json(body)
+    if is_page(headers, body) or (payload is None and status < 400):
+        return _no_api(status, kind_of_body(headers, body))
+    if isinstance(payload, dict) and "wss_url" in payload:
+        return UpstreamFailed(
+            "The upstream wants to deliver by WebSocket (wss_url), which is not supported."
+        )
+    message, code = error_text(payload)
+    message = message or redacted(body.decode("utf-8", "replace").strip())
+    if status < 400:
+        return from_event(message, code, payload)
+    return _from_status(status, headers, payload, message, code)
+
+
+def _challenge(
+    status: int, headers: Mapping[str, str], body: bytes
+) -> Challenged | None:
+    may_challenge = status in (403, 503) or headers.get("cf-mitigated")
+    if may_challenge and is_page(headers, body) and is_challenge(headers, body):
         return Challenged(
             "The upstream answered with a browser challenge (Cloudflare), which this service never solves. "
             "Wait, or use a REVERSE_PROXY that is let through."
         )
-    if status == 403 and re.search(rb"error code: 10\d\d|Access denied", body):
+    if status == 403 and _ACCESS_DENIED.search(body):
         return Challenged(
             "The upstream's edge blocks this server's address (access denied)."
         )
-    if page or (told is None and status < 400):
-        kind = (
-            "a web page"
-            if page
-            else "what is no answer"
-            if body.strip()
-            else "an empty answer"
-        )
-        if status < 400:
-            return UpstreamFailed(
-                f"The upstream sent {kind} where a stream was due. Is it the right address?"
-            )
-        return UpstreamRefused(
-            f"The upstream answered {status} with {kind}.", status=status
-        )
-    if isinstance(told, dict) and "wss_url" in told:
-        return UpstreamFailed(
-            "The upstream wants to deliver by WebSocket (wss_url), which is not supported."
-        )
-    return _of_body(status, headers, told, body)
+    return None
 
 
-def _of_body(
-    status: int, headers: Mapping[str, str], told: Any, body: bytes
-) -> UpstreamError:
-    message, code = words_of(told)
-    message = message or redacted(body.decode("utf-8", "replace").strip())
-    said = f": {message}" if message else "."
-    if status == 401 or (status < 400 and code in ("token_expired", "invalid_jwt")):
-        return TokenRejected(f"The upstream rejects the access token{said}")
+def _no_api(status: int, kind: str) -> UpstreamError:
+    """The failure of a body that the backend itself would not send."""
     if status < 400:
-        return from_words(message, code, told)
-    if (
-        status == 429
-        or code in _LIMIT_CODES
-        or (status == 400 and "too many requests" in message.lower())
-    ):
-        return _limit(message, told, headers)
-    if status == 403 and code in ("account_deactivated", "deactivated_workspace"):
-        return TokenRejected(f"The upstream has closed this account{said}")
+        return UpstreamFailed(
+            f"The upstream sent {kind} where a stream was due. Is it the right address?"
+        )
     return UpstreamRefused(
-        f"The upstream answered {status}{said}",
+        f"The upstream answered {status} with {kind}.", status=status
+    )
+
+
+def _from_status(
+    status: int, headers: Mapping[str, str], payload: Any, message: str, code: str
+) -> UpstreamError:
+    suffix = f": {message}" if message else "."
+    if status == 401:
+        return TokenRejected(f"The upstream rejects the access token{suffix}")
+    if status == 429 or code in _LIMIT_CODES or _is_limit(status, message):
+        return _limit(message, payload, headers)
+    if status == 403 and code in _CLOSED_ACCOUNT_CODES:
+        return TokenRejected(f"The upstream has closed this account{suffix}")
+    return UpstreamRefused(
+        f"The upstream answered {status}{suffix}",
         status=status,
         retry_after=retry_after(headers),
     )
 
 
-def _limit(message: str, told: Any, headers: Mapping[str, str]) -> RateLimited:
-    wait = stated_wait(told) or retry_after(headers) or _phrase(message)
-    said = f"The upstream's limit is reached: {message or 'too many requests'}"
+def _is_limit(status: int, message: str) -> bool:
+    return status == 400 and "too many requests" in message.lower()
+
+
+def _limit(message: str, payload: Any, headers: Mapping[str, str]) -> RateLimited:
+    wait = stated_wait(payload) or retry_after(headers) or _wait_in(message)
+    sentence = f"The upstream's limit is reached: {message or 'too many requests'}"
     if wait is None and "one message at a time" in message.lower():
-        return OneAtATime(said)
-    return RateLimited(said, retry_after=wait)
+        return OneAtATime(sentence)
+    return RateLimited(sentence, retry_after=wait)
 
 
-def from_words(message: str, code: str, told: Any = None) -> UpstreamError:
-    """The failure that an event within a stream tells of."""
-    said = message or code or "it gave no reason"
+def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
+    """The failure that an event within a stream, or a 200 that is no stream, means.
+
+    `message`, `code`: as `error_text` reads them. `payload`: the event, where it may state a wait.
+    """
+    reason = message or code or "it gave no reason"
     if code in _LIMIT_CODES:
         return RateLimited(
-            f"The upstream's limit is reached: {said}", retry_after=stated_wait(told)
+            f"The upstream's limit is reached: {reason}",
+            retry_after=stated_wait(payload),
         )
-    if code in ("token_expired", "invalid_jwt"):
-        return TokenRejected(f"The upstream rejects the access token: {said}")
-    if "conversation_not_found" in code or code in (
-        "conversation_deleted",
-        "conversation_inaccessible",
-    ):
+    if code in _TOKEN_CODES:
+        return TokenRejected(f"The upstream rejects the access token: {reason}")
+    if "conversation_not_found" in code or code in _GONE_CODES:
         return UpstreamRefused(
-            f"The upstream knows no such conversation: {said}", status=404
+            f"The upstream knows no such conversation: {reason}", status=404
         )
     if code == "conversation_too_large":
         return UpstreamRefused(
-            f"The conversation is too long for the upstream: {said}", status=413
+            f"The conversation is too long for the upstream: {reason}", status=413
         )
-    return UpstreamFailed(f"The upstream failed within its answer: {said}")
+    return UpstreamFailed(f"The upstream failed within its answer: {reason}")
 
 
-def _phrase(message: str) -> int | None:
-    found = _AGAIN.search(message)
-    return int(found[1]) * _UNITS[found[2].lower()] if found else None
+def _wait_in(message: str) -> int | None:
+    """Seconds by a phrase such as `in 20 minutes`."""
+    phrase = _WAIT_PHRASE.search(message)
+    return int(phrase[1]) * _UNITS[phrase[2].lower()] if phrase else None

@@ -1,8 +1,7 @@
-"""Conversations that ChatGPT keeps: listed, read, renamed and deleted at the account where they live."""
+"""Conversations that ChatGPT stores: listed, read, renamed and deleted at the account where they live."""
 
 from __future__ import annotations
 
-import time
 from typing import Any, TypeAlias
 
 import orjson
@@ -10,10 +9,12 @@ import orjson
 from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
-from relay.transports import Call, Head
+from relay.transports import Call
 from relay.upstreams.chatgpt_web import body, failures
-from relay.upstreams.chatgpt_web.session import LONGEST_TREE, Backend, parsed_tree
-from relay.upstreams.words import json_of, words_of
+from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.procedure import LARGEST_TREE, parse_tree
+from relay.upstreams.http import Response, fetch
+from relay.upstreams.wording import error_text, parse_json
 
 Items: TypeAlias = list[dict[str, Any]]
 
@@ -22,7 +23,10 @@ MOST_PAGES = 10
 
 
 class WebHistory:
-    """The history of the owner's accounts, or of the one that a caller's own token opens."""
+    """The history of the server's accounts, or of the one that a caller's own token opens.
+
+    `seconds`: the longest wait for one answer.
+    """
 
     def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
         self._backend = backend
@@ -32,11 +36,10 @@ class WebHistory:
     def has_accounts(self) -> bool:
         return len(self._backend.pool) > 0
 
-    def knows(self, token: str) -> bool:
-        return self._backend.knows(token)
+    def recognizes(self, token: str) -> bool:
+        return self._backend.recognizes(token)
 
     def list(self, caller: Caller, most: int) -> Items:
-        """The newest conversations of all accounts in reach, as the backend's list has them, up to `most` of each."""
         found: Items = []
         for account in self._accounts(caller, None):
             offset = 0
@@ -49,44 +52,30 @@ class WebHistory:
         return found
 
     def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
-        """A page of an account's list, and how long the backend makes its pages: it may give less than is asked for."""
-        head, told = self._fetch(
-            caller,
-            account,
-            "GET",
-            f"conversations?offset={offset}&limit={PAGE}&order=updated",
-        )
-        items, size = json_of(told), PAGE
+        """A page of an account's list, and the page size of the backend, which may be below ours."""
+        path = f"conversations?offset={offset}&limit={PAGE}&order=updated"
+        response = self._fetch(caller, account, "GET", path)
+        items = parse_json(response.body)
+        size = PAGE
         if isinstance(items, dict):
             limit = items.get("limit")
-            items, size = (
-                items.get("items"),
-                limit if isinstance(limit, int) and 0 < limit < PAGE else PAGE,
-            )
-        if head.status != 200 or not isinstance(items, list):
-            raise failures.from_response(
-                head.status, head.headers, account.hidden_in(told)
-            )
-        return [
-            item
-            for item in items
-            if isinstance(item, dict) and isinstance(item.get("id"), str)
-        ], size
+            if isinstance(limit, int) and 0 < limit < PAGE:
+                size = limit
+            items = items.get("items")
+        if response.status != 200 or not isinstance(items, list):
+            raise _failure(response)
+        return [item for item in items if _is_item(item)], size
 
     def read(
         self, caller: Caller, conversation_id: str, account: str | None
     ) -> dict[str, Any]:
-        """One conversation, just as the backend shows it. Raises NoConversation where no account in reach has it."""
         path = f"conversation/{body.conversation_path(conversation_id)}"
+        is_only_place = bool(account or caller.token)
         for candidate in self._accounts(caller, account):
-            head, told = self._fetch(caller, candidate, "GET", path)
-            if (
-                head.status != 404
-                or account
-                or caller.token
-                or not words_of(json_of(told))[0]
-            ):
-                return parsed_tree(head, told)
+            response = self._fetch(caller, candidate, "GET", path)
+            is_unknown = response.status == 404 and _has_reason(response)
+            if is_only_place or not is_unknown:
+                return parse_tree(response)
         raise NoConversation()
 
     def change(
@@ -94,64 +83,54 @@ class WebHistory:
         caller: Caller,
         conversation_id: str,
         account: str | None,
-        what: dict[str, Any],
+        changes: dict[str, Any],
     ) -> None:
-        """Rename (`title`) or delete (`is_visible`: false). Raises NoConversation where no account in reach has it."""
         path = f"conversation/{body.conversation_path(conversation_id)}"
+        content = orjson.dumps(changes)
         for candidate in self._accounts(caller, account):
-            head, told = self._fetch(
-                caller, candidate, "PATCH", path, orjson.dumps(what)
-            )
-            done = json_of(told)
-            if (
-                head.status == 200
-                and isinstance(done, dict)
-                and done.get("success", True)
-            ):
+            response = self._fetch(caller, candidate, "PATCH", path, content)
+            if response.status == 200:
+                _check_changed(response)
                 return
-            if head.status == 200:
-                raise UpstreamFailed(
-                    "The upstream did not say that it changed the conversation."
+            if response.status != 404:
+                raise _failure(response)
+            if not _has_reason(response):
+                raise UpstreamRefused(
+                    "The upstream changes no conversations: a reverse proxy may pass on "
+                    "the asking alone.",
+                    status=404,
                 )
-            if head.status != 404:
-                raise failures.from_response(head.status, head.headers, told)
-            if not words_of(done)[0]:
-                message = "The upstream changes no conversations: a reverse proxy may pass on the asking alone."
-                raise UpstreamRefused(message, status=404)
         raise NoConversation()
 
-    def entitle(self, caller: Caller, conversation_id: str, account: str | None) -> str:
+    def make_title(
+        self, caller: Caller, conversation_id: str, account: str | None
+    ) -> str:
         """Have ChatGPT find a title for the newest answer, as its page does after the first one."""
         tree = self.read(caller, conversation_id, account)
-        asked = orjson.dumps({"message_id": tree.get("current_node")})
+        content = orjson.dumps({"message_id": tree.get("current_node")})
         path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
         for candidate in self._accounts(caller, account):
-            head, told = self._fetch(caller, candidate, "POST", path, asked)
-            found = json_of(told)
-            if (
-                head.status == 200
-                and isinstance(found, dict)
-                and isinstance(found.get("title"), str)
-            ):
-                return str(found["title"])
-            if head.status == 200 and isinstance(found, dict):  # it has one already
-                return str(tree.get("title") or "")
-            if head.status != 404:
-                raise failures.from_response(head.status, head.headers, told)
+            response = self._fetch(caller, candidate, "POST", path, content)
+            payload = parse_json(response.body)
+            if response.status == 200 and isinstance(payload, dict):
+                title = payload.get("title")
+                has_one_already = not isinstance(title, str)
+                return str(tree.get("title") or "") if has_one_already else str(title)
+            if response.status != 404:
+                raise _failure(response)
         raise NoConversation()
 
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
+        if not caller.token and not caller.may_spend:
+            raise Unauthorized(
+                "That conversation is at ChatGPT; send your access token, or a client "
+                "key."
+            )
         if caller.token:
             return (self._backend.account_of(caller.token),)
-        if not caller.may_spend:
-            raise Unauthorized(
-                "That conversation is at ChatGPT; send your access token, or a client key."
-            )
-        return (
-            self._backend.pool.only(account)
-            if account
-            else self._backend.pool.in_turn()
-        )
+        if account:
+            return self._backend.pool.only(account)
+        return self._backend.pool.in_turn()
 
     def _fetch(
         self,
@@ -159,29 +138,38 @@ class WebHistory:
         account: Account,
         method: str,
         path: str,
-        told: bytes = b"",
-    ) -> tuple[Head, bytes]:
+        content: bytes = b"",
+    ) -> Response:
         headers = body.headers(
             account.token, self._backend.extras, "", own=bool(caller.token)
         )
-        if told:
+        if content:
             headers["Content-Type"] = "application/json"
-        exchange = self._backend.transport.send(
-            Call(method, f"{self._backend.place_for(None).base}/{path}", headers, told)
+        url = f"{self._backend.place_for(None).base}/{path}"
+        call = Call(method, url, headers, content)
+        return fetch(
+            self._backend.transport, call, account, self._seconds, LARGEST_TREE
         )
-        until, answer = time.monotonic() + self._seconds, b""
-        try:
-            head = exchange.head(self._seconds)
-            while head and (piece := exchange.read(max(0.0, until - time.monotonic()))):
-                answer += piece
-                if len(answer) > LONGEST_TREE:
-                    raise UpstreamFailed(
-                        "The upstream's answer is larger than anything that was asked for."
-                    )
-            if head is None or piece is None:
-                raise UpstreamFailed(
-                    f"The upstream did not answer within {self._seconds:g} s."
-                )
-            return head, answer if head.status == 200 else account.hidden_in(answer)
-        finally:
-            exchange.close()
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("id"), str)
+
+
+def _has_reason(response: Response) -> bool:
+    """Whether the backend itself says why; a proxy that knows no such path does not."""
+    return bool(error_text(parse_json(response.body))[0])
+
+
+def _check_changed(response: Response) -> None:
+    payload = parse_json(response.body)
+    if not isinstance(payload, dict) or not payload.get("success", True):
+        raise UpstreamFailed(
+            "The upstream did not say that it changed the conversation."
+        )
+
+
+def _failure(response: Response) -> Exception:
+    return failures.from_response(
+        response.status, response.head.headers, response.redacted
+    )

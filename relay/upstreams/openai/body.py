@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -15,20 +16,22 @@ from relay.domain import Message, Question
 from relay.errors import BadRequest
 
 DEFAULT_BASE = "https://api.openai.com/v1"
+OPENAI_HOST = "api.openai.com"
 USER_AGENT = "chatgpt-webapi"
 #: no parameter of a caller's replaces these, or tells a gateway where to go and with whose key
-OURS = (
-    *(
-        "model",
-        "messages",
-        "stream",
-        "api_base",
-        "base_url",
-        "api_key",
-        "api_version",
-        "custom_llm_provider",
-    ),
-    *("extra_headers", "extra_body", "headers", "user_config"),
+PROTECTED_FIELDS = (
+    "model",
+    "messages",
+    "stream",
+    "api_base",
+    "base_url",
+    "api_key",
+    "api_version",
+    "custom_llm_provider",
+    "extra_headers",
+    "extra_body",
+    "headers",
+    "user_config",
 )
 
 
@@ -42,39 +45,60 @@ class Extras:
 
 def base(address: str) -> str:
     """What paths are appended to: an origin gets /v1, a path stays as it is, a full address is cut before its route."""
-    below = address.rstrip("/")
-    if below.endswith("/chat/completions"):
-        return below.removesuffix("/chat/completions")
-    return below if below.count("/") > 2 else f"{below}/v1"
+    prefix = address.rstrip("/")
+    if prefix.endswith("/chat/completions"):
+        return prefix.removesuffix("/chat/completions")
+    return prefix if prefix.count("/") > 2 else f"{prefix}/v1"
+
+
+def takes_developer_role(base: str) -> bool:
+    """Whether a server is known to take the role `developer`: OpenAI's own alone; others refuse it or drop the text."""
+    return urlsplit(base).hostname == OPENAI_HOST
 
 
 def headers(
     token: str, extras: Extras, request_id: str, *, own: bool
 ) -> dict[str, str]:
-    """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it."""
+    """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it.
+
+    Raises BadRequest for a token that no header can carry.
+    """
     if any(ord(character) < 33 or ord(character) > 126 for character in token):
         raise BadRequest("The API key holds characters that no key has.")
-    told = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     if token:
-        told["Authorization"] = f"Bearer {token}"
+        headers["Authorization"] = f"Bearer {token}"
     if request_id:
-        told["X-Request-Id"] = request_id
-    names = {name.lower(): name for name in told}
-    for name, value in () if own else extras.headers.items():
-        told[names.get(name.lower(), name)] = value
-    return told
+        headers["X-Request-Id"] = request_id
+    if own:
+        return headers
+    names = {name.lower(): name for name in headers}
+    for name, value in extras.headers.items():
+        headers[names.get(name.lower(), name)] = value
+    return headers
 
 
-def completion(question: Question, model: str, extras: Extras) -> bytes:
-    """The body that asks a question. It is always streamed, so that silence is noticed."""
+def completion_body(
+    question: Question, model: str, extras: Extras, *, developer_role: bool
+) -> bytes:
+    """The body that asks a question. It is always streamed, so that silence is noticed.
+
+    `developer_role`: whether messages of the role `developer` are sent as such; else as `system`.
+    Raises BadRequest for options and messages that cannot be sent.
+    """
     options = {
-        name: value for name, value in question.options.items() if name not in OURS
+        name: value
+        for name, value in question.options.items()
+        if name not in PROTECTED_FIELDS
     }
     if options.get("n") not in (None, 1):
         raise BadRequest("The field n must be 1: one question has one answer here.")
+    messages = [_message(message) for message in question.messages]
+    if not developer_role:
+        messages = [_as_system(message) for message in messages]
     body = {
         "model": model,
-        "messages": [_message(message) for message in question.messages],
+        "messages": messages,
         "stream": True,
         "stream_options": {"include_usage": True},
         **options,
@@ -89,4 +113,11 @@ def completion(question: Question, model: str, extras: Extras) -> bytes:
 
 
 def _message(message: Message) -> Mapping[str, Any]:
-    return message.given or {"role": message.role, "content": message.text}
+    return message.payload or {"role": message.role, "content": message.text}
+
+
+def _as_system(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message of a developer's as one of the system; others as they are."""
+    if message.get("role") != "developer":
+        return message
+    return {**message, "role": "system"}

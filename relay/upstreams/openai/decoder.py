@@ -2,23 +2,60 @@
 
 Source: OpenAI's chat.completion.chunk. Compatible servers differ: reasoning stands in `reasoning_content` (DeepSeek,
 vLLM, llama.cpp, LiteLLM) or `reasoning` (OpenRouter, Ollama), content may be a list of parts (Mistral), usage may come
-with the last chunk or after it, and `[DONE]` may be missing. Without a finish reason there is no whole answer.
+with the last chunk or after it, and `[DONE]` may be missing. Without a finish reason the answer is not complete.
+
+How it works: each chunk is a set of additions to one message, so its events are yielded as they are read and nothing is
+kept of them. Only the model, the usage and the finish reason are kept, for `Finished`, which is yielded at `[DONE]` or
+at the end of the bytes. The decoder is `complete` once it has the finish reason: what may still come is usage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from relay import sse
-from relay.domain import Delta, Event, Finished, Reasoning, Refusal, Started
+from relay.domain import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Reasoning,
+    Refusal,
+    Started,
+    ToolCall,
+)
 from relay.errors import UpstreamCut, UpstreamFailed
-from relay.upstreams.openai.failures import within
-from relay.upstreams.words import json_of
+from relay.upstreams.openai.failures import in_event
+from relay.upstreams.wording import parse_json, replaced_in_texts
 
 CUT = "The upstream ended its stream without a finish reason: the answer is not whole."
-#: finish reasons by which compatible servers say that they gave up (DeepSeek, vLLM, SGLang, GLM, gateways)
-_GAVE_UP = (
+#: what compatible servers call their finish reasons, in lower case; other words mean `stop`
+FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "complete": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "content_filter": "content_filter",
+    "sensitive": "content_filter",  # GLM
+    "safety": "content_filter",  # this and the rest: Gemini
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
+}
+#: finish reasons that mean that the server gave up (DeepSeek, vLLM, SGLang, GLM, gateways)
+FAILURE_REASONS = (
     "error",
     "failed",
     "abort",
@@ -28,118 +65,186 @@ _GAVE_UP = (
     "network_error",
     "insufficient_system_resource",
 )
-#: and that a filter stopped the answer (GLM, Gemini)
-_FILTERED = (
-    "content_filter",
-    "sensitive",
-    "safety",
-    "recitation",
-    "blocklist",
-    "prohibited_content",
-    "spii",
-)
 
 
 class OpenAIDecoder:
-    """Follows the first choice of a completion. `hide` takes the credential out of what a failure quotes."""
+    """Follows the first choice of a completion. `redact` takes the credential out of what a failure quotes."""
 
-    def __init__(self, hide: Callable[[bytes], bytes] = bytes) -> None:
-        self._hide = hide
-        self._events = sse.Parser(strays=True)
+    def __init__(self, redact: Callable[[bytes], bytes] = bytes) -> None:
+        self._redact = redact
+        self._parser = sse.Parser(strays=True)
         self.started = False
+        self._finished = False
+        self._failure = ""
         self._model: str | None = None
-        self._reason: str | None = None
+        self._reason: FinishReason | None = None
         self._usage: Mapping[str, Any] | None = None
 
     @property
-    def settled(self) -> bool:
+    def complete(self) -> bool:
+        """The finish reason has come: all of the answer is there."""
         return self._reason is not None
 
-    def feed(self, piece: bytes) -> list[Event]:
-        events: list[Event] = []
-        for event in self._events.feed(piece):
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """The events that this piece completes, lazily: those before an error come before it is raised."""
+        if self._finished:
+            return
+        for event in self._parser.feed(piece):
             if event.data.strip() == "[DONE]":
-                return events + self._end()
-            events += self._chunk(event)
-        return events
+                yield from self.end()
+                return
+            yield from self._chunk(event)
+            if self._failure:
+                raise UpstreamFailed(
+                    f"The upstream gave up within its answer ({self._failure})."
+                )
 
     def end(self) -> list[Event]:
-        return self._end()
-
-    def _end(self) -> list[Event]:
+        """The last event; none if it was yielded already. Raises UpstreamCut without a finish reason."""
+        if self._finished:
+            return []
         if self._reason is None:
             raise UpstreamCut(CUT)
+        self._finished = True
         return [Finished(self._reason, model=self._model, usage=self._usage)]
 
     def _chunk(self, event: sse.ServerEvent) -> list[Event]:
-        told = json_of(event.data.encode())
-        if within(told, event.name) is not None:
-            hidden = within(json_of(self._hide(event.data.encode())), event.name)
-            raise hidden or UpstreamFailed("The upstream failed within its answer.")
+        chunk = parse_json(event.data.encode())
+        if in_event(chunk, event.name) is not None:
+            error = in_event(replaced_in_texts(chunk, self._redact), event.name)
+            raise error or UpstreamFailed("The upstream failed within its answer.")
         if event.name == sse.STRAY:
             return []
-        if not isinstance(told, dict):
+        if not isinstance(chunk, dict):
             raise UpstreamFailed("The upstream sent an event that is no JSON object.")
         events: list[Event] = []
         if not self.started:
-            self.started = True
-            self._model = _text(told.get("model")) or None
-            events.append(Started(self._model))
-        if isinstance(told.get("usage"), dict):
-            self._usage = {
-                name: value for name, value in told["usage"].items() if _counts(value)
-            }
-        choices = told.get("choices")
-        for choice in choices if isinstance(choices, list) else []:
+            events.append(self._start(chunk))
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._usage = _counts(usage)
+        choices = chunk.get("choices")
+        if isinstance(choices, list):
+            events += self._choices(choices)
+        return events
+
+    def _choices(self, choices: list[Any]) -> list[Event]:
+        """The events of the first choice."""
+        events: list[Event] = []
+        for choice in choices:
             if isinstance(choice, dict) and choice.get("index", 0) == 0:
                 events += self._choice(choice)
         return events
 
+    def _start(self, chunk: dict[str, Any]) -> Started:
+        self.started = True
+        self._model = _text(chunk.get("model")) or None
+        return Started(self._model)
+
     def _choice(self, choice: dict[str, Any]) -> list[Event]:
-        said = choice.get("delta") or choice.get(
-            "message"
-        )  # a server that does not stream sends the whole message
-        events: list[Event] = []
-        if isinstance(said, dict):
-            events += _content(said.get("content"))
-            thought = _text(said.get("reasoning_content")) or _text(
-                said.get("reasoning")
-            )
-            events += [Reasoning(thought)] if thought else []
-            events += (
-                [Refusal(refusal)] if (refusal := _text(said.get("refusal"))) else []
-            )
-        if reason := _text(choice.get("finish_reason")):
-            if reason.lower() in _GAVE_UP:
-                raise UpstreamFailed(
-                    f"The upstream gave up within its answer ({reason})."
-                )
-            self._reason = "content_filter" if reason.lower() in _FILTERED else reason
-        return events
+        reason = choice.get("finish_reason")
+        if reason:
+            self._finish(_text(reason))
+        # a server that does not stream sends the whole message
+        message = choice.get("delta") or choice.get("message")
+        return _message_events(message) if isinstance(message, dict) else []
+
+    def _finish(self, reason: str) -> None:
+        """Keep the finish reason, or the failure that it means."""
+        if reason.lower() in FAILURE_REASONS:
+            self._failure = reason
+        elif reason:
+            self._reason = FINISH_REASONS.get(reason.lower(), "stop")
 
 
-def _content(content: Any) -> list[Event]:
-    """Text, or a list of parts: of text, or of what the model thinks."""
-    if isinstance(content, str):
-        return [Delta(content)] if content else []
-    events: list[Event] = []
-    for part in content if isinstance(content, list) else []:
-        if isinstance(part, dict) and (text := _text(part.get("text"))):
-            events.append(Delta(text))
-        elif isinstance(part, dict) and isinstance(part.get("thinking"), list):
-            inner = (
-                _text(step.get("text"))
-                for step in part["thinking"]
-                if isinstance(step, dict)
-            )
-            events += [Reasoning(text) for text in inner if text]
+def _message_events(message: dict[str, Any]) -> list[Event]:
+    content = message.get("content")
+    events = _content(content) if content else []
+    reasoning = _text(message.get("reasoning_content"))
+    reasoning = reasoning or _text(message.get("reasoning"))
+    if reasoning:
+        events.append(Reasoning(reasoning))
+    refusal = _text(message.get("refusal"))
+    if refusal:
+        events.append(Refusal(refusal))
+    calls = message.get("tool_calls")
+    if not calls and "function_call" in message:  # the API before `tool_calls`
+        calls = [{"function": message["function_call"]}]
+    if calls:
+        events += _tool_calls(calls)
     return events
 
 
-def _counts(value: Any) -> bool:
-    """A number, or an object of them: what is told of usage, and no more than that."""
-    inner = value.values() if isinstance(value, dict) else (value,)
-    return all(isinstance(number, (int, float, type(None))) for number in inner)
+def _content(content: Any) -> list[Event]:
+    """Text, or a list of parts: of text, or of reasoning."""
+    if isinstance(content, str):
+        return [Delta(content)]
+    events: list[Event] = []
+    for part in _objects(content):
+        text = _text(part.get("text"))
+        if text:
+            events.append(Delta(text))
+            continue
+        steps = [_text(step.get("text")) for step in _objects(part.get("thinking"))]
+        events += [Reasoning(step) for step in steps if step]
+    return events
+
+
+def _tool_calls(calls: Any) -> list[ToolCall]:
+    """Pieces of calls, or whole ones."""
+    if not isinstance(calls, list):
+        return []
+    pieces = [
+        _tool_call(call, position)
+        for position, call in enumerate(calls)
+        if isinstance(call, dict)
+    ]
+    return [piece for piece in pieces if piece is not None]
+
+
+def _tool_call(call: dict[str, Any], position: int) -> ToolCall | None:
+    """One piece of a call; None where it says nothing. Without an index its position counts."""
+    index = call.get("index")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        index = position
+    identifier = _text(call.get("id"))
+    function = call.get("function")
+    if not isinstance(function, dict):
+        function = {}
+    name = _text(function.get("name"))
+    arguments = _arguments(function.get("arguments"))
+    if not (identifier or name or arguments):
+        return None
+    return ToolCall(index, identifier, name, arguments)
+
+
+def _arguments(arguments: Any) -> str:
+    """A piece of JSON; some servers send the object itself."""
+    if not isinstance(arguments, dict):
+        return _text(arguments)
+    try:
+        return orjson.dumps(arguments).decode()
+    except orjson.JSONEncodeError:
+        raise UpstreamFailed(
+            "The upstream sent a tool call that is nested too deep."
+        ) from None
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a usage object, and its objects of numbers; no more than that."""
+    return {name: value for name, value in usage.items() if _is_count(value)}
+
+
+def _is_count(value: Any) -> bool:
+    numbers = value.values() if isinstance(value, dict) else (value,)
+    return all(isinstance(number, (int, float, type(None))) for number in numbers)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of a list; none where it is no list."""
+    if not isinstance(value, list):
+        return []
+    return [each for each in value if isinstance(each, dict)]
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,6 @@ Source: OpenAI's error objects and rate limit headers, and what compatible serve
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -18,132 +17,181 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.words import (
+from relay.upstreams.wording import (
+    LONGEST_HEADER,
+    LONGEST_WAIT,
+    error_text,
     is_page,
-    json_of,
+    kind_of_body,
+    parse_json,
     redacted,
     retry_after,
     stated_wait,
-    words_of,
+    whole_seconds,
 )
 
-_LIMITS = (
+_LIMIT_CODES = (
     "rate_limit_exceeded",
     "insufficient_quota",
     "usage_limit_reached",
     "tokens",
     "requests",
 )
-_NO_END = (
+#: limits that waiting does not end
+_QUOTA_CODES = (
     "insufficient_quota",
     "billing_hard_limit_reached",
     "billing_not_active",
-)  # waiting does not help
+)
 _UNITS = (86400, 3600, 60, 1, 0.001)
 _DURATION = re.compile(
-    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([0-9.]+)s)?(?:([0-9.]+)ms)?"
+    r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m(?!s))?(?:([0-9.]+)s)?(?:([0-9.]+)ms)?"
 )
+_RESET_HEADER = re.compile(r"x-ratelimit-reset(-\w+)?")
 
 
 def from_response(
     status: int, headers: Mapping[str, str], body: bytes
 ) -> UpstreamError:
-    """The failure that a response tells of: one with an error's status, or a 200 that is no answer."""
-    told = json_of(body)
+    """The failure that a response means: one with an error's status, or a 200 that is no answer.
+
+    Header names are in lower case; the body is without the API key already.
+    """
     if 300 <= status < 400:
         return UpstreamFailed(
             "The upstream sent us elsewhere; redirects are not followed, for keys go nowhere else."
         )
+    payload = parse_json(body)
     if status < 400:
-        if (error := within(told)) is not None:
-            return error
-        kind = (
-            "a web page"
-            if is_page(headers, body)
-            else "what is no answer"
-            if body.strip()
-            else "an empty answer"
+        return in_event(payload) or UpstreamFailed(
+            f"The upstream sent {kind_of_body(headers, body)} where an answer was due. Is OPENAI_BASE_URL right?"
         )
-        return UpstreamFailed(
-            f"The upstream sent {kind} where an answer was due. Is OPENAI_BASE_URL right?"
-        )
-    message, code = words_of(told)
-    if is_page(headers, body):
-        message = "with a web page"
-    else:
-        message = message or redacted(body.decode("utf-8", "replace").strip())
-    said = f": {message}" if message else "."
-    named = f" ({code})" if code and code not in message and not code.isdigit() else ""
+    _, code = error_text(payload)
+    suffix = _suffix(headers, body, payload)
     if status == 401:
-        return TokenRejected(f"The upstream rejects the API key{said}{named}")
+        return TokenRejected(f"The upstream rejects the API key{suffix}")
     if status == 429:
-        wait = None if code in _NO_END else _wait(headers, told)
-        return RateLimited(
-            f"The upstream's limit is reached{said}{named}", retry_after=wait
-        )
+        wait = None if code in _QUOTA_CODES else _limit_wait(headers, payload)
+        return RateLimited(f"The upstream's limit is reached{suffix}", retry_after=wait)
     if code == "context_length_exceeded":
-        named += " A lower HISTORY_BUDGET lets long conversations go on."
-    wait = retry_after(headers)
+        suffix += " A lower HISTORY_BUDGET lets long conversations go on."
     return UpstreamRefused(
-        f"The upstream answered {status}{said}{named}", status=status, retry_after=wait
+        f"The upstream answered {status}{suffix}",
+        status=status,
+        retry_after=retry_after(headers),
     )
 
 
-def within(told: Any, name: str = "") -> UpstreamError | None:
-    """The failure that an event, or a 200 that is no stream, tells of; None where it tells of none."""
-    if not isinstance(told, dict):
+def _suffix(headers: Mapping[str, str], body: bytes, payload: Any) -> str:
+    """The end of a sentence about an error's body: its message, and its code where that says more."""
+    message, code = error_text(payload)
+    if is_page(headers, body):
+        message = "with a web page"
+    elif not message:
+        message = redacted(body.decode("utf-8", "replace").strip())
+    suffix = f": {message}" if message else "."
+    if code and code not in message and not code.isdigit():
+        suffix += f" ({code})"
+    return suffix
+
+
+def in_event(payload: Any, name: str = "") -> UpstreamError | None:
+    """The failure that an event, or a 200 that is no stream, means; None where it means none.
+
+    `name`: the event's name, where it has one.
+    """
+    if not isinstance(payload, dict) or not _is_error(payload, name):
         return None
-    error = told.get("error")
-    if (
-        not error
-        and name != "error"
-        and told.get("object") != "error"
-        and ("choices" in told or "message" not in told)
-    ):
-        return None
-    message, code = words_of(told)
-    said = message or code or "it gave no reason"
-    status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
-    kind = error.get("type") if isinstance(error, dict) else None
-    if status == 429 or code in _LIMITS or kind in _LIMITS:
-        wait = None if code in _NO_END else stated_wait(told)
-        return RateLimited(f"The upstream's limit is reached: {said}", retry_after=wait)
+    message, code = error_text(payload)
+    reason = message or code or "it gave no reason"
+    status = _status_of(code)
+    if _is_limit(payload, code, status):
+        wait = None if code in _QUOTA_CODES else stated_wait(payload)
+        return RateLimited(
+            f"The upstream's limit is reached: {reason}", retry_after=wait
+        )
     if status == 401 or code == "invalid_api_key":
-        return TokenRejected(f"The upstream rejects the API key: {said}")
-    if status and status < 500:
-        return UpstreamRefused(f"The upstream answered {status}: {said}", status=status)
-    return UpstreamFailed(f"The upstream failed within its answer: {said}")
+        return TokenRejected(f"The upstream rejects the API key: {reason}")
+    if 400 <= status < 500:
+        return UpstreamRefused(
+            f"The upstream answered {status}: {reason}", status=status
+        )
+    return UpstreamFailed(f"The upstream failed within its answer: {reason}")
 
 
-def _wait(headers: Mapping[str, str], told: Any) -> int | None:
+def _status_of(code: str) -> int:
+    """The HTTP status that some servers send as an error's code; 0 for other codes."""
+    return int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 0
+
+
+def _is_limit(payload: dict[str, Any], code: str, status: int) -> bool:
+    error = payload.get("error")
+    kind = error.get("type") if isinstance(error, dict) else None
+    return status == 429 or code in _LIMIT_CODES or kind in _LIMIT_CODES
+
+
+def _is_error(payload: dict[str, Any], name: str) -> bool:
+    if payload.get("error") or name == "error" or payload.get("object") == "error":
+        return True
+    return "message" in payload and "choices" not in payload
+
+
+def _limit_wait(headers: Mapping[str, str], payload: Any) -> int | None:
     """Seconds until the limit ends: as stated for retries, else until what is used up is there again."""
     milliseconds = headers.get("retry-after-ms", "")
-    if re.fullmatch(r"[0-9]{1,11}(\.[0-9]*)?", milliseconds):
-        return max(1, math.ceil(float(milliseconds) / 1000))
-    if (wait := retry_after(headers) or stated_wait(told)) is not None:
+    if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{0,20})?", milliseconds):
+        return whole_seconds(max(1.0, float(milliseconds) / 1000))
+    wait = retry_after(headers) or stated_wait(payload)
+    if wait is not None:
         return wait
-    resets = {}
+    waits = _reset_waits(headers)
+    return whole_seconds(max(1.0, *waits)) if waits else None
+
+
+def _reset_waits(headers: Mapping[str, str]) -> list[float]:
+    """Seconds until each limit is reset that has nothing left, or does not state what is left."""
+    waits = []
     for name, value in headers.items():
-        if found := re.fullmatch(r"x-ratelimit-reset(-\w+)?", name):
-            left = headers.get(f"x-ratelimit-remaining{found[1] or ''}", "")
-            resets[name] = (left in ("", "0"), _seconds(value))
-    waits = [wait for used_up, wait in resets.values() if wait is not None and used_up]
-    return max(1, math.ceil(max(waits))) if waits else None
+        header = _RESET_HEADER.fullmatch(name)
+        if header is None:
+            continue
+        remaining = headers.get(f"x-ratelimit-remaining{header[1] or ''}", "")
+        seconds = _reset_seconds(value)
+        if seconds is not None and remaining in ("", "0"):
+            waits.append(seconds)
+    return waits
 
 
-def _seconds(value: str) -> float | None:
+def _reset_seconds(value: str) -> float | None:
     """A reset as headers give it: `6m0s`, `20ms`, seconds, or a time as seconds or milliseconds since 1970."""
+    if not value or len(value) > LONGEST_HEADER:
+        return None
     if re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", value):
-        number = float(value)
-        since = number / 1000 if number > 10**11 else number
-        return max(1.0, since - time.time()) if since > 10**9 else number
-    found = _DURATION.fullmatch(value)
-    if not value or found is None:
+        seconds: float | None = _seconds_until(float(value))
+    else:
+        seconds = _duration(value)
+    if seconds is None or seconds >= LONGEST_WAIT:
+        return None
+    return seconds
+
+
+def _seconds_until(number: float) -> float:
+    """Seconds until a time since 1970, in seconds or milliseconds, at least 1; a small number is a wait itself."""
+    if number <= 10**9:
+        return number
+    stamp = number / 1000 if number > 10**11 else number
+    return max(1.0, stamp - time.time())
+
+
+def _duration(value: str) -> float | None:
+    """Seconds of a duration such as `6m0s`; None for what is none."""
+    parts = _DURATION.fullmatch(value)
+    if parts is None:
         return None
     try:
         return sum(
             float(part or 0) * unit
-            for part, unit in zip(found.groups(), _UNITS, strict=True)
+            for part, unit in zip(parts.groups(), _UNITS, strict=True)
         )
     except ValueError:
         return None

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Choice, Printer
+from relay.chat import Chat, Printer, Routing
+from relay.delivery import Clocks, DirectDelivery, Silent
 from relay.dialects import form
 from relay.domain import Ask, Caller
-from relay.driver import Clocks, Drive, Silent
 from relay.errors import (
     Busy,
     CallerLeft,
@@ -24,8 +24,8 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from relay.keeping import Leases
 from relay.store import Store
+from relay.upkeep import Leases
 from tests.scripted import Scripted, Wait
 
 ON_BOTH = True
@@ -35,18 +35,21 @@ FAST = Clocks(first_byte=0.3, silence=0.2, total=1.0, keep_alive=0.05)
 
 
 @pytest.fixture
-def drive(store: Store) -> Callable[..., Drive]:
+def deliver(store: Store) -> Callable[..., DirectDelivery]:
     def make(
         upstream: Scripted,
         printer: Printer | None = None,
         clocks: Clocks = FAST,
         **more: Any,
-    ) -> Drive:
+    ) -> DirectDelivery:
         chat = Chat(
-            {upstream.name: upstream}, Choice(upstream.name), store, Leases(store.renew)
+            {upstream.name: upstream},
+            Routing(upstream.name),
+            store,
+            Leases(store.renew),
         )
         printer, timeout = printer or Silent(), more.pop("timeout", None)
-        return Drive(
+        return DirectDelivery(
             lambda: chat.open(Ask("Hi", OWNER, **more), printer),
             printer,
             clocks,
@@ -66,20 +69,22 @@ def statuses(store: Store) -> list[str]:
     ]
 
 
-def test_a_whole_reply(drive: Callable[..., Drive], store: Store) -> None:
+def test_a_whole_reply(deliver: Callable[..., DirectDelivery], store: Store) -> None:
     upstream = Scripted()
-    driven = drive(upstream)
-    assert driven.reply().text == "Hello"
-    driven.close()
+    delivery = deliver(upstream)
+    assert delivery.reply().text == "Hello"
+    delivery.close()
     assert (
-        driven.outcome == "whole"
+        delivery.outcome == "whole"
         and upstream.streams[0].closed
         and statuses(store) == ["whole"]
     )
 
 
-def test_a_stream_is_told_piece_by_piece(drive: Callable[..., Drive]) -> None:
-    pieces = list(drive(Scripted(b"S|", b"Hel|", b"lo|F|"), EVENTS).stream())
+def test_a_stream_is_told_piece_by_piece(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
+    pieces = list(deliver(Scripted(b"S|", b"Hel|", b"lo|F|"), EVENTS).stream())
     assert pieces[0] == b": keep-alive\n\n", "the head leaves with the first event"
     assert pieces[1:3] == [b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n']
     assert pieces[3].startswith(b"event: done")
@@ -108,7 +113,7 @@ PHASES = [
 
 @pytest.mark.parametrize(("script", "error", "text"), PHASES)
 def test_a_plain_answer_is_never_half(
-    drive: Callable[..., Drive],
+    deliver: Callable[..., DirectDelivery],
     script: list[Any],
     error: type[RelayError],
     text: str,
@@ -116,44 +121,53 @@ def test_a_plain_answer_is_never_half(
 ) -> None:
     upstream = Scripted(*script)
     upstream.script = script
-    driven = drive(upstream)
+    delivery = deliver(upstream)
     with pytest.raises(error):
-        driven.reply()
-    driven.close()
-    assert driven.outcome == error.code
+        delivery.reply()
+    delivery.close()
+    assert delivery.outcome == error.code
     assert all(stream.closed for stream in upstream.streams)
     assert statuses(store) == ([] if error is RateLimited else ["broken"])
 
 
 @pytest.mark.parametrize(("script", "error", "text"), PHASES)
 def test_a_stream_fails_with_its_status_or_within(
-    drive: Callable[..., Drive], script: list[Any], error: type[RelayError], text: str
+    deliver: Callable[..., DirectDelivery],
+    script: list[Any],
+    error: type[RelayError],
+    text: str,
 ) -> None:
     upstream = Scripted(*script)
     upstream.script = script
-    driven = drive(upstream, EVENTS, Clocks(0.2, 0.2, 1.0, keep_alive=0.5))
+    delivery = deliver(upstream, EVENTS, Clocks(0.2, 0.2, 1.0, keep_alive=0.5))
     if not script or not isinstance(script[0], bytes):
         with pytest.raises(error):
-            driven.stream()
+            delivery.stream()
         return
-    wire = b"".join(driven.stream())
+    wire = b"".join(delivery.stream())
     assert (b'{"text":"%s"}' % text.encode() in wire) is bool(text)
     assert wire.count(b"event: error\n") == 1 and b"event: done" not in wire
 
 
-def test_a_raw_stream_that_fails_is_broken_off(drive: Callable[..., Drive]) -> None:
-    pieces = drive(Scripted(b"S|Hel|"), form.Raw()).stream()
+def test_a_raw_stream_that_fails_is_broken_off(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
+    pieces = deliver(Scripted(b"S|Hel|"), form.Raw()).stream()
     assert next(pieces) == b"Hel"
     with pytest.raises(BrokenPipeError) as broken:
         next(pieces)
     assert broken.value.errno == errno.EPIPE
 
 
-def test_silence_is_filled_with_signs_of_life(drive: Callable[..., Drive]) -> None:
+def test_silence_is_filled_with_signs_of_life(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
-    driven = drive(Scripted(Wait(0.18), b"S|", Wait(0.18), b"Hi|F|"), EVENTS, clocks)
+    delivery = deliver(
+        Scripted(Wait(0.18), b"S|", Wait(0.18), b"Hi|F|"), EVENTS, clocks
+    )
     began = time.monotonic()
-    pieces = driven.stream()
+    pieces = delivery.stream()
     assert next(pieces) == b": keep-alive\n\n" and time.monotonic() - began < 0.15, (
         "the status waits only so long"
     )
@@ -163,45 +177,49 @@ def test_silence_is_filled_with_signs_of_life(drive: Callable[..., Drive]) -> No
 
 
 def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(
-    drive: Callable[..., Drive],
+    deliver: Callable[..., DirectDelivery],
 ) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
     pings: list[Any] = [step for _ in range(10) for step in (Wait(0.02), b"x")]
-    wire = list(drive(Scripted(b"S|", *pings, b"|F|"), EVENTS, clocks).stream())
+    wire = list(deliver(Scripted(b"S|", *pings, b"|F|"), EVENTS, clocks).stream())
     assert wire.count(b": keep-alive\n\n") >= 3
 
 
-def test_the_total_clock_ends_an_endless_answer(drive: Callable[..., Drive]) -> None:
+def test_the_total_clock_ends_an_endless_answer(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=0.2)
     endless: list[Any] = [
         b"S|",
         *(step for _ in range(100) for step in (Wait(0.02), b"x|")),
     ]
     with pytest.raises(UpstreamTimeout, match=r"within 0\.2 s"):
-        drive(Scripted(*endless), clocks=clocks).reply()
+        deliver(Scripted(*endless), clocks=clocks).reply()
 
 
-def test_a_callers_timeout_can_only_shorten(drive: Callable[..., Drive]) -> None:
-    assert drive(Scripted(), timeout=0.05).seconds == 0.05
-    assert drive(Scripted(), timeout=9000).seconds == FAST.total
+def test_a_callers_timeout_can_only_shorten(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
+    assert deliver(Scripted(), timeout=0.05).seconds == 0.05
+    assert deliver(Scripted(), timeout=9000).seconds == FAST.total
     with pytest.raises(UpstreamTimeout, match=r"within 0\.05 s"):
-        drive(Scripted(Wait(9)), timeout=0.05).reply()
+        deliver(Scripted(Wait(9)), timeout=0.05).reply()
 
 
 def test_the_next_turn_waits_for_the_one_before_and_gives_up_in_time(
-    drive: Callable[..., Drive],
+    deliver: Callable[..., DirectDelivery],
 ) -> None:
     upstream = Scripted(b"S|", Wait(0.15), b"Hello|F|")
-    first = drive(Scripted())
+    first = deliver(Scripted())
     conversation = first.reply().conversation_id
-    running = drive(upstream, conversation_id=conversation)
+    running = deliver(upstream, conversation_id=conversation)
     thread = threading.Thread(target=running.reply)
     thread.start()
     while not upstream.asked:
         time.sleep(0.005)
     with pytest.raises(Busy):
-        drive(Scripted(), conversation_id=conversation, timeout=0.05).reply()
-    assert drive(Scripted(), conversation_id=conversation).reply().text == "Hello"
+        deliver(Scripted(), conversation_id=conversation, timeout=0.05).reply()
+    assert deliver(Scripted(), conversation_id=conversation).reply().text == "Hello"
     thread.join(5)
 
 
@@ -217,46 +235,49 @@ LEAVING = [
 )
 @pytest.mark.parametrize("script", LEAVING)
 def test_a_caller_that_leaves_ends_the_upstreams_work(
-    drive: Callable[..., Drive], script: list[Any], printer: Printer, store: Store
+    deliver: Callable[..., DirectDelivery],
+    script: list[Any],
+    printer: Printer,
+    store: Store,
 ) -> None:
     upstream = Scripted(*script)
-    driven = drive(upstream, printer, Clocks())
+    delivery = deliver(upstream, printer, Clocks())
     done = threading.Event()
 
     def read() -> None:
         try:
             if isinstance(printer, Silent):
-                driven.reply()
+                delivery.reply()
             else:
-                list(driven.stream())
+                list(delivery.stream())
         except (CallerLeft, BrokenPipeError):
             pass
         finally:
-            driven.close()
+            delivery.close()
             done.set()
 
     threading.Thread(target=read).start()
     while not upstream.streams:
         time.sleep(0.005)
     time.sleep(0.05)
-    driven.leave()
+    delivery.leave()
     assert done.wait(1)
     assert (
         upstream.streams[0].closed
-        and driven.outcome == "caller_left"
+        and delivery.outcome == "caller_left"
         and statuses(store) == ["broken"]
     )
 
 
 def test_a_caller_that_leaves_while_its_conversation_is_busy(
-    drive: Callable[..., Drive],
+    deliver: Callable[..., DirectDelivery],
 ) -> None:
-    conversation = drive(Scripted()).reply().conversation_id
-    holder = drive(
+    conversation = deliver(Scripted()).reply().conversation_id
+    holder = deliver(
         Scripted(b"S|", Wait(30)), EVENTS, Clocks(), conversation_id=conversation
     )
     pieces = holder.stream()
-    waiting = drive(
+    waiting = deliver(
         upstream := Scripted(), conversation_id=conversation, clocks=Clocks()
     )
     threading.Timer(0.1, waiting.leave).start()
@@ -268,17 +289,19 @@ def test_a_caller_that_leaves_while_its_conversation_is_busy(
 
 
 def test_a_body_that_nobody_reads_to_its_end_is_let_go(
-    drive: Callable[..., Drive], store: Store
+    deliver: Callable[..., DirectDelivery], store: Store
 ) -> None:
     upstream = Scripted(b"S|", b"Hel|", b"lo|F|")
-    driven = drive(upstream, EVENTS)
-    next(driven.stream())
-    driven.close()
+    delivery = deliver(upstream, EVENTS)
+    next(delivery.stream())
+    delivery.close()
     assert upstream.streams[0].closed and statuses(store) == ["broken"]
 
 
-def test_what_comes_after_the_end_is_not_read(drive: Callable[..., Drive]) -> None:
+def test_what_comes_after_the_end_is_not_read(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
     upstream = Scripted(b"S|Hi|F|", Wait(30), b"never|")
     began = time.monotonic()
-    assert drive(upstream, clocks=Clocks()).reply().text == "Hi"
+    assert deliver(upstream, clocks=Clocks()).reply().text == "Hi"
     assert time.monotonic() - began < 5

@@ -20,15 +20,16 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from relay.domain import IdempotencyKey, KeyRecord
 from relay.errors import RelayError
-from relay.store import Claim, Claimed, Store
+from relay.store import Store
 from tests.chatgpt_backend import Backend
 from tests.chatgpt_backend import Mode as ChatGPTMode
-from tests.conftest import Service
 from tests.openai_backend import Mode, OpenAIBackend
-from tests.test_accounts import jwt
-from tests.test_routes import said
-from tests.test_store import Clock, end, new
+from tests.processes import Service
+from tests.replies import body_of
+from tests.tokens import jwt
+from tests.turns import Clock, end, new_turn
 
 ON_BOTH = True
 
@@ -69,9 +70,12 @@ def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
     first = ask(client)
-    data = said(first)["data"]
+    data = body_of(first)["data"]
     again = ask(client)
-    assert said(again) == said(first) and again.headers["Idempotent-Replayed"] == "true"
+    assert (
+        body_of(again) == body_of(first)
+        and again.headers["Idempotent-Replayed"] == "true"
+    )
     assert "Idempotent-Replayed" not in first.headers
     assert ask(client, format="text").text == data["message"]
     stream = ask(client, stream="true")
@@ -81,10 +85,10 @@ def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(
     quoted = client.post(
         "/ask", data={"msg": "hello"}, headers={**KEY, "Idempotency-Key": '"k1"'}
     )
-    assert said(field) == said(quoted) == said(first)
+    assert body_of(field) == body_of(quoted) == body_of(first)
     assert (
         len(api.completions) == 1
-        and len(said(client.get("/conversations", headers=KEY))) == 1
+        and len(body_of(client.get("/conversations", headers=KEY))) == 1
     )
 
 
@@ -102,11 +106,11 @@ def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(
 def test_another_ask_under_the_same_key_is_refused(
     client: FlaskClient, api: OpenAIBackend, other: dict[str, str]
 ) -> None:
-    said(ask(client))
+    body_of(ask(client))
     answer = ask(client, **other)
     assert answer.headers["X-Error-Code"] == "key_reused" and len(api.completions) == 1
     assert answer.status_code == (500 if "route" in other else 409)
-    said(ask(client)), said(ask(client, key="k2", **other))
+    body_of(ask(client)), body_of(ask(client, key="k2", **other))
 
 
 @pytest.mark.parametrize(
@@ -131,13 +135,13 @@ def test_a_plain_text_has_its_key_in_the_query(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
     given = {"data": "hello", "content_type": "text/plain", "headers": KEY}
-    answers = [said(client.post("/ask?request_id=k1", **given)) for _ in range(2)]
+    answers = [body_of(client.post("/ask?request_id=k1", **given)) for _ in range(2)]
     assert answers[0] == answers[1] and len(api.completions) == 1
 
 
 def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
-    mine = said(ask(client))["data"]
-    theirs = said(
+    mine = body_of(ask(client))["data"]
+    theirs = body_of(
         ask(client, headers={"Authorization": "other-key"}, msg="something else")
     )["data"]
     assert (
@@ -169,7 +173,7 @@ def test_a_failure_before_it_was_taken_frees_the_key(
     assert ask(client, conversation_id="none").status_code == 404
     api.mode = Mode()
     assert (
-        said(ask(service(build, api).test_client()))["code"] == 0
+        body_of(ask(service(build, api).test_client()))["code"] == 0
         and len(api.completions) == 4
     )
 
@@ -184,11 +188,11 @@ def test_what_fails_before_the_question_itself_is_sent_frees_the_key(
         "upstream_timeout"
     ] * 2
     time.sleep(0.3)  # the first one's caller may be told before its end is kept
-    assert said(client.get("/conversations", headers=KEY)) == [], (
+    assert body_of(client.get("/conversations", headers=KEY)) == [], (
         "what was never asked is not kept"
     )
     api.mode = Mode()
-    assert said(ask(client))["code"] == 0 and len(api.completions) == 1
+    assert body_of(ask(client))["code"] == 0 and len(api.completions) == 1
 
 
 UNKNOWN = [
@@ -256,7 +260,9 @@ def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
     """Renewing locks many rows and ending frees two of them: neither waits for the other."""
     stop, errors = threading.Event(), list[BaseException]()
     openings = [
-        new(f"{number}", claim=Claim("owner", f"k{number}", "print"))
+        new_turn(
+            f"{number}", idempotency_key=IdempotencyKey("owner", f"k{number}", "print")
+        )
         for number in range(120)
     ]
     holders = [opening.holder for opening in openings]
@@ -272,13 +278,14 @@ def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
         for opening in openings[part::4]:
             try:
                 assert (
-                    opening.claim
-                    and store.claim(opening.claim, opening.holder, 15).state == "mine"
+                    opening.idempotency_key
+                    and store.claim(opening.idempotency_key, opening.holder, 15).state
+                    == "mine"
                 )
-                assert store.begin(opening, 15) and store.dispatch(
-                    opening.claim, opening.holder
+                assert store.open_turn(opening, 15) and store.dispatch(
+                    opening.idempotency_key, opening.holder
                 )
-                end(store, opening, "x", outcome=Claimed("done", {"text": "x"}))
+                end(store, opening, "x", record=KeyRecord("done", {"text": "x"}))
             except BaseException as error:
                 errors.append(error)
 
@@ -299,7 +306,7 @@ def test_a_forged_token_is_no_key_to_anothers_answers(
     """What a token says of itself is unverified: nothing is told by it before the upstream took it."""
     client = build(reverse_proxy=backend.url).test_client()
     real, forged = jwt(sub="alice", jti="real"), jwt(sub="alice", jti="forged")
-    first = said(
+    first = body_of(
         ask(client, headers={"Authorization": f"Bearer {real}"}, msg="alices secret")
     )["data"]
     backend.mode.refuse_tokens = {forged: (401, {}, b'{"detail": "Unauthorized"}')}
@@ -312,7 +319,7 @@ def test_a_forged_token_is_no_key_to_anothers_answers(
         ).status_code
         == 401
     )
-    [found] = said(
+    [found] = body_of(
         client.get(
             "/conversations?q=secret", headers={"Authorization": f"Bearer {real}"}
         )
@@ -354,14 +361,14 @@ def test_a_repeat_waits_while_the_first_runs(
 def test_it_waits_for_a_busy_conversation_too(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
-    first = said(ask(client, key="k0"))["data"]
+    first = body_of(ask(client, key="k0"))["data"]
     api.mode = Mode(delay=0.4)
     app = client.application
     named = {"conversation_id": first["conversation_id"]}
     with ThreadPoolExecutor(3) as pool:
         told = list(
             pool.map(
-                lambda key: said(ask(app.test_client(), key=key, **named)),
+                lambda key: body_of(ask(app.test_client(), key=key, **named)),
                 ["k1", "k2", "k1"],
             )
         )
@@ -371,8 +378,10 @@ def test_it_waits_for_a_busy_conversation_too(
 def test_what_is_deleted_is_not_told_again(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
-    first = said(ask(client))["data"]
-    said(client.post(f"/conversation/{first['conversation_id']}/delete", headers=KEY))
+    first = body_of(ask(client))["data"]
+    body_of(
+        client.post(f"/conversation/{first['conversation_id']}/delete", headers=KEY)
+    )
     again = ask(client)
     assert (
         again.status_code == 404
@@ -402,7 +411,7 @@ def test_chat_keeps_nothing_but_what_the_key_needs(
     )
     assert (
         len(api.completions) == 1
-        and said(client.get("/conversations", headers=KEY)) == []
+        and body_of(client.get("/conversations", headers=KEY)) == []
     )
 
 
@@ -411,9 +420,9 @@ def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
         reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
     ).test_client()
     first, again = ask(client), ask(client)
-    assert said(first) == said(again) and len(backend.turns) == 1
-    later = said(
-        ask(client, key="k2", conversation_id=said(first)["data"]["conversation_id"])
+    assert body_of(first) == body_of(again) and len(backend.turns) == 1
+    later = body_of(
+        ask(client, key="k2", conversation_id=body_of(first)["data"]["conversation_id"])
     )
     assert "Turn 2." in later["data"]["message"]
 
@@ -432,15 +441,15 @@ def test_what_is_deleted_while_it_is_answered_stays_so(
         answering = beside.submit(ask, client)
         found: list[Any] = []
         while not found and not answering.done():
-            found = said(client.get("/conversations", headers=KEY))
+            found = body_of(client.get("/conversations", headers=KEY))
         assert (
-            said(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))[
+            body_of(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))[
                 "code"
             ]
             == 0
         )
-        assert not answering.done() and said(answering.result())["code"] == 0
-    assert said(client.get("/conversations", headers=KEY)) == []
+        assert not answering.done() and body_of(answering.result())["code"] == 0
+    assert body_of(client.get("/conversations", headers=KEY)) == []
     again = ask(client)
     assert (
         again.status_code == 404
@@ -457,17 +466,18 @@ def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(
         access_token=("t",),
         authorization=("a:the-key", "b:other"),
     ).test_client()
-    kept = said(ask(client))["data"]["conversation_id"]
+    kept = body_of(ask(client))["data"]["conversation_id"]
     backend.mode.quiet = 0.8
     with ThreadPoolExecutor(1) as beside:
         answering = beside.submit(ask, client, "k2", conversation_id=kept)
         while len(backend.turns) < 2:
             time.sleep(0.02)
         assert (
-            said(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"] == 0
+            body_of(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"]
+            == 0
         )
-        assert said(answering.result())["code"] == 0
-    assert said(client.get("/conversations", headers=KEY)) == []
+        assert body_of(answering.result())["code"] == 0
+    assert body_of(client.get("/conversations", headers=KEY)) == []
     again = ask(client, "k2", conversation_id=kept)
     assert again.status_code == 404 and len(backend.turns) == 2
 
@@ -500,11 +510,14 @@ def test_what_was_taken_is_not_asked_again_though_its_answer_is_refused(
 
 
 def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None:
-    from relay.serving import in_place
+    from relay.server import in_place
 
     clock = Clock()
     store = Store(database or f"sqlite:///{tmp_path}/x.db", in_place, clock)
-    claim, other = Claim("owner", "k", "print"), Claim("owner", "k", "another")
+    claim, other = (
+        IdempotencyKey("owner", "k", "print"),
+        IdempotencyKey("owner", "k", "another"),
+    )
     try:
         assert store.claim(claim, "one", 15).state == "mine"
         assert (
@@ -522,25 +535,25 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
             "its process died after it sent"
         )
         assert store.claim(claim, "four", 15).state == "unknown"
-        slept = new("y", claim=claim, answer_id="two")
-        assert store.begin(slept, 15) and not store.dispatch(claim, "two"), (
+        slept = new_turn("y", idempotency_key=claim, answer_id="two")
+        assert store.open_turn(slept, 15) and not store.dispatch(claim, "two"), (
             "it is never sent again"
         )
-        end(store, slept, outcome=Claimed("done", {"text": "late"}))
-        assert store.claim(claim, "four", 15) == Claimed("done", {"text": "late"}), (
+        end(store, slept, record=KeyRecord("done", {"text": "late"}))
+        assert store.claim(claim, "four", 15) == KeyRecord("done", {"text": "late"}), (
             "that process lives after all"
         )
         clock.now += 24 * 3600
-        opening = new("x", claim=claim)
-        assert store.claim(claim, opening.holder, 15).state == "mine" and store.begin(
-            opening, 15
-        )
+        opening = new_turn("x", idempotency_key=claim)
+        assert store.claim(
+            claim, opening.holder, 15
+        ).state == "mine" and store.open_turn(opening, 15)
         assert store.dispatch(claim, opening.holder)
         end(
             store,
             opening,
             "Hello",
-            outcome=Claimed(
+            record=KeyRecord(
                 "done", {"text": "Hello", "conversation_id": opening.conversation_id}
             ),
         )
@@ -556,7 +569,7 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
 
 
 def test_one_of_many_takes_it(store: Store) -> None:
-    claim = Claim("owner", "k", "print")
+    claim = IdempotencyKey("owner", "k", "print")
     states: list[str] = []
     errors: list[RelayError] = []
 

@@ -15,9 +15,9 @@ import pytest
 import requests
 
 from tests.chatgpt_backend import Backend, Mode
-from tests.conftest import Service
-from tests.test_nginx import Nginx, stock
-from tests.test_serving import SERVERS, outcomes, wait_for
+from tests.nginx import Nginx, stock
+from tests.processes import SERVERS, Service, outcomes
+from tests.waiting import wait_for
 
 Start = Callable[..., Service]
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from werkzeug.datastructures import MultiDict
-from werkzeug.test import TestResponse, encode_multipart
+from werkzeug.test import encode_multipart
 
-from relay import logs
+from relay import __version__, logs
 from relay.errors import (
     CallerLeft,
     InternalError,
@@ -27,6 +27,7 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from tests.replies import body_of
 from tests.scripted import Scripted
 
 ON_BOTH = True
@@ -35,44 +36,40 @@ NOBODYS = "6d91e084-0000-4000-8000-000000000000"
 Build = Callable[..., Flask]
 
 
-def said(answer: TestResponse) -> dict[str, Any]:
-    assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json
-    return told
-
-
 def test_send_message_answers_with_three_keys_and_remembers(
     client: FlaskClient,
 ) -> None:
-    first = said(client.post("/send_message", data={"prompt": "hello"}))
+    first = body_of(client.post("/send_message", data={"prompt": "hello"}))
     assert set(first) == {"text", "conversation_id", "parent_message_id"}
-    second = said(client.post("/send_message", data={**first, "prompt": "again"}))
+    second = body_of(client.post("/send_message", data={**first, "prompt": "again"}))
     assert second["conversation_id"] == first["conversation_id"]
     assert second["parent_message_id"] != first["parent_message_id"]
     assert (
         "Turn 2." in second["text"] and "Before that you said: hello" in second["text"]
     )
-    third = said(
+    third = body_of(
         client.post(
             "/send_message",
             data={"prompt": "more", "conversation_id": first["conversation_id"]},
         )
     )
     assert "Turn 3." in third["text"]
-    branch = said(client.post("/send_message", data={**first, "prompt": "other way"}))
+    branch = body_of(
+        client.post("/send_message", data={**first, "prompt": "other way"})
+    )
     assert (
         "Turn 2." in branch["text"] and "Before that you said: hello" in branch["text"]
     )
 
 
 def test_ask_answers_as_chatgpt_webapi_did(client: FlaskClient) -> None:
-    first = said(client.post("/ask", json={"msg": "你的名字"}))
+    first = body_of(client.post("/ask", json={"msg": "你的名字"}))
     assert first["code"] == 0
     data = first["data"]
     assert {"message", "parent_id", "conversation_id"} <= set(
         data
     ) and "你的名字" in data["message"]
-    second = said(
+    second = body_of(
         client.post(
             "/ask",
             json={
@@ -91,7 +88,7 @@ def test_prefix_suffix_and_system(client: FlaskClient) -> None:
         "prompt_suffix": "Short.",
         "system": "Be kind.",
     }
-    told = said(client.post("/send_message", data=fields))["text"]
+    told = body_of(client.post("/send_message", data=fields))["text"]
     assert (
         "System prompt: Be kind." in told
         and "You said: In Chinese.\nhello\nShort." in told
@@ -118,7 +115,7 @@ def test_the_text_alone(
     }
     assert (
         "Turn 2."
-        in said(client.post("/ask", data={"msg": "more", **ids}))["data"]["message"]
+        in body_of(client.post("/ask", data={"msg": "more", **ids}))["data"]["message"]
     )
 
 
@@ -156,7 +153,7 @@ def test_a_raw_stream(client: FlaskClient) -> None:
 
 def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None:
     made = [
-        said(client.post("/ask", json={"msg": f"question {n}"}))["data"][
+        body_of(client.post("/ask", json={"msg": f"question {n}"}))["data"][
             "conversation_id"
         ]
         for n in range(3)
@@ -175,7 +172,7 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
     renamed = client.post(
         f"/conversation/{made[0]}/title", json={"title": " New \n title "}
     )
-    assert set(said(renamed)) == {"code", "msg"} and renamed.json["code"] == 0
+    assert set(body_of(renamed)) == {"code", "msg"} and renamed.json["code"] == 0
     assert client.get(f"/conversation/{made[0]}").json["title"] == "New title"
     for body in (
         {"json": {}},
@@ -187,17 +184,18 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
         assert refused.status_code == 400 and "title" in refused.json["msg"]
     for body in ({"json": {}}, {}):
         deleted = client.post(f"/conversation/{made.pop()}/delete", **body)
-        assert said(deleted)["code"] == 0
+        assert body_of(deleted)["code"] == 0
     assert [item["id"] for item in client.get("/conversations").json] == made
     gone = client.post("/conversation/no-such-thing/delete")
     assert (gone.status_code, gone.json["error"]) == (404, "no_conversation")
 
 
 def test_health_and_readiness(client: FlaskClient) -> None:
-    assert client.get("/healthz").json == {"status": "ok"}
+    assert client.get("/healthz").json == {"status": "ok", "version": __version__}
     assert client.get("/readyz").json == {
         "status": "ready",
         "upstreams": ["offline", "chatgpt-web"],
+        "resting": {},
     }
     assert client.head("/healthz").status_code == 200
 
@@ -285,7 +283,6 @@ def test_a_failure_within_a_stream_is_told_in_it_without_an_end(
 
 
 WRONG = [
-    ("GET", "/", 404, "no such route"),
     ("GET", "/ask", 405, "method"),
     ("HEAD", "/ask", 405, ""),
     ("PUT", "/conversations", 405, "method"),
@@ -374,7 +371,9 @@ def test_a_large_prompt_within_the_limit_arrives(client: FlaskClient) -> None:
             "content_type": f"multipart/form-data; boundary={boundary}",
         },
     ):
-        conversation = said(client.post("/ask", **options))["data"]["conversation_id"]
+        conversation = body_of(client.post("/ask", **options))["data"][
+            "conversation_id"
+        ]
         nodes = client.get(f"/conversation/{conversation}").json["mapping"].values()
         assert (
             next(
@@ -404,7 +403,19 @@ def test_the_list_of_routes_is_whole(client: FlaskClient) -> None:
         for rule in client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert known == {*ROUTES, ("GET", "/healthz")}
+    assert known == {*ROUTES, ("GET", "/healthz"), ("GET", "/")}
+
+
+def test_what_a_person_opens_first_says_that_it_works(build: Build) -> None:
+    client = build(Scripted(needs_client_key=True)).test_client()
+    answer = client.get("/", headers={"Accept": "text/html"})
+    assert answer.status_code == 200 and answer.mimetype == "text/plain"
+    assert __version__ in answer.text and "works" in answer.text
+    commands = [line for line in answer.text.splitlines() if " curl " in line]
+    assert len(commands) == 3 and "http://localhost/send_message" in commands[0]
+    hidden = build(Scripted(), api_prefix="/secret").test_client()
+    assert hidden.get("/").status_code == 404
+    assert "http://localhost/secret/ask" in hidden.get("/secret/").text
 
 
 @pytest.mark.parametrize(
@@ -418,7 +429,7 @@ def test_the_list_of_routes_is_whole(client: FlaskClient) -> None:
 def test_a_stranger_gets_nowhere(
     build: Build, method: str, path: str, header: str
 ) -> None:
-    upstream = Scripted(protected=True)
+    upstream = Scripted(needs_client_key=True)
     client = build(
         upstream, authorization=("the-key",), allow_caller_tokens=False
     ).test_client()
@@ -439,15 +450,15 @@ def test_a_stranger_gets_nowhere(
 def test_the_key_made_at_the_first_start(
     build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
-    first = build(Scripted(protected=True)).test_client()
+    first = build(Scripted(needs_client_key=True)).test_client()
     shown = [word for word in capsys.readouterr().err.split() if word.startswith("cw-")]
     assert (
         len(shown) == 1
         and (tmp_path / "data" / "client_key").read_text().strip() == shown[0]
     )
     assert first.post("/ask", data={"msg": "x"}).status_code == 401
-    answer = said(first.post("/ask", data={"msg": "x", "access_token": shown[0]}))
-    second = build(Scripted(protected=True)).test_client()
+    answer = body_of(first.post("/ask", data={"msg": "x", "access_token": shown[0]}))
+    second = build(Scripted(needs_client_key=True)).test_client()
     assert "cw-" not in capsys.readouterr().err, "it is shown once"
     listed = second.get("/conversations", headers={"Authorization": shown[0]}).json
     assert [item["id"] for item in listed] == [answer["data"]["conversation_id"]]
@@ -462,15 +473,17 @@ def test_an_open_service_says_so_at_every_start(
 ) -> None:
     for _ in range(2):
         caplog.clear()
-        client = build(Scripted(protected=True), authorization=("none",)).test_client()
+        client = build(
+            Scripted(needs_client_key=True), authorization=("none",)
+        ).test_client()
         assert "AUTHORIZATION=none" in caplog.text
-        said(client.post("/ask", data={"msg": "x"}))
+        body_of(client.post("/ask", data={"msg": "x"}))
 
 
 def test_owners_do_not_see_each_other(build: Build) -> None:
     client = build(authorization=("alice:a-key", "bob:b-key")).test_client()
     alice, bob = {"Authorization": "Bearer a-key"}, {"Authorization": "Bearer b-key"}
-    made = said(client.post("/ask", data={"msg": "mine"}, headers=alice))["data"][
+    made = body_of(client.post("/ask", data={"msg": "mine"}, headers=alice))["data"][
         "conversation_id"
     ]
     assert client.get("/conversations", headers=bob).json == []
@@ -492,12 +505,12 @@ def test_owners_do_not_see_each_other(build: Build) -> None:
 
 
 def test_the_servers_credentials_never_travel_with_a_callers_own(build: Build) -> None:
-    upstream = Scripted(protected=True, checks_tokens=True)
+    upstream = Scripted(needs_client_key=True, accepts_caller_tokens=True)
     client = build(upstream, authorization=("the-key",)).test_client()
-    said(
+    body_of(
         client.post("/send_message", data={"prompt": "x", "access_token": "their-own"})
     )
-    said(
+    body_of(
         client.post(
             "/send_message",
             data={"prompt": "x"},
@@ -557,7 +570,7 @@ def test_the_prefix_hides_every_route(build: Build) -> None:
     client = build(api_prefix="/my/secret").test_client()
     assert (
         "You said: x"
-        in said(client.post("/my/secret/ask", data={"msg": "x"}))["data"]["message"]
+        in body_of(client.post("/my/secret/ask", data={"msg": "x"}))["data"]["message"]
     )
     assert client.get("/my/secret/conversations").status_code == 200
     assert (
@@ -603,7 +616,10 @@ def test_no_log_line_holds_a_secret(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     upstream = Scripted(
-        b"S|secret-reply|", RuntimeError("x"), protected=True, checks_tokens=True
+        b"S|secret-reply|",
+        RuntimeError("x"),
+        needs_client_key=True,
+        accepts_caller_tokens=True,
     )
     client = build(upstream, authorization=("secret-key",)).test_client()
     for data in (

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import ROOT, Service, need
+from tests.processes import ROOT, SERVERS, Service, curl, need, outcomes
+from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
-SERVERS = ["pywsgi", "gunicorn"]
 
 
 def ask(
@@ -35,24 +35,6 @@ def ask(
     return told
 
 
-def outcomes(service: Service) -> list[dict[str, Any]]:
-    """The log's lines about requests."""
-    lines = [
-        json.loads(line)
-        for line in service.logged().splitlines()
-        if line.startswith("{")
-    ]
-    return [line for line in lines if "outcome" in line and line["path"] != "/healthz"]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 5) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.01)
-    return found
-
-
 @pytest.mark.parametrize("server", ["pywsgi", "wsgi", "gunicorn", "gunicorn-bare"])
 def test_every_way_to_serve_serves(serve: Serve, server: str) -> None:
     service = serve(server)
@@ -61,16 +43,6 @@ def test_every_way_to_serve_serves(serve: Serve, server: str) -> None:
     service.terminate()
     assert service.process.wait(10) == 0
     assert "Traceback" not in service.logged()
-
-
-def curl(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [need("curl"), "-sS", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        **options,
-    )
 
 
 TEXT = 'line one\nline "two" & 100% a+b 你好\n'

@@ -14,8 +14,8 @@ from werkzeug.test import TestResponse
 
 from relay.settings import SettingsError
 from tests.openai_backend import USAGE, Mode, OpenAIBackend, error
-from tests.test_accounts import jwt
-from tests.test_routes import said
+from tests.replies import body_of
+from tests.tokens import jwt
 
 Build = Callable[..., Flask]
 KEY = {"Authorization": "Bearer the-key"}
@@ -51,7 +51,7 @@ def sent(api: OpenAIBackend) -> Any:
 
 def test_the_two_ids_carry_a_conversation(service: Service, api: OpenAIBackend) -> None:
     client = service()
-    first = said(ask(client, msg="one", system="Be kind."))["data"]
+    first = body_of(ask(client, msg="one", system="Be kind."))["data"]
     assert (
         first["message"] == "Turn 1. You said: one — 你好 🙂."
         and first["model"] == "tiny-1-2026"
@@ -62,17 +62,17 @@ def test_the_two_ids_carry_a_conversation(service: Service, api: OpenAIBackend) 
         and first["reasoning"] is None
     )
     ids = {"conversation_id": first["conversation_id"], "parent_id": first["parent_id"]}
-    second = said(ask(client, msg="two", **ids))["data"]
+    second = body_of(ask(client, msg="two", **ids))["data"]
     assert second["message"].startswith("Turn 2.")
-    third = said(ask(service(), msg="three", conversation_id=ids["conversation_id"]))[
-        "data"
-    ]
+    third = body_of(
+        ask(service(), msg="three", conversation_id=ids["conversation_id"])
+    )["data"]
     assert third["message"].startswith("Turn 3."), (
         "another process goes on by the id alone"
     )
     roles = [message["role"] for message in sent(api)["messages"]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
-    said(ask(client, msg="branch", **ids))
+    body_of(ask(client, msg="branch", **ids))
     assert [message["content"] for message in sent(api)["messages"]] == [
         "Be kind.",
         "one",
@@ -94,7 +94,7 @@ def test_what_is_sent(service: Service, api: OpenAIBackend) -> None:
         "model": "tiny-2",
         "unheard": "of",
     }
-    said(ask(client, headers={**KEY, "X-Request-Id": "mine"}, **fields))
+    body_of(ask(client, headers={**KEY, "X-Request-Id": "mine"}, **fields))
     asked = api.completions[0]
     messages = [{"role": "user", "content": "hello"}]
     more = {"temperature": 0.2, "stop": ["END"], "user": "42", "seed": 7}
@@ -145,13 +145,13 @@ def test_without_a_model_the_first_listed_is_asked_and_remembered(
 ) -> None:
     client = service()
     for _ in range(2):
-        said(ask(client))
+        body_of(ask(client))
     assert [asked.path for asked in api.asked] == [
         "/v1/models",
         "/v1/chat/completions",
         "/v1/chat/completions",
     ]
-    said(ask(service(openai_model="tiny-2")))
+    body_of(ask(service(openai_model="tiny-2")))
     assert sent(api)["model"] == "tiny-2" and len(api.asked) == 4
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_lists_no_model(service: Service, api: OpenAIBackend) -> N
     api.mode = Mode(models=())
     answer = ask(service())
     assert answer.status_code == 502 and "OPENAI_MODEL" in answer.json["msg"]
-    assert said(service().get("/conversations", headers=KEY)) == [], (
+    assert body_of(service().get("/conversations", headers=KEY)) == [], (
         "nothing was asked, so nothing is kept"
     )
 
@@ -167,7 +167,7 @@ def test_a_server_that_lists_no_model(service: Service, api: OpenAIBackend) -> N
 def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(keys=())
     client = service(openai_api_key=())
-    said(ask(client))
+    body_of(ask(client))
     assert "authorization" not in api.completions[0].headers
     assert ask(client, headers={}).status_code == 401, "it is protected all the same"
     refused = ask(client, headers={"Authorization": "Bearer sk-somebodys"})
@@ -179,13 +179,13 @@ def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
 def test_a_callers_own_key_is_spent_alone(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(keys=("sk-invented-1", "sk-own"))
     client = service(openai_headers={"OpenAI-Organization": "ours"})
-    said(ask(client, headers={"Authorization": "Bearer sk-own"}, model="tiny-1"))
+    body_of(ask(client, headers={"Authorization": "Bearer sk-own"}, model="tiny-1"))
     headers = api.completions[0].headers
     assert (
         headers["authorization"] == "Bearer sk-own"
         and "openai-organization" not in headers
     )
-    assert said(client.get("/conversations", headers=KEY)) == [], (
+    assert body_of(client.get("/conversations", headers=KEY)) == [], (
         "it is that key's conversation"
     )
 
@@ -245,7 +245,7 @@ def test_an_answer_may_hold_what_looks_like_the_key(
         mode.keys, mode.say = ("not-needed",), "A key is not-needed here."
         api.mode = mode
         assert (
-            said(ask(service(openai_api_key=("not-needed",))))["data"]["message"]
+            body_of(ask(service(openai_api_key=("not-needed",))))["data"]["message"]
             == mode.say
         )
 
@@ -295,7 +295,7 @@ def test_no_message_shows_a_part_of_the_key(
 def test_reasoning_is_told_apart(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(reasoning="Let me think about it.")
     client = service()
-    told = said(ask(client))["data"]
+    told = body_of(ask(client))["data"]
     assert told["reasoning"] == "Let me think about it." and told["message"].startswith(
         "Turn 1."
     )
@@ -319,10 +319,10 @@ def test_a_refusal_is_no_answer(
         and answer.headers["X-Error-Code"] == "refused"
     )
     assert "I can't help with that." in answer.text
-    [kept] = said(client.get("/conversations", headers=KEY))
+    [kept] = body_of(client.get("/conversations", headers=KEY))
     api.mode = Mode()
     assert (
-        "Turn 1." in said(ask(client, conversation_id=kept["id"]))["data"]["message"]
+        "Turn 1." in body_of(ask(client, conversation_id=kept["id"]))["data"]["message"]
     ), "what was refused is not sent again"
 
 
@@ -362,9 +362,9 @@ def test_what_is_no_answer_is_told_and_never_sent_again(
     else:
         assert (answer.status_code, answer.json["error"]) == (status, code)
     assert len(api.completions) == 1
-    [kept] = said(client.get("/conversations", headers=KEY))
+    [kept] = body_of(client.get("/conversations", headers=KEY))
     api.mode = Mode()
-    said(ask(client, conversation_id=kept["id"], msg="again"))
+    body_of(ask(client, conversation_id=kept["id"], msg="again"))
     assert [message["content"] for message in sent(api)["messages"]] == ["again"]
 
 
@@ -384,7 +384,7 @@ def test_servers_that_differ_are_understood(
     service: Service, api: OpenAIBackend, mode: Mode
 ) -> None:
     api.mode = mode
-    told = said(ask(service()))["data"]
+    told = body_of(ask(service()))["data"]
     assert told["message"] == "Turn 1. You said: hello — 你好 🙂." and told[
         "usage"
     ] == (USAGE if mode.usage else None)
@@ -394,7 +394,7 @@ def test_a_stop_for_length_is_said(service: Service, api: OpenAIBackend) -> None
     api.mode = Mode(finish="length")
     answer = ask(service(), max_tokens="3")
     assert (
-        said(answer)["data"]["finish_details"] == "length"
+        body_of(answer)["data"]["finish_details"] == "length"
         and answer.headers["X-Finish-Reason"] == "length"
     )
 
@@ -407,13 +407,13 @@ def test_a_finish_reason_that_no_header_holds(
     client = service()
     answer = ask(client)
     assert (
-        said(answer)["data"]["finish_details"] == reason
+        body_of(answer)["data"]["finish_details"] == reason
         and "X-Finish-Reason" not in answer.headers
     )
     assert (
-        said(ask(client, conversation_id=said(answer)["data"]["conversation_id"]))[
-            "code"
-        ]
+        body_of(
+            ask(client, conversation_id=body_of(answer)["data"]["conversation_id"])
+        )["code"]
         == 0
     )
 
@@ -432,7 +432,7 @@ def test_half_an_emoji_costs_no_answer(service: Service, api: OpenAIBackend) -> 
         )
     )
     assert (
-        said(ask(service(openai_model="tiny-1")))["data"]["message"]
+        body_of(ask(service(openai_model="tiny-1")))["data"]["message"]
         == "so \ufffd \\ud83d \U0001f600"
     )
 
@@ -443,7 +443,7 @@ def test_a_failure_says_which_conversation_has_the_question(
     client = service(openai_model="tiny-1")
     api.mode = Mode(cut_after=4)
     answer = ask(client)
-    [kept] = said(client.get("/conversations", headers=KEY))
+    [kept] = body_of(client.get("/conversations", headers=KEY))
     assert (
         answer.status_code == 502 and answer.headers["X-Conversation-Id"] == kept["id"]
     )
@@ -453,7 +453,7 @@ def test_a_failure_says_which_conversation_has_the_question(
     )
     again = ask(client, conversation_id=kept["id"], msg="again", system="too late")
     assert (
-        "Turn 1." in said(again)["data"]["message"]
+        "Turn 1." in body_of(again)["data"]["message"]
         and again.headers["X-Ignored-Parameters"] == "system"
     )
 
@@ -462,12 +462,12 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(
     service: Service, api: OpenAIBackend
 ) -> None:
     client = service(history_budget=100)
-    first = said(ask(client, msg="the first one", system="Be kind."))["data"]
+    first = body_of(ask(client, msg="the first one", system="Be kind."))["data"]
     for number in range(2, 7):
         answer = ask(
             client, msg=f"question {number}", conversation_id=first["conversation_id"]
         )
-        said(answer)
+        body_of(answer)
     contents = [message["content"] for message in sent(api)["messages"]]
     assert (
         contents[0] == "Be kind."
@@ -481,7 +481,9 @@ def test_a_long_conversation_loses_its_oldest_turns_and_says_so(
     )
     assert int(streamed.headers["X-History-Dropped"]) > 0
     assert "X-History-Dropped" not in ask(client).headers
-    whole = said(client.get(f"/conversation/{first['conversation_id']}", headers=KEY))
+    whole = body_of(
+        client.get(f"/conversation/{first['conversation_id']}", headers=KEY)
+    )
     assert len(whole["mapping"]) == 16, "what is not sent is kept all the same"
 
 
@@ -494,7 +496,7 @@ def test_upstreams_that_take_no_parameters_say_which_they_left_out(
         .post("/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5"})
     )
     assert (
-        said(answer)
+        body_of(answer)
         and answer.headers["X-Ignored-Parameters"] == "max_tokens, temperature"
     )
 
@@ -503,7 +505,7 @@ def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
     with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
         build(upstream="openai")
     client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), access_token=("t",), authorization=("k",), upstream="openai").test_client()  # fmt: skip
-    said(client.post("/ask", data={"msg": "x"}, headers={"Authorization": "k"}))
+    body_of(client.post("/ask", data={"msg": "x"}, headers={"Authorization": "k"}))
     assert len(api.completions) == 1
     refused = client.post(
         "/ask",
@@ -544,7 +546,7 @@ def test_each_conversation_gets_its_own_kind_of_credential(
     service: Service, api: OpenAIBackend
 ) -> None:
     client = service()
-    first = said(ask(client))["data"]["conversation_id"]
+    first = body_of(ask(client))["data"]["conversation_id"]
     answer = ask(client, conversation_id=first, access_token=jwt(sub="alice"))
     assert (
         answer.status_code == 400

@@ -18,14 +18,16 @@ from werkzeug.test import TestResponse
 
 from relay.accounts import Account, AccountPool
 from relay.domain import Message, Question
-from relay.transports.plain import Plain
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
 from relay.upstreams.chatgpt_web import ChatGPTWeb
+from relay.upstreams.chatgpt_web.backend import Backend as Known
 from relay.upstreams.chatgpt_web.body import place
-from relay.upstreams.chatgpt_web.session import Backend as Known
+from relay.upstreams.http import Limits
 from tests.chatgpt_backend import Backend, Mode
 from tests.openai_backend import OpenAIBackend
-from tests.test_accounts import jwt
-from tests.test_routes import said
+from tests.replies import body_of
+from tests.tokens import jwt
 from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED, FASTAPI
 
 Build = Callable[..., Flask]
@@ -66,16 +68,16 @@ def test_a_conversation_goes_on_branches_and_is_remembered(
 ) -> None:
     backend.mode = Mode(encoding=encoding)
     client = service()
-    first = said(post(client, prompt="one"))
+    first = body_of(post(client, prompt="one"))
     assert first["text"] == "Turn 1. You said: one — 你好 🙂."
     assert first["conversation_id"] in backend.trees
-    second = said(post(client, **{**first, "prompt": "two"}))
+    second = body_of(post(client, **{**first, "prompt": "two"}))
     assert "Turn 2. You said: two" in second["text"]
-    third = said(
+    third = body_of(
         post(service(), prompt="three", conversation_id=first["conversation_id"])
     )
     assert "Turn 3." in third["text"], "another process knows where to go on"
-    said(post(client, **{**first, "prompt": "branch"}))
+    body_of(post(client, **{**first, "prompt": "branch"}))
     tree = backend.trees[first["conversation_id"]]["mapping"]
     assert len(tree[first["parent_message_id"]]["children"]) == 2
     assert len(backend.turns) == 4 and len(backend.asked) == 4, (
@@ -88,7 +90,7 @@ def test_what_is_sent(service: Callable[..., FlaskClient], backend: Backend) -> 
         chatgpt_headers={"Oai-Language": "en", "user-agent": "Custom"},
         chatgpt_body={"x": 1, "model": "m"},
     )
-    first = said(
+    first = body_of(
         post(client, system="Be kind.", headers={**KEY, "X-Request-Id": "mine"})
     )
     asked = backend.turns[0]
@@ -113,7 +115,7 @@ def test_what_is_sent(service: Callable[..., FlaskClient], backend: Backend) -> 
         "conversation_id" not in asked.body
         and asked.body["history_and_training_disabled"] is False
     )
-    said(post(client, **{**first, "prompt": "more"}))
+    body_of(post(client, **{**first, "prompt": "more"}))
     assert backend.turns[1].body["conversation_id"] == first["conversation_id"]
     assert backend.turns[1].body["parent_message_id"] == first["parent_message_id"]
 
@@ -129,7 +131,7 @@ def test_every_framing_gives_the_same_answer(
     crlf: bool,
 ) -> None:
     backend.mode = Mode(encoding=encoding, pieces_of=size, crlf=crlf)
-    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    assert body_of(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     streamed = post(service(), route="/ask", stream="true").text
     pieces = [
         json.loads(line[6:])["text"]
@@ -148,7 +150,7 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
 ) -> None:
     backend.mode = Mode(encoding=encoding, length_stops=2)
     client = service()
-    told = said(post(client))
+    told = body_of(post(client))
     assert (
         told["text"]
         == "Turn 1. You said: hello — 你好 🙂. and more and the rest of it."
@@ -158,7 +160,7 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
         "continue",
         "continue",
     ]
-    assert "Turn 2." in said(post(client, **{**told, "prompt": "on"}))["text"]
+    assert "Turn 2." in body_of(post(client, **{**told, "prompt": "on"}))["text"]
 
 
 def test_the_rest_of_an_answer_is_asked_of_no_other_account(
@@ -184,7 +186,7 @@ def test_a_handed_off_answer_is_looked_for(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=1)
-    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    assert body_of(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
 
 
@@ -192,7 +194,7 @@ def test_a_look_that_fails_is_repeated_for_it_asks_nothing_twice(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=0, missed_polls=1)
-    assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+    assert body_of(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
     assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
 
 
@@ -201,7 +203,7 @@ def test_a_stream_whose_type_is_not_named_is_read_all_the_same(
 ) -> None:
     for content_type in ("text/plain", "application/octet-stream"):
         backend.mode = Mode(content_type=content_type, pace=0.02)
-        assert said(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
+        assert body_of(post(service()))["text"] == "Turn 1. You said: hello — 你好 🙂."
 
 
 def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
@@ -211,7 +213,7 @@ def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
         "token-1",
         {"action": "next", "messages": [user("before")], "parent_message_id": "x"},
     )
-    told = said(post(service(), conversation_id=made))
+    told = body_of(post(service(), conversation_id=made))
     assert (
         "Turn 2." in told["text"]
         and backend.turns[0].body["parent_message_id"] == answer["id"]
@@ -358,7 +360,7 @@ def test_an_end_that_never_comes_costs_no_answer(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(encoding="classic", done=False)
-    assert "Turn 1." in said(post(service()))["text"]
+    assert "Turn 1." in body_of(post(service()))["text"]
     backend.mode = Mode(encoding="delta", stall_after=12)
     told = post(service(read_timeout=1), route="/ask", stream="true").text
     assert "event: done" in told or "upstream_timeout" in told
@@ -371,7 +373,7 @@ def test_a_limited_account_rests_and_another_answers(
     client = service(access_token=("token-1", "token-2"))
     backend.mode = Mode(refuse_tokens={"token-1": limit})
     for _ in range(4):
-        said(post(client))
+        body_of(post(client))
     tokens = [asked.headers["authorization"] for asked in backend.turns]
     assert tokens.count("Bearer token-1") == 1 and tokens.count("Bearer token-2") == 4
     backend.mode.refuse_tokens["token-2"] = limit
@@ -387,11 +389,11 @@ def test_a_conversation_stays_at_its_account(
 ) -> None:
     client = service(access_token=("token-1", "token-2"))
     for _ in range(3):
-        first = said(post(client))
+        first = body_of(post(client))
         owner = backend.owners[first["conversation_id"]]
         assert (
             "Turn 2."
-            in said(post(client, conversation_id=first["conversation_id"]))["text"]
+            in body_of(post(client, conversation_id=first["conversation_id"]))["text"]
         )
         assert backend.turns[-1].headers["authorization"] == f"Bearer {owner}"
     gone = post(
@@ -414,7 +416,7 @@ def test_an_account_that_takes_one_message_at_a_time_is_waited_for(
         answers = list(
             pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(3))
         )
-    assert [f"q{n}" in said(answer)["text"] for n, answer in enumerate(answers)] == [
+    assert [f"q{n}" in body_of(answer)["text"] for n, answer in enumerate(answers)] == [
         True
     ] * 3
     assert len(backend.trees) == 3
@@ -427,7 +429,7 @@ def test_the_asks_of_an_account_can_be_bounded(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(one_at_a_time=True, delay=0.1)
-    app = service(account_concurrency=1).application
+    app = service(account_limits=Limits(concurrency=1)).application
     with ThreadPoolExecutor(4) as pool:
         answers = list(
             pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(4))
@@ -441,8 +443,8 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(
     backend: Backend,
 ) -> None:
     pool = AccountPool((account := Account.of("token-1"),))
-    transport = Plain(5)
-    known = Known(transport, (place(backend.url),), pool, concurrency=1)
+    transport = DirectTransport(DirectDialer(5))
+    known = Known(transport, (place(backend.url),), pool, limits=Limits(concurrency=1))
     pool.take(account, 1)
     stream, _ = ChatGPTWeb(known).ask(
         Question(
@@ -450,17 +452,19 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(
             question_id="11111111-1111-4111-8111-111111111111",
         )
     )
-    assert stream.read(0.2) is None and not stream.asked, "the account has enough to do"
+    assert stream.read(0.2) is None and not stream.dispatched, (
+        "the account has enough to do"
+    )
     pool.leave(account)
     backend.running.add("token-1")
     backend.mode = Mode(one_at_a_time=True)
-    assert stream.read(0.5) is None and not stream.asked and len(backend.turns) == 1, (
-        "it was refused"
-    )
+    assert (
+        stream.read(0.5) is None and not stream.dispatched and len(backend.turns) == 1
+    ), "it was refused"
     backend.running.clear()
     while not (piece := stream.read(5)):
         assert piece is None
-    assert stream.asked and len(backend.turns) > 1
+    assert stream.dispatched and len(backend.turns) > 1
     stream.close()
     transport.close()
 
@@ -496,14 +500,14 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
     client = build(**{**given, "openai_api_key": ("sk-invented-1",)}).test_client()
     own = {"Authorization": "Bearer sk-theirs"}
     assert (
-        said(client.get("/conversations", headers=own)) == [] and not backend.asked
+        body_of(client.get("/conversations", headers=own)) == [] and not backend.asked
     ), "it is not ChatGPT's to see"
-    said(post(client, headers={"Authorization": f"Bearer {jwt(sub='me')}"}))
+    body_of(post(client, headers={"Authorization": f"Bearer {jwt(sub='me')}"}))
     for forged in (f"sk-{jwt(sub='me')}", f"sk-x.{jwt(sub='me').split('.')[1]}"):
         told = client.get(
             "/conversations", headers={"Authorization": f"Bearer {forged}"}
         )
-        assert said(told) == [], "no claims are read of what ChatGPT does not check"
+        assert body_of(told) == [], "no claims are read of what ChatGPT does not check"
     backend.asked.clear()
     gone = client.get("/conversation/none", headers=own)
     assert gone.status_code == 404 and not backend.asked
@@ -512,7 +516,9 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
         data={"msg": "hello"},
         headers={"Authorization": f"Bearer {jwt(sub='me')}"},
     )
-    assert said(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
+    assert (
+        body_of(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
+    )
 
 
 def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
@@ -527,7 +533,7 @@ def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
     client = build(
         **given, openai_api_key=("gsk_ours",), upstream="openai"
     ).test_client()
-    said(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
+    body_of(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
     assert api.completions[0].headers["authorization"] == "Bearer gsk_theirs"
     client = build(
         **given, access_token=("token-1",), upstream="chatgpt-web"
@@ -547,7 +553,7 @@ def test_no_message_quotes_the_token(
 ) -> None:
     token = "an-opaque-token-of-ours"
     client = service(access_token=(token,))
-    kept = said(post(client))["conversation_id"]
+    kept = body_of(post(client))["conversation_id"]
     quoting = json.dumps({"detail": f"token {token} is expired"}).encode()
     backend.mode = Mode(refuse_tokens={token: (401, {}, quoting)})
     paths = (
@@ -587,13 +593,13 @@ def test_an_open_service_leaves_alone_what_clients_cannot_but_send(
 ) -> None:
     given = {"chatgpt_base_url": (backend.url,), "authorization": ("none",)}
     dummy = {"Authorization": "Bearer dummy"}
-    assert said(
+    assert body_of(
         post(build(access_token=("token-1",), **given).test_client(), headers=dummy)
     )["text"]
     assert backend.turns[0].headers["authorization"] == "Bearer token-1"
     assert (
         "offline responder"
-        in said(post(build(**given).test_client(), headers=dummy))["text"]
+        in body_of(post(build(**given).test_client(), headers=dummy))["text"]
     )
     told = post(
         build(**given).test_client(), access_token="dummy", headers={}, route="/ask"
@@ -611,7 +617,7 @@ def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
         "Oai-Language": "en",
     }
     client = service(chatgpt_headers=secrets)
-    first = said(post(client, headers={}, access_token="their-own"))
+    first = body_of(post(client, headers={}, access_token="their-own"))
     asked = backend.turns[0]
     assert asked.headers[
         "authorization"
@@ -622,7 +628,7 @@ def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
         headers={"Authorization": "Bearer their-own"},
         conversation_id=first["conversation_id"],
     )
-    assert "Turn 2." in said(again)["text"]
+    assert "Turn 2." in body_of(again)["text"]
     stranger = post(
         client,
         route="/ask",
@@ -642,18 +648,18 @@ def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
         "token_rejected",
         "upstream",
     )
-    assert said(post(client))["text"], "our own account is none the worse"
+    assert body_of(post(client))["text"], "our own account is none the worse"
 
 
 def test_a_renewed_token_still_owns_its_conversations(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client, renewed = service(), jwt(sub="me", exp=2)
-    first = said(post(client, headers={}, access_token=jwt(sub="me", exp=1)))
+    first = body_of(post(client, headers={}, access_token=jwt(sub="me", exp=1)))
     backend.owners[first["conversation_id"]] = renewed
     assert (
         "Turn 2."
-        in said(
+        in body_of(
             post(client, headers={}, access_token=renewed, **{**first, "prompt": "on"})
         )["text"]
     )
@@ -685,7 +691,7 @@ def test_a_reverse_proxy_is_given_in_any_of_the_known_ways(
     service: Callable[..., FlaskClient], backend: Backend, below: str
 ) -> None:
     client = service(reverse_proxy=backend.url + below)
-    first = said(post(client))
+    first = body_of(post(client))
     assert (
         client.get(f"/conversation/{first['conversation_id']}", headers=KEY).status_code
         == 200
@@ -695,15 +701,17 @@ def test_a_reverse_proxy_is_given_in_any_of_the_known_ways(
 def test_an_older_proxys_prefix_and_another_path(build: Build) -> None:
     backend = Backend(prefix="/api")
     given = {"access_token": ("token-1",), "authorization": ("none",)}
-    said(
+    body_of(
         post(
             build(
                 reverse_proxy=f"{backend.url}/api/conversation", **given
             ).test_client()
         )
     )
-    said(post(build(chatgpt_base_url=(f"{backend.url}/api/",), **given).test_client()))
-    said(
+    body_of(
+        post(build(chatgpt_base_url=(f"{backend.url}/api/",), **given).test_client())
+    )
+    body_of(
         post(
             build(
                 reverse_proxy=f"{backend.url}/api",
@@ -726,7 +734,7 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
     client = service(
         reverse_proxy_allow=(other.url, "http://127.0.0.1:1/api/conversation")
     )
-    said(
+    body_of(
         post(
             client,
             headers={},
@@ -748,7 +756,7 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
         assert (told.status_code, told.json["error"]) == (403, "forbidden"), evil
     assert backend.asked == [] and len(other.asked) == 1
     default = service()
-    said(post(default, reverse_proxy=backend.url))
+    body_of(post(default, reverse_proxy=backend.url))
     assert post(default, route="/ask", reverse_proxy=other.url).status_code == 403
     other.shutdown()
     other.server_close()
@@ -787,7 +795,7 @@ def test_history_at_chatgpt(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client = service(access_token=("token-1", "token-2"))
-    made = [said(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
+    made = [body_of(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
     older, _, _ = backend.say(
         "token-2",
         {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
@@ -873,14 +881,14 @@ def test_an_index_that_cannot_be_written_withholds_no_answer(
     with sqlite3.connect(tmp_path / "data" / "conversations.db") as other:
         other.execute("DROP TABLE conversations")
     other.close()
-    assert "Turn 1." in said(post(client))["text"]
+    assert "Turn 1." in body_of(post(client))["text"]
 
 
 def test_chatgpt_finds_a_title(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client = service()
-    made = said(post(client))["conversation_id"]
+    made = body_of(post(client))["conversation_id"]
     for _ in range(2):
         told = client.post(f"/conversation/{made}/title", headers=KEY)
         assert (
@@ -894,8 +902,8 @@ def test_history_of_a_callers_own_account(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client, own = service(), {"Authorization": "Bearer own"}
-    made = said(post(client, headers=own))["conversation_id"]
-    said(post(client))
+    made = body_of(post(client, headers=own))["conversation_id"]
+    body_of(post(client))
     assert [item["id"] for item in client.get("/conversations", headers=own).json] == [
         made
     ]
@@ -910,7 +918,7 @@ def test_with_several_keys_each_sees_its_own_alone(
 ) -> None:
     client = service(authorization=("alice:a", "bob:b"))
     alice, bob = {"Authorization": "a"}, {"Authorization": "b"}
-    made = said(post(client, headers=alice))["conversation_id"]
+    made = body_of(post(client, headers=alice))["conversation_id"]
     before, _, _ = backend.say(
         "token-1",
         {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
@@ -939,10 +947,10 @@ def test_a_proxy_that_passes_on_the_asking_alone(
 ) -> None:
     backend.mode = Mode(only_asking=True)
     client = service()
-    first = said(post(client))
+    first = body_of(post(client))
     assert (
         "Turn 2."
-        in said(post(client, conversation_id=first["conversation_id"]))["text"]
+        in body_of(post(client, conversation_id=first["conversation_id"]))["text"]
     ), "the index knows the parent"
     listed = client.get("/conversations", headers=KEY)
     assert [item["id"] for item in listed.json] == [
@@ -962,7 +970,7 @@ def test_a_turn_of_a_conversation_waits_for_the_one_before(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     app = service().application
-    first = said(post(app.test_client()))
+    first = body_of(post(app.test_client()))
     backend.mode = Mode(delay=0.3)
     with ThreadPoolExecutor(3) as pool:
         turns = pool.map(
@@ -973,7 +981,7 @@ def test_a_turn_of_a_conversation_waits_for_the_one_before(
             ),
             range(3),
         )
-        assert sorted(said(turn)["text"][:7] for turn in turns) == [
+        assert sorted(body_of(turn)["text"][:7] for turn in turns) == [
             "Turn 2.",
             "Turn 3.",
             "Turn 4.",
@@ -984,7 +992,7 @@ def test_a_caller_that_leaves_in_a_wait_is_gone(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     """Within the process: what the driver tells the session reaches the backend, in each of its waits."""
-    transport = Plain()
+    transport = DirectTransport()
     known = Known(
         transport, (place(backend.url),), AccountPool((Account("a", "token-1"),))
     )

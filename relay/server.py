@@ -8,10 +8,13 @@ from threading import Lock
 from typing import Any, TypeAlias
 
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+Watch: TypeAlias = Callable[
+    [Mapping[str, Any], Callable[[], None], float], Callable[[], None]
+]
 
 
 def in_place() -> Run:
-    """Runs work where it is called, one at a time."""
+    """Runs work in the calling thread, one at a time."""
     lock = Lock()
 
     def run(work: Callable[[], Any]) -> Any:
@@ -21,23 +24,22 @@ def in_place() -> Run:
     return run
 
 
-def blind(
+def no_watch(
     environ: Mapping[str, Any], left: Callable[[], None], seconds: float
 ) -> Callable[[], None]:
-    """Sees nothing: a caller that left is noticed when something is sent to it."""
+    """Watches nothing: a caller that left is noticed when something is sent to it."""
     return lambda: None
 
 
 @dataclass(frozen=True)
-class Serving:
-    """`native` makes a runner with one native thread of its own, so that blocking work stops nobody else.
+class Server:
+    """`native`: makes a runner with a native thread of its own, so that blocking work stops nobody else.
 
-    `watch(environ, left, seconds)` calls `left` when the caller of a request is gone, hangs up on it after `seconds`,
-    and gives a function that ends the watch. `broken_input` is what reading a request's body raises where it is broken.
+    `watch(environ, left, seconds)`: calls `left` from another thread when the caller of a request
+    is gone, closes its connection after `seconds`, and returns a function that ends the watch.
+    `broken_input`: the exceptions that reading a broken request body raises.
     """
 
     native: Callable[[], Run] = in_place
-    watch: Callable[
-        [Mapping[str, Any], Callable[[], None], float], Callable[[], None]
-    ] = blind
+    watch: Watch = no_watch
     broken_input: tuple[type[Exception], ...] = (OSError,)

@@ -17,16 +17,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from relay.chat import Chat, Choice
+from relay.chat import Chat, Routing
+from relay.delivery import Clocks, DirectDelivery
 from relay.dialects import ndjson
 from relay.domain import Ask, Caller
-from relay.driver import Clocks, Drive
 from relay.errors import RateLimited
-from relay.keeping import Leases
 from relay.store import Store
+from relay.upkeep import Leases
 from tests.chatgpt_backend import Backend
-from tests.conftest import Service, free_port, need, running
+from tests.conftest import running
 from tests.openai_backend import Mode, OpenAIBackend
+from tests.processes import Service, free_port, need
 from tests.scripted import Scripted, Wait
 
 Build = Callable[..., Flask]
@@ -269,10 +270,14 @@ def test_every_failure_has_the_lines(
 
 def test_silence_has_an_empty_line(store: Store) -> None:
     upstream = Scripted(b"S|", Wait(0.3), b"Hi|F|")
-    relay = Chat({"scripted": upstream}, Choice("scripted"), store, Leases(store.renew))
+    relay = Chat(
+        {"scripted": upstream}, Routing("scripted"), store, Leases(store.renew)
+    )
     printer = ndjson.Lines()
     wanted = Ask("Hi", Caller("owner", True), keep=False)
-    drive = Drive(lambda: relay.open(wanted, printer), printer, Clocks(keep_alive=0.1))
+    drive = DirectDelivery(
+        lambda: relay.open(wanted, printer), printer, Clocks(keep_alive=0.1)
+    )
     pieces = list(drive.stream())
     drive.close()
     assert pieces.count(b"\n") >= 2 and text_of(b"".join(pieces)) == "Hi"

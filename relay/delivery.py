@@ -1,0 +1,374 @@
+"""How a turn's output reaches its caller: read directly in the request's thread, or in the background.
+
+A delivery reads the upstream, pushes the turn, enforces the time limits and notices that the caller
+left. All failures leave it as RelayError; here stands the one handler that catches everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from queue import Empty, Queue
+from threading import Event as Flag
+from threading import Thread
+from typing import NoReturn
+
+from relay.chat import Printer, Turn
+from relay.deadline import Deadline
+from relay.domain import Event, Reply
+from relay.errors import (
+    Busy,
+    CallerLeft,
+    InternalError,
+    RelayError,
+    UpstreamCut,
+    UpstreamTimeout,
+)
+
+log = logging.getLogger(__name__)
+
+TRAILER_SECONDS = (
+    5.0  # how long the end of a stream is waited for whose answer is complete
+)
+SHORTEST_PAUSE = 0.02  # between two looks at a busy conversation
+LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds: to the first byte, of silence within the answer, for the whole ask, and between keep-alives."""
+
+    first_byte: float = 120.0
+    silence: float = 60.0
+    total: float = 600.0
+    keep_alive: float = 15.0
+
+
+class BodyAborted(BrokenPipeError):
+    """Ends a response body without its end, so that its reader sees it is not whole. WSGI servers then close."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "answer aborted")
+
+
+class Silent:
+    """Prints nothing: for answers that are sent whole, or not at all."""
+
+    keep_alive = b""
+
+    def print(self, batch: list[Event]) -> bytes:
+        return b""
+
+    def end(self, reply: Reply) -> bytes:
+        return b""
+
+    def fail(self, error: RelayError) -> bytes:
+        return b""
+
+
+class Delivery:
+    """A turn on its way to its caller. `chunks` says where the output comes from; the rest is common.
+
+    Used by one thread: `reply` or `stream` once, then `close`; only `leave` may be called from
+    others. `turn` is there once it was opened. `outcome`: "open", "whole", or an error's code.
+    """
+
+    def __init__(
+        self, printer: Printer, clocks: Clocks, timeout: float | None = None
+    ) -> None:
+        self._printer = printer
+        self._clocks = clocks
+        self._last_chunk: bytes | None = None
+        self.seconds = min(clocks.total, timeout or clocks.total)
+        self._deadline = Deadline.after(self.seconds)
+        self.turn: Turn | None = None
+        self.outcome = "open"
+
+    def chunks(self) -> Iterator[bytes | None]:
+        """The output, read by read; None for a time of silence. Every failure is a RelayError."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """The caller left; called from another thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let everything go. The last call, whatever happened before."""
+        raise NotImplementedError
+
+    def reply(self) -> Reply:
+        """The whole answer."""
+        for _ in self.chunks():
+            pass
+        assert self.turn is not None and self.turn.reply is not None
+        return self.turn.reply
+
+    def stream(self) -> Iterator[bytes]:
+        """The output as it comes. Waits for the first event, but not beyond one keep-alive.
+
+        Raises RelayError for what fails until then; later failures are printed in the output.
+        """
+        chunks = self.chunks()
+        first: bytes | None = None
+        for first in chunks:
+            if first is None or first or (self.turn and self.turn.started):
+                break
+        return self._body(first or self._printer.keep_alive, chunks)
+
+    def _body(self, first: bytes, chunks: Iterator[bytes | None]) -> Iterator[bytes]:
+        keep_alive = Deadline.after(self._clocks.keep_alive)
+        yield first
+        try:
+            for chunk in chunks:
+                if not chunk and keep_alive.passed:
+                    chunk = self._printer.keep_alive
+                if chunk:
+                    yield chunk
+                    keep_alive = Deadline.after(self._clocks.keep_alive)
+        except RelayError:
+            if self._last_chunk is None:
+                raise BodyAborted() from None
+            yield self._last_chunk
+
+
+class DirectDelivery(Delivery):
+    """A turn read in the thread that sends it.
+
+    `open_turn` gives it, or None while its conversation is busy. `timeout` (s) can only shorten the
+    total clock. `request_id` is for the log.
+    """
+
+    def __init__(
+        self,
+        open_turn: Callable[[], Turn | None],
+        printer: Printer,
+        clocks: Clocks,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(printer, clocks, timeout)
+        self._open_turn = open_turn
+        self._request_id = request_id
+        self._caller_left = Flag()
+        self._unwanted = Flag()
+
+    def leave(self) -> None:
+        self._caller_left.set()
+        if self.turn is not None:
+            self.turn.stream.interrupt()
+
+    def stop_waiting(self) -> None:
+        """If the question still waits for its conversation, it is not asked any more."""
+        self._unwanted.set()
+
+    def chunks(self) -> Iterator[bytes | None]:
+        try:
+            turn = yield from self._open()
+            yield from self._read(turn)
+            self.outcome = "whole"
+        except RelayError as error:
+            self._fail(error)
+            raise
+        except Exception as error:
+            log.exception("Request %s failed unexpectedly", self._request_id)
+            failure = InternalError()
+            self._fail(failure)
+            raise failure from error
+
+    def _open(self) -> Generator[None, None, Turn]:
+        """Open the turn; waits while its conversation is busy."""
+        pause = SHORTEST_PAUSE
+        keep_alive = Deadline.after(self._clocks.keep_alive)
+        while (turn := self._open_turn()) is None:
+            self._caller_left.wait(min(pause, self._deadline.left))
+            if self._caller_left.is_set() or self._unwanted.is_set():
+                raise CallerLeft()
+            if self._deadline.passed:
+                raise Busy()
+            if keep_alive.passed:
+                keep_alive = Deadline.after(self._clocks.keep_alive)
+                yield None
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+        self.turn = turn
+        return turn
+
+    def _read(self, turn: Turn) -> Iterator[bytes | None]:
+        limit = self._clocks.first_byte
+        silence = Deadline.after(limit)
+        while not turn.over:
+            try:
+                piece = self._read_piece(turn, silence, limit)
+            except (UpstreamCut, UpstreamTimeout):
+                if turn.complete and not self._caller_left.is_set():
+                    break  # nothing of the answer is missing
+                raise
+            if piece == b"":
+                break
+            if piece is None:
+                yield None
+                continue
+            output = turn.feed(piece)
+            turn.accepted()
+            limit = self._silence_limit(turn)
+            silence = Deadline.after(limit)
+            if output or turn.failure is None:
+                yield output
+            if turn.failure is not None:
+                raise turn.failure
+        if self._caller_left.is_set() and not turn.over:
+            raise CallerLeft()
+        yield turn.end()
+
+    def _silence_limit(self, turn: Turn) -> float:
+        if turn.complete:
+            return min(TRAILER_SECONDS, self._clocks.silence)
+        return self._clocks.silence
+
+    def _read_piece(self, turn: Turn, silence: Deadline, limit: float) -> bytes | None:
+        """What has arrived; None for one keep-alive of silence. Raises where a clock ran out."""
+        self._check_clocks(silence, limit)
+        next_clock = min(self._deadline, silence)
+        piece = turn.stream.read(min(next_clock.left, self._clocks.keep_alive))
+        if piece is None:
+            self._check_clocks(silence, limit)
+        return piece
+
+    def _check_clocks(self, silence: Deadline, limit: float) -> None:
+        if self._caller_left.is_set():
+            raise CallerLeft()
+        if self._deadline.passed:
+            raise UpstreamTimeout(
+                f"The answer was not whole within {self.seconds:g} s; it was given up."
+            )
+        if silence.passed:
+            raise UpstreamTimeout(
+                f"The upstream was silent for {limit:g} s; it was given up."
+            )
+
+    def _fail(self, error: RelayError) -> None:
+        self.outcome = error.code
+        if self.turn is None:
+            self._last_chunk = self._printer.fail(error)
+        else:
+            self._last_chunk = self.turn.fail(error)
+
+    def close(self) -> None:
+        if self.turn is None:
+            return
+        if not self.turn.ended:
+            self._fail(CallerLeft())
+        self.turn.close()
+
+
+class Background:
+    """Work that goes on beside the requests; a stop waits for it."""
+
+    def __init__(self) -> None:
+        self._running: set[Thread] = set()
+
+    def start(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._running.discard(thread)
+
+        thread = Thread(target=run, name="background", daemon=True)
+        self._running.add(thread)
+        thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until all of it is done, for `seconds` at most."""
+        deadline = Deadline.after(seconds)
+        for thread in tuple(self._running):
+            thread.join(deadline.left)
+
+
+class BackgroundDelivery(Delivery):
+    """A turn that goes on without its caller: read in the background, and followed from here.
+
+    `timeout` only ends the following. Output that nobody follows any more is dropped.
+    """
+
+    def __init__(
+        self,
+        source: DirectDelivery,
+        background: Background,
+        printer: Printer,
+        clocks: Clocks,
+        timeout: float | None = None,
+    ) -> None:
+        super().__init__(printer, clocks, timeout)
+        self._source = source
+        self._background = background
+        self._output: Queue[bytes | None] = Queue()
+        self._finished = Flag()
+        self._error: RelayError | None = None
+        self._caller_left = Flag()
+
+    def leave(self) -> None:
+        self._caller_left.set()
+        self._source.stop_waiting()
+        self._output.put(None)
+
+    def _run(self) -> None:
+        try:
+            for chunk in self._source.chunks():
+                if not self._caller_left.is_set():
+                    self._output.put(chunk)
+        except RelayError as error:
+            self._error = error
+        finally:
+            try:
+                self._source.close()
+            finally:
+                self._finished.set()
+                self._output.put(None)
+
+    def chunks(self) -> Iterator[bytes | None]:
+        self._background.start(self._run)
+        silence = Deadline.after(self._clocks.keep_alive)
+        while not (self._finished.is_set() and self._output.empty()):
+            self._check()
+            chunk = self._next_chunk()
+            self.turn = self._source.turn
+            if chunk is None and not silence.passed:
+                continue
+            silence = Deadline.after(self._clocks.keep_alive)
+            yield chunk
+        self.turn = self._source.turn
+        if self._error is not None:
+            self._end(self._error)
+        self.outcome = "whole"
+
+    def _next_chunk(self) -> bytes | None:
+        seconds = min(self._deadline.left, self._clocks.keep_alive)
+        try:
+            return self._output.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def _check(self) -> None:
+        if self._caller_left.is_set():
+            self._end(CallerLeft())
+        if self._deadline.passed:
+            self._end(
+                UpstreamTimeout(
+                    f"The answer was not whole within {self.seconds:g} s. Send the same "
+                    "key again for it: nothing is asked twice."
+                )
+            )
+
+    def _end(self, error: RelayError) -> NoReturn:
+        self.outcome = error.code
+        self._last_chunk = self._printer.fail(error)
+        raise error
+
+    def close(self) -> None:
+        """The following is over; what is followed goes on, if it was begun."""
+        self._caller_left.set()
+        self._source.stop_waiting()
+        if self.outcome == "open":
+            self.outcome = CallerLeft.code

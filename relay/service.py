@@ -1,0 +1,167 @@
+"""What the service is made of: everything is built here, once, from the settings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from relay.access import OPEN, Access, Key, first_key, parse_keys
+from relay.accounts import Resting
+from relay.chat import Chat, Routing
+from relay.conversations import Conversations
+from relay.delivery import Background, Clocks
+from relay.server import Server
+from relay.settings import Settings, SettingsError
+from relay.store import Store
+from relay.transports import Transport
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+from relay.upkeep import Leases, Upkeep
+from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
+
+log = logging.getLogger("chatgpt_webapi")
+
+DAY = 86400
+Opener: TypeAlias = Callable[[Settings, Transport], "Upstream | None"]
+
+#: name -> how it is opened from the settings (None: they do not describe it). Which tokens of callers it recognizes
+#: is its own `recognizes`; where several do, the first of them is asked.
+UPSTREAMS: dict[str, Opener] = {
+    "offline": offline.open_upstream,
+    "openai": openai.open_upstream,
+    "chatgpt-web": chatgpt_web.open_upstream,
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """All parts of a running service."""
+
+    settings: Settings
+    server: Server
+    store: Store
+    upstreams: Mapping[str, Upstream]
+    routing: Routing
+    chat: Chat
+    conversations: Conversations
+    access: Access
+    clocks: Clocks
+    transport: Transport
+    background: Background
+    upkeep: Upkeep
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        upstreams: Mapping[str, Upstream] | None = None,
+        server: Server | None = None,
+    ) -> Service:
+        """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
+        server = server or Server()
+        transport = DirectTransport(DirectDialer(settings.connect_timeout))
+        if upstreams is None:
+            upstreams = open_upstreams(settings, transport)
+        keys = keys_for(settings, upstreams)
+        sole_owner = len({key.owner for key in keys}) <= 1
+        routing = Routing(
+            default_upstream(settings, upstreams),
+            explicit=settings.upstream != "auto",
+            sole_owner=sole_owner,
+        )
+        store = Store(settings.database(), server.native)
+        leases = Leases(store.renew)
+        upkeep = Upkeep(store, settings.retention_days * DAY)
+        upkeep.start()
+        return cls(
+            settings=settings,
+            server=server,
+            store=store,
+            upstreams=upstreams,
+            routing=routing,
+            chat=Chat(upstreams, routing, store, leases, settings.history_budget),
+            conversations=Conversations(store, histories_of(upstreams), sole_owner),
+            access=access_for(settings, keys, upstreams),
+            clocks=Clocks(
+                settings.first_byte_timeout,
+                settings.read_timeout,
+                settings.total_timeout,
+            ),
+            transport=transport,
+            background=Background(),
+            upkeep=upkeep,
+        )
+
+    def resting(self) -> dict[str, Sequence[Resting]]:
+        """The accounts that are not asked for now, by their upstream."""
+        resting = {name: up.resting() for name, up in self.upstreams.items()}
+        return {name: accounts for name, accounts in resting.items() if accounts}
+
+    def wait(self, seconds: float) -> None:
+        """Until the asks that outlived their callers have ended, for `seconds` at most."""
+        self.background.wait(seconds)
+
+    def close(self) -> None:
+        self.upkeep.stop()
+        self.store.close()
+        self.transport.close()
+
+
+def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:
+    opened = {name: opener(settings, transport) for name, opener in UPSTREAMS.items()}
+    return {name: upstream for name, upstream in opened.items() if upstream is not None}
+
+
+def histories_of(upstreams: Mapping[str, Upstream]) -> dict[str, History]:
+    histories = {name: upstream.history for name, upstream in upstreams.items()}
+    return {name: found for name, found in histories.items() if found is not None}
+
+
+def default_upstream(settings: Settings, upstreams: Mapping[str, Upstream]) -> str:
+    """The upstream of new conversations: the one that the settings name, or else the one that they describe."""
+    if settings.upstream == "openai" and "openai" not in upstreams:
+        raise SettingsError(
+            "UPSTREAM=openai needs OPENAI_API_KEY, or the OPENAI_BASE_URL of a server "
+            "without keys."
+        )
+    if settings.upstream != "auto":
+        return settings.upstream
+    if settings.access_token or settings.reverse_proxy:
+        return "chatgpt-web"
+    return "openai" if "openai" in upstreams else next(iter(upstreams))
+
+
+def access_for(
+    settings: Settings, keys: tuple[Key, ...], upstreams: Mapping[str, Upstream]
+) -> Access:
+    checking = [up for up in upstreams.values() if up.accepts_caller_tokens]
+    return Access(
+        keys,
+        allow_tokens=settings.allow_caller_tokens,
+        recognizes=lambda token: any(up.recognizes(token) for up in checking),
+    )
+
+
+def keys_for(settings: Settings, upstreams: Mapping[str, Upstream]) -> tuple[Key, ...]:
+    """The client keys in force; the first start of a service that has something to protect makes one."""
+    if settings.authorization == (OPEN,):
+        log.warning(
+            "AUTHORIZATION=none: the service is open, and whoever reaches it may spend "
+            "its owner's credentials."
+        )
+        return ()
+    if settings.authorization:
+        return parse_keys(settings.authorization)
+    if not any(upstream.needs_client_key for upstream in upstreams.values()):
+        return ()
+    key, made = first_key(Path(settings.data_dir))
+    if made:  # the only time that it is shown
+        sys.stderr.write(
+            "\nA client key was made, for this service has something to protect:\n\n"
+            f"    {key}\n\n"
+        )
+    return parse_keys((f"owner:{key}",))

@@ -1,0 +1,206 @@
+"""The index of conversations in the database: one row each, also for those whose text lives at an upstream.
+
+Each function works on a connection of the caller's own transaction. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Text,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from relay.domain import Conversation, Node
+from relay.errors import NoConversation
+from relay.schema import conversations, leases, messages
+
+EXPIRE_BATCH = 100  # conversations deleted in one transaction when they expire
+_LEASE_PREFIX = "conversation/"
+
+# Statements are built once: building one costs several times as much as running it.
+# The bind parameters of an UPDATE may not be named as its columns are.
+_THIS_CONVERSATION = conversations.c.id == bindparam("conversation_id")
+_THIS_OWNER = conversations.c.owner == bindparam("owner")
+# lowered by the database, as the texts are: not every database lowers all letters
+_PATTERN = func.lower(bindparam("pattern"))
+_IN_TITLE = func.lower(conversations.c.title).like(_PATTERN, escape="\\")
+_IN_MESSAGES = exists().where(
+    messages.c.conversation_id == conversations.c.id,
+    func.lower(messages.c.text).like(_PATTERN, escape="\\"),
+)
+_LEASED_BY_HOLDER = exists().where(
+    leases.c.name == bindparam("lease_name"),
+    leases.c.holder == bindparam("lease_holder"),
+)
+_LEASED = exists().where(
+    leases.c.name == _LEASE_PREFIX + conversations.c.id,
+    leases.c.expires > bindparam("now"),
+)
+
+SELECT_CONVERSATION = select(conversations).where(_THIS_CONVERSATION)
+# two turns that open at once see each other's end; SQLite does not need it
+LOCK_CONVERSATION = SELECT_CONVERSATION.with_for_update()
+SELECT_OWNED = SELECT_CONVERSATION.where(_THIS_OWNER)
+SELECT_PAGE = (
+    select(conversations)
+    .where(_THIS_OWNER)
+    .order_by(conversations.c.updated.desc(), conversations.c.id)
+    .offset(bindparam("offset"))
+    .limit(bindparam("limit"))
+)
+SEARCH_PAGE = SELECT_PAGE.where(or_(_IN_TITLE, _IN_MESSAGES))
+LOCK_EXPIRED = (
+    select(conversations.c.id)
+    .where(conversations.c.updated < bindparam("before"), ~_LEASED)
+    .limit(EXPIRE_BATCH)
+    .with_for_update(skip_locked=True)
+)
+INSERT_CONVERSATION = insert(conversations)
+UPDATE_CONVERSATION = update(conversations).where(_THIS_CONVERSATION)
+ADVANCE_NEWEST = UPDATE_CONVERSATION.values(
+    updated=bindparam("now"),
+    newest=case(
+        (_LEASED_BY_HOLDER, bindparam("answer_id", type_=Text)),
+        else_=conversations.c.newest,
+    ),
+)
+DELETE_CONVERSATION = delete(conversations).where(_THIS_CONVERSATION)
+
+
+def conversation_lease(conversation_id: str) -> str:
+    """The name of a conversation's lease."""
+    return f"{_LEASE_PREFIX}{conversation_id}"
+
+
+def select_conversation(
+    connection: Connection, conversation_id: str
+) -> Row[Any] | None:
+    parameters = {"conversation_id": conversation_id}
+    return connection.execute(SELECT_CONVERSATION, parameters).first()
+
+
+def lock_conversation(connection: Connection, conversation_id: str) -> Row[Any] | None:
+    """The row, which no other transaction changes before the end of this one."""
+    parameters = {"conversation_id": conversation_id}
+    return connection.execute(LOCK_CONVERSATION, parameters).first()
+
+
+def select_owned(connection: Connection, owner: str, conversation_id: str) -> Row[Any]:
+    """The owner's conversation. Raises NoConversation, for another owner's too."""
+    parameters = {"conversation_id": conversation_id, "owner": owner}
+    row = connection.execute(SELECT_OWNED, parameters).first()
+    if row is None:
+        raise NoConversation()
+    return row
+
+
+def select_page(
+    connection: Connection, owner: str, offset: int, limit: int, search: str
+) -> list[Row[Any]]:
+    """The owner's rows, newest first; with `search`, of the conversations that contain it."""
+    statement = SELECT_PAGE
+    parameters: dict[str, Any] = {"owner": owner, "offset": offset, "limit": limit}
+    if search:
+        statement = SEARCH_PAGE
+        parameters["pattern"] = _like_pattern(search)
+    return list(connection.execute(statement, parameters))
+
+
+def lock_expired(connection: Connection, before: float, now: float) -> list[str]:
+    """The ids of a batch of conversations that have not changed since `before` and have no lease."""
+    parameters = {"before": before, "now": now}
+    return list(connection.execute(LOCK_EXPIRED, parameters).scalars())
+
+
+def insert_conversation(connection: Connection, conversation: Conversation) -> None:
+    """Add an index row."""
+    values = {
+        "id": conversation.id,
+        "owner": conversation.owner,
+        "upstream": conversation.upstream,
+        "account": conversation.account,
+        "remote": conversation.remote,
+        "title": conversation.title,
+        "newest": conversation.newest,
+        "created": conversation.created,
+        "updated": conversation.updated,
+    }
+    connection.execute(INSERT_CONVERSATION, values)
+
+
+def update_conversation(
+    connection: Connection, conversation_id: str, values: dict[str, Any]
+) -> None:
+    """Set these columns of a row, if it is there."""
+    parameters = {"conversation_id": conversation_id, **values}
+    connection.execute(UPDATE_CONVERSATION, parameters)
+
+
+def advance_newest(
+    connection: Connection, conversation_id: str, answer_id: str, now: float
+) -> None:
+    """Make an answer the conversation's newest, if the answer still holds the conversation's lease."""
+    parameters = {
+        "conversation_id": conversation_id,
+        "answer_id": answer_id,
+        "lease_name": conversation_lease(conversation_id),
+        "lease_holder": answer_id,
+        "now": now,
+    }
+    connection.execute(ADVANCE_NEWEST, parameters)
+
+
+def update_remote(connection: Connection, row: Conversation, now: float) -> bool:
+    """Update the row of a remote conversation, unless it is another owner's; False where there is none."""
+    known = lock_conversation(connection, row.id)
+    if known is None:
+        return False
+    if known.owner == row.owner:
+        values = {
+            "updated": now,
+            "newest": row.newest or known.newest,
+            "account": row.account,
+        }
+        update_conversation(connection, row.id, values)
+    return True
+
+
+def delete_row(connection: Connection, conversation_id: str) -> None:
+    """Delete the index row alone."""
+    connection.execute(DELETE_CONVERSATION, {"conversation_id": conversation_id})
+
+
+def to_conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation:
+    """An index row as a value."""
+    return Conversation(
+        id=row.id,
+        owner=row.owner,
+        upstream=row.upstream,
+        account=row.account,
+        title=row.title,
+        newest=row.newest,
+        created=row.created,
+        updated=row.updated,
+        remote=bool(row.remote),
+        nodes=nodes,
+    )
+
+
+def _like_pattern(search: str) -> str:
+    """The LIKE pattern that finds these words anywhere; the escape character is a backslash."""
+    escaped = search
+    for special in ("\\", "%", "_"):
+        escaped = escaped.replace(special, f"\\{special}")
+    return f"%{escaped}%"

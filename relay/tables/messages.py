@@ -1,0 +1,215 @@
+"""The messages of a conversation in the database, as a tree.
+
+Each function works on a connection of the caller's own transaction. A message names its parent; the
+history of a message is the path from the root to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    insert,
+    literal,
+    select,
+    update,
+)
+
+from relay.domain import ROOT, Message, Node, Reply, Status
+from relay.errors import BadRequest, NoConversation
+from relay.schema import messages
+
+SYSTEM_ROLES = ("system", "developer")
+
+
+def _select_path() -> Select[Any]:
+    """From one message to the root; `depth` grows upwards."""
+    columns = (
+        messages.c.id,
+        messages.c.parent,
+        messages.c.role,
+        messages.c.text,
+        messages.c.status,
+    )
+    start = select(*columns, literal(0).label("depth"))
+    path = start.where(messages.c.id == bindparam("message_id")).cte(recursive=True)
+    parents = select(*columns, path.c.depth + 1).where(messages.c.id == path.c.parent)
+    path = path.union_all(parents)
+    return select(path).order_by(path.c.depth)
+
+
+_OF_CONVERSATION = messages.c.conversation_id == bindparam("conversation_id")
+
+INSERT_MESSAGES = insert(messages)
+SELECT_MESSAGES = select(messages).where(_OF_CONVERSATION).order_by(messages.c.number)
+SELECT_ROLE = select(messages.c.role).where(
+    _OF_CONVERSATION, messages.c.id == bindparam("message_id")
+)
+SELECT_SYSTEM_MESSAGES = (
+    select(messages.c.id, messages.c.parent)
+    .where(_OF_CONVERSATION, messages.c.role.in_(SYSTEM_ROLES))
+    .order_by(messages.c.number)
+)
+SELECT_PATH = _select_path()
+UPDATE_ANSWER = update(messages).where(
+    messages.c.id == bindparam("answer_id"), messages.c.status == "open"
+)
+DELETE_TURN = delete(messages).where(
+    messages.c.id.in_((bindparam("question_id"), bindparam("answer_id")))
+)
+DELETE_MESSAGES = delete(messages).where(_OF_CONVERSATION)
+
+
+def find_parent(
+    connection: Connection,
+    conversation_id: str,
+    parent_id: str | None,
+    newest: str | None,
+) -> str | None:
+    """The id of the message that a question follows; None where it is the first.
+
+    That is `parent_id`, else the newest whole answer, else the last of the system messages at the
+    root. Raises NoConversation for an unknown parent, BadRequest for one that is a question.
+    """
+    wanted = parent_id or newest or ROOT
+    if wanted == ROOT:
+        return _last_system_message(connection, conversation_id)
+    if parent_id is None:
+        return newest
+    parameters = {"conversation_id": conversation_id, "message_id": wanted}
+    role = connection.execute(SELECT_ROLE, parameters).scalar()
+    if role is None:
+        raise NoConversation(
+            "This conversation has no message with that parent id. Leave it out to go on from the newest answer."
+        )
+    if role == "user":
+        raise BadRequest(
+            "The parent id names a question. Send the id of an answer, as an earlier reply gave it."
+        )
+    return wanted
+
+
+def load_history(connection: Connection, message_id: str | None) -> tuple[Message, ...]:
+    """The messages from the root to this one, without broken answers and their questions."""
+    if message_id is None:
+        return ()
+    history: list[Message] = []
+    unanswered = ""
+    for row in connection.execute(SELECT_PATH, {"message_id": message_id}):
+        if row.status != "whole":
+            unanswered = row.parent
+        elif row.id != unanswered:
+            history.append(Message(row.role, row.text))
+    history.reverse()
+    return tuple(history)
+
+
+def select_messages(connection: Connection, conversation_id: str) -> list[Row[Any]]:
+    """The rows of a conversation, in the order in which they were added; for `to_node`."""
+    parameters = {"conversation_id": conversation_id}
+    return list(connection.execute(SELECT_MESSAGES, parameters))
+
+
+def insert_messages(
+    connection: Connection, conversation_id: str, nodes: Iterable[Node]
+) -> None:
+    """Add at least one message: id, parent, role, text, status and time of each."""
+    rows = [
+        {
+            "conversation_id": conversation_id,
+            "id": node.id,
+            "parent": node.parent,
+            "role": node.role,
+            "text": node.text,
+            "status": node.status,
+            "created": node.created,
+        }
+        for node in nodes
+    ]
+    connection.execute(INSERT_MESSAGES, rows)
+
+
+def complete_answer(connection: Connection, answer_id: str, reply: Reply) -> bool:
+    """Write a whole answer. False if it is not open: it was deleted, or has ended."""
+    usage = None
+    if reply.usage:
+        usage = orjson.dumps(dict(reply.usage)).decode()
+    parameters = {
+        "answer_id": answer_id,
+        "status": "whole",
+        "text": _storable(reply.text),
+        "model": _storable(reply.model or "") or None,
+        "finish_reason": _storable(reply.finish_reason),
+        "reasoning": _storable(reply.reasoning) or None,
+        "usage": usage,
+    }
+    return connection.execute(UPDATE_ANSWER, parameters).rowcount == 1
+
+
+def break_answer(
+    connection: Connection,
+    answer_id: str,
+    text: str,
+    model: str | None,
+    error_code: str,
+) -> bool:
+    """Write a broken answer, as far as it came. False as for `complete_answer`."""
+    parameters = {
+        "answer_id": answer_id,
+        "status": "broken",
+        "text": _storable(text),
+        "model": _storable(model or "") or None,
+        "finish_reason": error_code,
+    }
+    return connection.execute(UPDATE_ANSWER, parameters).rowcount == 1
+
+
+def delete_turn(connection: Connection, question_id: str, answer_id: str) -> None:
+    """Delete a question and its answer."""
+    parameters = {"question_id": question_id, "answer_id": answer_id}
+    connection.execute(DELETE_TURN, parameters)
+
+
+def delete_messages(connection: Connection, conversation_id: str) -> None:
+    """Delete all messages of a conversation."""
+    connection.execute(DELETE_MESSAGES, {"conversation_id": conversation_id})
+
+
+def to_node(row: Row[Any], holder: str | None) -> Node:
+    """A message's row as a value. `holder`: who has the conversation's lease."""
+    status: Status = row.status
+    # an open answer that nobody works on was left by a process that was killed
+    if status == "open" and row.id != holder:
+        status = "broken"
+    return Node(
+        id=row.id,
+        parent=row.parent,
+        role=row.role,
+        text=row.text,
+        status=status,
+        created=row.created,
+        model=row.model,
+        finish_reason=row.finish_reason,
+        reasoning=row.reasoning,
+    )
+
+
+def _last_system_message(connection: Connection, conversation_id: str) -> str | None:
+    """The last of the system messages that follow each other from the root; None where there is none."""
+    last: str | None = None
+    parameters = {"conversation_id": conversation_id}
+    for row in connection.execute(SELECT_SYSTEM_MESSAGES, parameters):
+        if row.parent == last:
+            last = row.id
+    return last
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd")  # PostgreSQL's text cannot hold NUL

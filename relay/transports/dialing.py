@@ -1,0 +1,56 @@
+"""Connections to a host: its addresses, one after the other, until one accepts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from relay.errors import Unreachable
+
+
+class Dialer(Protocol):
+    """Makes connected sockets."""
+
+    def dial(
+        self, host: str, port: int, opened: Callable[[socket.socket], None]
+    ) -> socket.socket:
+        """A connected socket. Raises Unreachable, and whatever `opened` raises.
+
+        `opened` is called with every socket before it connects, so that another thread can
+        shut it down; it raises to stop dialing.
+        """
+
+
+class DirectDialer:
+    """Connects to a host's own addresses, with `connect_seconds` for each."""
+
+    def __init__(self, connect_seconds: float = 10.0) -> None:
+        self._connect_seconds = connect_seconds
+
+    def dial(
+        self, host: str, port: int, opened: Callable[[socket.socket], None]
+    ) -> socket.socket:
+        reason = "no such host"
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            addresses = []
+        for family, kind, protocol, _, address in addresses:
+            connection = socket.socket(family, kind, protocol)
+            connected = False
+            try:
+                opened(connection)
+                connection.settimeout(self._connect_seconds)
+                connection.connect(address)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connected = True
+                return connection
+            except TimeoutError:
+                reason = f"it accepted no connection within {self._connect_seconds:g} s"
+            except OSError as error:
+                reason = error.strerror or "no connection"
+            finally:
+                if not connected:
+                    connection.close()
+        raise Unreachable(f"{host}:{port} cannot be reached: {reason}.")

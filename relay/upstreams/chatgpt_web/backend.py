@@ -1,0 +1,89 @@
+"""A ChatGPT web backend and how to reach it: what does not change from ask to ask."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from relay.accounts import Account, AccountPool, Attempts, is_jwt
+from relay.domain import Question
+from relay.errors import BadRequest, Forbidden, Unauthorized
+from relay.transports import Transport
+from relay.upstreams.chatgpt_web import body
+from relay.upstreams.chatgpt_web.body import Extras, Place
+from relay.upstreams.http import Limits
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the backend is, whose accounts there are, and what is added to every request.
+
+    `places`: addresses that are used in turn. `allowed`: addresses that a caller may name instead.
+    `path`: that of a turn below a caller's address. `retries`: other accounts tried after a
+    refusal. `poll_seconds`: between two looks for an answer that was handed off.
+    """
+
+    transport: Transport
+    places: tuple[Place, ...]
+    pool: AccountPool
+    allowed: tuple[str, ...] = ()
+    path: str = "conversation"
+    extras: Extras = Extras()
+    retries: int = 3
+    limits: Limits = Limits()
+    poll_seconds: float = 5.0
+
+    def recognizes(self, token: str) -> bool:
+        """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
+        return bool(self.allowed) or is_jwt(token)
+
+    def account_of(self, token: str) -> Account:
+        """The account of a caller's own token. Raises BadRequest for what is no access token."""
+        if not self.recognizes(token):
+            raise BadRequest(
+                "That is no access token of ChatGPT's, where this conversation lives: "
+                "leave it out."
+            )
+        return Account.of(token)
+
+    def place_for(self, requested: str | None) -> Place:
+        """The configured place, or the one that a caller names. Raises Forbidden for one not allowed."""
+        if not requested:
+            return self.places[int(time.monotonic()) % len(self.places)]
+        address = requested.strip()
+        if not any(_covers(entry, address) for entry in self.allowed):
+            raise Forbidden(
+                "That reverse_proxy does not stand in REVERSE_PROXY_ALLOW, so no token "
+                "is sent there."
+            )
+        try:
+            return body.place(address, self.path)
+        except ValueError as error:
+            raise Forbidden(f"reverse_proxy cannot be used: {error}.") from None
+
+    def candidates(
+        self, token: str | None, account: str | None
+    ) -> tuple[AccountPool, tuple[Account, ...]]:
+        """The accounts that may be used: the caller's own alone, the conversation's alone, or all in turn."""
+        if token:
+            own = self.account_of(token)
+            return AccountPool((own,)), (own,)
+        if not len(self.pool):
+            raise Unauthorized(
+                "This service has no access token of its own: send yours in the field "
+                "access_token."
+            )
+        if account:
+            return self.pool, self.pool.only(account)
+        return self.pool, self.pool.in_turn()
+
+    def attempts(self, question: Question) -> Attempts:
+        pool, accounts = self.candidates(question.token, question.account)
+        return Attempts(pool, accounts, 0 if question.token else self.retries)
+
+
+def _covers(entry: str, address: str) -> bool:
+    """Whether an entry of the allow-list is the address itself, or its origin without a path."""
+    origin = entry.rstrip("/")
+    is_origin = origin.count("/") == 2
+    return address == entry or (is_origin and f"{address}/".startswith(f"{origin}/"))

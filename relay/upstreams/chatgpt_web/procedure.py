@@ -1,0 +1,222 @@
+"""The requests that one question to ChatGPT takes. Pure.
+
+One POST asks, and its stream is the answer. Before it, a conversation whose newest message nobody
+knows here is looked up. After it, the decoder may want more: the rest of an answer that stopped for
+its length (one more POST), or an answer that was handed off (the conversation is looked up until
+the answer stands in it). Looking up asks nothing, so it is repeated where it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeAlias
+
+import orjson
+
+from relay import sse
+from relay.accounts import Account
+from relay.domain import Question
+from relay.errors import (
+    Unreachable,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from relay.transports import Call
+from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web.answer import is_answer
+from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
+from relay.upstreams.http import Request, Response, Steps
+from relay.upstreams.wording import error_text, parse_json
+
+LARGEST_TREE = 64 * 1024 * 1024
+MOST_MISSES = 5
+SIGN_OF_LIFE = (
+    b": polling\n\n"  # a comment: the decoder leaves it out, the silence clock does not
+)
+
+Tree: TypeAlias = dict[str, Any]
+Lookup: TypeAlias = Generator[Request | bytes, Response | None, Tree]
+
+
+class WebProcedure:
+    """See `relay.upstreams.http.Procedure`. Limits are per account, whatever the model."""
+
+    model = ""
+
+    def __init__(
+        self, backend: Backend, question: Question, decoder: WebDecoder
+    ) -> None:
+        self._backend = backend
+        self._question = question
+        self._decoder = decoder
+        self._place = backend.place_for(question.reverse_proxy)
+
+    def steps(self, account: Account) -> Steps:
+        self._decoder.account = account
+        parent = self._question.parent_id
+        if self._question.conversation_id and not parent:
+            tree = yield from self._look_up(account, self._question.conversation_id)
+            parent = _newest(tree)
+        content = body.question_body(self._question, parent, self._backend.extras)
+        yield self._post(account, content)
+        while (wanted := self._decoder.wants) is not None:
+            if isinstance(wanted, Continue):
+                yield self._continue(account, wanted)
+            else:
+                yield from self._poll(account, wanted)
+
+    def whole(self, response: Response) -> bytes:
+        raise failures.from_response(
+            response.status, response.head.headers, response.redacted
+        )
+
+    def _headers(self, account: Account, stream: bool = False) -> dict[str, str]:
+        return body.headers(
+            account.token,
+            self._backend.extras,
+            self._question.request_id,
+            own=bool(self._question.token),
+            stream=stream,
+        )
+
+    def _post(self, account: Account, content: bytes) -> Request:
+        headers = self._headers(account, stream=True)
+        headers["Content-Type"] = "application/json"
+        return Request(
+            Call("POST", self._place.turn, headers, content),
+            asks=True,
+            streams=True,
+            ended=lambda: self._decoder.wants is not None,
+        )
+
+    def _continue(self, account: Account, wanted: Continue) -> Request:
+        """The request for the rest of an answer."""
+        self._decoder.again()
+        content = body.continuation_body(
+            self._question,
+            wanted.conversation_id,
+            wanted.parent_id,
+            self._backend.extras,
+        )
+        return self._post(account, content)
+
+    def _look_up(
+        self, account: Account, conversation_id: str, pause: float = 0.0
+    ) -> Lookup:
+        """Get a conversation with all its messages."""
+        call = Call("GET", self._place.of(conversation_id), self._headers(account))
+        response = yield Request(call, pause=pause, largest=LARGEST_TREE)
+        assert response is not None
+        return parse_tree(response)
+
+    def _poll(self, account: Account, wanted: Poll) -> Steps:
+        """Look for the answer in the conversation until it is complete there; then it is decoded as a stream."""
+        misses = 0
+        pause = 0.0
+        while True:
+            try:
+                tree = yield from self._look_up(account, wanted.conversation_id, pause)
+            except (Unreachable, UpstreamCut, UpstreamRefused) as error:
+                misses += 1
+                if _is_refusal(error) or misses > MOST_MISSES:
+                    raise
+            else:
+                misses = 0
+                answers = complete_answers(tree, self._question.question_id)
+                if answers:
+                    self._decoder.again()
+                    yield _as_stream(wanted.conversation_id, answers)
+                    return
+            yield SIGN_OF_LIFE
+            pause = self._backend.poll_seconds
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, UpstreamRefused) and error.status < 500
+
+
+def _as_stream(conversation_id: str, messages: list[dict[str, Any]]) -> bytes:
+    """Messages as the classic stream would have them."""
+    payloads = (
+        {"message": message, "conversation_id": conversation_id} for message in messages
+    )
+    events = [sse.event(orjson.dumps(payload)) for payload in payloads]
+    return b"".join([*events, sse.event(b"[DONE]")])
+
+
+def _newest(tree: Tree) -> str:
+    """The message that a conversation's next question follows."""
+    current = tree.get("current_node")
+    if not isinstance(current, str):
+        raise UpstreamFailed(
+            "The upstream shows a conversation without a newest message; send the "
+            "parent id."
+        )
+    return current
+
+
+def parse_tree(response: Response) -> Tree:
+    """A conversation as the backend shows it. Raises what the answer says where it is none."""
+    payload = parse_json(response.body)
+    if response.status == 200 and isinstance(payload, dict) and "mapping" in payload:
+        return payload
+    if response.status in (404, 405) and not error_text(payload)[0]:
+        raise UpstreamRefused(
+            "The upstream does not show conversations: a reverse proxy may pass on the "
+            "asking alone.",
+            status=response.status,
+        )
+    raise failures.from_response(
+        response.status, response.head.headers, response.redacted
+    )
+
+
+def complete_answers(tree: Tree, question_id: str) -> list[dict[str, Any]]:
+    """The answers to a question, oldest first; none while the last one still grows.
+
+    Raises UpstreamFailed where the turn is over and has no text.
+    """
+    answers, over = answers_to(tree, question_id)
+    if over and not answers:
+        raise UpstreamFailed(
+            "ChatGPT answered with what is no text (an image or a file): see it at "
+            "chatgpt.com."
+        )
+    if answers and answers[-1].get("status") == "in_progress":
+        return []
+    return answers
+
+
+def answers_to(tree: Tree, question_id: str) -> tuple[list[dict[str, Any]], bool]:
+    """The answers in a tree that descend from a question, oldest first; and whether its turn is over."""
+    answers: list[dict[str, Any]] = []
+    over = False
+    for name, node in _descendants(tree, question_id):
+        message = node.get("message")
+        if not isinstance(message, dict):
+            continue
+        if name != question_id and message.get("end_turn") is True:
+            over = True
+        if is_answer(message):
+            answers.append(message)
+    return answers, over
+
+
+def _descendants(tree: Tree, root: str) -> Generator[tuple[str, Tree], None, None]:
+    """A node and all below it, depth first; each once, whatever the upstream links."""
+    mapping = tree.get("mapping")
+    if not isinstance(mapping, dict):
+        return
+    waiting = [root]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        node = mapping.get(name)
+        if name in seen or not isinstance(node, dict):
+            continue
+        seen.add(name)
+        yield name, node
+        children = node.get("children") or []
+        waiting.extend(child for child in reversed(children) if isinstance(child, str))

@@ -1,0 +1,404 @@
+"""One question's way over HTTP: the loop over accounts, event streams, whole bodies, waiting, closing.
+
+An upstream gives a `Procedure`, which is pure: `steps` yields the requests that its protocol needs,
+one after the other, and is resumed with their answers. The session sends them, so everything that
+needs a socket, a clock or another account is here, once:
+
+- a request that `streams` is read as an event stream where the answer is one (by its type, or by
+  its first bytes); its bytes go to the decoder, and the procedure is resumed with None at its end.
+  Any other answer is read whole and given to `Procedure.whole`;
+- the answer to another request is read whole, and the procedure is resumed with it;
+- bytes that the procedure yields go to the decoder, as if they had been streamed;
+- an error that leaves the procedure is a refusal: the steps begin again with another account,
+  where that may help and the question was not accepted yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from threading import Event as Flag
+from typing import Protocol, TypeAlias
+
+from relay.accounts import Account, AccountPool, Attempts
+from relay.deadline import Deadline
+from relay.errors import (
+    OneAtATime,
+    RelayError,
+    Unreachable,
+    UpstreamCut,
+    UpstreamFailed,
+)
+from relay.transports import Call, Exchange, Head, Transport
+
+LARGEST_ERROR = 64 * 1024
+LARGEST_BODY = 32 * 1024 * 1024
+ADMISSION_SECONDS = 0.1  # between two looks at an account that has enough to do
+SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep busy
+LONGEST_PAUSE = 8.0  # and one that others keep busy
+LONGEST_OPENING = 64
+FIRST_BYTES = (
+    b"data:",
+    b"event:",
+    b":",
+)  # of an event stream that does not say its type
+
+
+def never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a procedure.
+
+    `asks`: it carries the question itself, so it is dispatched once. `streams`: an event stream is
+    the expected answer; `ended` says when no more of it is needed. `pause`: seconds before it is
+    sent. `largest`: bytes of a body that is read whole.
+    """
+
+    call: Call
+    asks: bool = False
+    streams: bool = False
+    ended: Callable[[], bool] = never
+    pause: float = 0.0
+    largest: int = LARGEST_BODY
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer that was read whole. `redacted`: its body without the account's token, to be quoted."""
+
+    head: Head
+    body: bytes = field(repr=False)
+    account: Account
+
+    @property
+    def status(self) -> int:
+        return self.head.status
+
+    @property
+    def redacted(self) -> bytes:
+        return self.account.redact(self.body)
+
+
+Steps: TypeAlias = Generator[Request | bytes, Response | None, None]
+
+
+class Procedure(Protocol):
+    """What an upstream's protocol asks for one question. Pure: no I/O, no clock.
+
+    `model`: what limits are per, where the upstream has limits per model; else "".
+    """
+
+    model: str
+
+    def steps(self, account: Account) -> Steps:
+        """The requests, with this account. Called again from the start for each other account.
+
+        Raises RelayError for what an answer refuses; a failed request is raised where it was
+        yielded, and may be caught there.
+        """
+
+    def whole(self, response: Response) -> bytes:
+        """An answer that is no event stream, as events for the decoder. Raises the failure it tells of."""
+
+
+class WholeAnswer:
+    """An answer that is read to its end, within a bound. A read may be resumed after a silence."""
+
+    def __init__(self, exchange: Exchange, account: Account, largest: int) -> None:
+        self._exchange = exchange
+        self._account = account
+        self._largest = largest
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._opening = b""
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether its first bytes are those of an event stream."""
+        return self._opening.lstrip().startswith(FIRST_BYTES)
+
+    @property
+    def body(self) -> bytes:
+        """What was read so far."""
+        return b"".join(self._pieces)
+
+    def read(self, seconds: float) -> Response | None:
+        """The answer; None while there is more to come. Raises UpstreamFailed for one that is too large."""
+        deadline = Deadline.after(seconds)
+        head = self._exchange.head(seconds)
+        if head is None:
+            return None
+        piece = self._piece(head, deadline.left)
+        if piece is None:
+            return None
+        if piece:
+            self._pieces.append(piece)
+            self._size += len(piece)
+            if len(self._opening) < LONGEST_OPENING:
+                self._opening += piece[:LONGEST_OPENING]
+        is_error = head.status >= 400
+        if piece and self._size < (LARGEST_ERROR if is_error else self._largest):
+            return None
+        if piece and not is_error:
+            raise UpstreamFailed("The upstream's answer is larger than is read here.")
+        return Response(head, self.body, self._account)
+
+    def _piece(self, head: Head, seconds: float) -> bytes | None:
+        try:
+            return self._exchange.read(seconds)
+        except UpstreamCut:
+            if head.status < 400:
+                raise
+            return b""  # what there is of an error still says why
+
+
+def fetch(
+    transport: Transport,
+    call: Call,
+    account: Account,
+    seconds: float,
+    largest: int = LARGEST_BODY,
+) -> Response:
+    """One request and its whole answer. Blocks; raises UpstreamFailed after `seconds`."""
+    deadline = Deadline.after(seconds)
+    exchange = transport.send(call)
+    try:
+        answer = WholeAnswer(exchange, account, largest)
+        while (response := answer.read(deadline.left)) is None:
+            if deadline.passed:
+                raise UpstreamFailed(
+                    f"The upstream did not answer within {seconds:g} s."
+                )
+        return response
+    finally:
+        exchange.close()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`concurrency`: asks at once per account, 0 for no bound. `patience`: seconds to wait for a busy one."""
+
+    concurrency: int = 0
+    patience: float = 120.0
+
+
+class HttpSession:
+    """One question's stream. See `relay.upstreams.Stream` for its contract."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        procedure: Procedure,
+        pool: AccountPool,
+        attempts: Attempts,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self._transport = transport
+        self._procedure = procedure
+        self._pool = pool
+        self._attempts = attempts
+        self._concurrency = limits.concurrency
+        self._patience = Deadline.after(limits.patience)
+        self._pause = 1.0
+        self._interrupted = Flag()
+        self._due = Deadline.after(0)
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._whole: WholeAnswer | None = None
+        self._first = b""
+        self._streaming = False
+        self._accepted = False
+        self._over = False
+        self._holds_account = False
+        self.dispatched = False
+        self._begin(attempts.next())
+
+    def _begin(self, account: Account) -> None:
+        self._account = account
+        self._steps = self._procedure.steps(account)
+
+    def read(self, seconds: float) -> bytes | None:
+        deadline = Deadline.after(seconds)
+        while not self._interrupted.is_set():
+            try:
+                piece = self._advance(deadline)
+            except (UpstreamCut, Unreachable):
+                if self._interrupted.is_set():
+                    return b""
+                raise
+            if piece is not None or deadline.passed:
+                return piece
+        return b""
+
+    def _advance(self, deadline: Deadline) -> bytes | None:
+        """One wait for what comes next; None if it led to nothing for the decoder yet."""
+        if self._over:
+            return b""
+        if self._request is None:
+            return self._resume(None)
+        if not self._due.passed:
+            self._interrupted.wait(min(self._due.left, deadline.left))
+            return None
+        if self._exchange is None and not self._send(self._request):
+            return None
+        try:
+            if self._streaming:
+                return self._read_stream(self._request, deadline)
+            return self._read_answer(self._request, deadline)
+        except (Unreachable, UpstreamCut) as error:
+            if self._streaming or self._interrupted.is_set():
+                raise
+            return self._fail_step(error)
+
+    def _send(self, request: Request) -> bool:
+        """Send the request; False while the account has enough to do."""
+        if request.streams and not self._holds_account:
+            if not self._pool.take(self._account, self._concurrency):
+                self._due = Deadline.after(ADMISSION_SECONDS)
+                return False
+            self._holds_account = True
+        self.dispatched = self.dispatched or request.asks
+        self._exchange = self._transport.send(request.call)
+        self._whole = WholeAnswer(self._exchange, self._account, request.largest)
+        return True
+
+    def _read_answer(self, request: Request, deadline: Deadline) -> bytes | None:
+        """The answer's head, and its body where it is no event stream."""
+        assert self._exchange is not None and self._whole is not None
+        head = self._exchange.head(deadline.left)
+        if head is None:
+            return None
+        if request.streams and _is_event_stream(head):
+            self._accept(request, b"")
+            return None
+        response = self._whole.read(deadline.left)
+        if request.streams and head.status == 200 and self._whole.is_event_stream:
+            self._accept(request, self._whole.body)
+            return None
+        if response is None:
+            return None
+        if self._interrupted.is_set():
+            raise UpstreamCut()
+        return self._finish_step(request, response)
+
+    def _accept(self, request: Request, first: bytes) -> None:
+        """The answer is an event stream, and `first` is what was read of it."""
+        self._streaming = True
+        self._first = first
+        self._succeed(request)
+
+    def _succeed(self, request: Request) -> None:
+        if request.asks:
+            self._accepted = True
+            self._attempts.model = self._procedure.model
+            self._attempts.succeeded()
+
+    def _read_stream(self, request: Request, deadline: Deadline) -> bytes | None:
+        assert self._exchange is not None
+        if request.ended():
+            piece: bytes | None = b""
+        elif self._first:
+            piece = self._first
+            self._first = b""
+        else:
+            piece = self._exchange.read(deadline.left)
+        if piece == b"":
+            self._release()
+            return self._resume(None)
+        return piece
+
+    def _finish_step(self, request: Request, response: Response) -> bytes | None:
+        """A whole answer has come: give it to the procedure."""
+        if not request.streams:
+            self._release()
+            return self._resume(response)
+        try:
+            events = self._procedure.whole(response)
+        except OneAtATime as error:
+            self._wait_for_account(error)
+            return None
+        except RelayError as error:
+            return self._fail_step(error)
+        self._succeed(request)
+        self._release()
+        self._request = None
+        return events
+
+    def _fail_step(self, error: RelayError) -> bytes | None:
+        """Raise a request's failure where the procedure yielded it; what leaves it is a refusal."""
+        self._release()
+        return self._run(lambda: self._steps.throw(error))
+
+    def _resume(self, response: Response | None) -> bytes | None:
+        return self._run(lambda: self._steps.send(response))
+
+    def _run(self, resume: Callable[[], Request | bytes]) -> bytes | None:
+        """Run the procedure to its next step."""
+        self._request = None
+        try:
+            step = resume()
+        except StopIteration:
+            self._over = True
+            return b""
+        except RelayError as error:
+            self._refuse(error)
+            return None
+        if isinstance(step, bytes):
+            return step
+        self._request = step
+        self._due = Deadline.after(step.pause)
+        return None
+
+    def _refuse(self, error: RelayError) -> None:
+        """Begin again with another account. Raises the error where none may help."""
+        if self._accepted:
+            raise error  # the rest of an answer is at this account or nowhere
+        self._attempts.model = self._procedure.model
+        self._attempts.refused(error)
+        account = self._attempts.next()
+        self.dispatched = False
+        self._begin(account)
+
+    def _wait_for_account(self, error: OneAtATime) -> None:
+        """Send the same request again after a pause. Raises the error where that would take too long."""
+        self._release()
+        if self._pool.in_flight(self._account):
+            pause = SHARED_PAUSE
+        else:
+            pause = self._pause
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+        self._due = Deadline.after(pause)
+        if self._due >= self._patience:
+            raise error
+        self.dispatched = self._accepted
+
+    def _release(self) -> None:
+        """Close the exchange, and leave the account to others."""
+        if self._exchange is not None:
+            self._exchange.close()
+        self._exchange = None
+        self._whole = None
+        self._streaming = False
+        if self._holds_account:
+            self._pool.leave(self._account)
+        self._holds_account = False
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.interrupt()
+
+    def close(self) -> None:
+        self._interrupted.set()
+        self._release()
+        self._steps.close()
+
+
+def _is_event_stream(head: Head) -> bool:
+    kind = head.headers.get("content-type", "").lower()
+    return head.status == 200 and "text/event-stream" in kind

@@ -1,0 +1,152 @@
+"""The requests that one question to an OpenAI-compatible API takes. Pure.
+
+One POST asks. Before it, where nobody names a model, the models are listed and the first is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay import sse
+from relay.accounts import Account, AccountPool, Attempts
+from relay.domain import Question
+from relay.errors import RelayError, UpstreamCut, UpstreamFailed
+from relay.transports import Call, Transport
+from relay.upstreams.http import Request, Response, Steps
+from relay.upstreams.openai import body
+from relay.upstreams.openai.body import Extras
+from relay.upstreams.openai.failures import from_response, in_event
+from relay.upstreams.wording import parse_json
+
+MODELS_SECONDS = 3600.0  # the first listed model stays the default for so long
+KEYLESS = Account("keyless", "")
+
+
+@dataclass
+class DefaultModel:
+    """The first model that the server lists, for a while."""
+
+    name: str = ""
+    until: float = 0.0
+
+    @property
+    def known(self) -> str:
+        return self.name if time.monotonic() < self.until else ""
+
+    def learn(self, name: str) -> None:
+        self.name = name
+        self.until = time.monotonic() + MODELS_SECONDS
+
+
+@dataclass(frozen=True)
+class API:
+    """An OpenAI-compatible API and how to reach it: what does not change from ask to ask.
+
+    `model`: for asks that name none. `retries`: other keys tried after a refusal. `has_keys`: the
+    server has keys of its own configured here.
+    """
+
+    transport: Transport
+    base: str = body.DEFAULT_BASE
+    pool: AccountPool = field(default_factory=lambda: AccountPool((KEYLESS,)))
+    model: str = ""
+    extras: Extras = Extras()
+    retries: int = 3
+    has_keys: bool = False
+    default: DefaultModel = field(default_factory=DefaultModel)
+
+    def attempts(self, question: Question) -> Attempts:
+        """The keys that may be used: the caller's own alone, or all in turn. Limits are per key and model."""
+        if question.token:
+            own = Account.of(question.token)
+            return Attempts(AccountPool((own,)), (own,), 0)
+        model = question.model or self.model or self.default.known
+        return Attempts(self.pool, self.pool.in_turn(), self.retries, model)
+
+
+class OpenAIProcedure:
+    """See `relay.upstreams.http.Procedure`."""
+
+    def __init__(self, api: API, question: Question) -> None:
+        self._api = api
+        self._question = question
+        self._own = bool(question.token)
+        self.model = question.model or api.model
+        self.account = KEYLESS
+
+    def redact(self, payload: bytes) -> bytes:
+        """An upstream's words without the key that was used."""
+        return self.account.redact(payload)
+
+    def steps(self, account: Account) -> Steps:
+        self.account = account
+        headers = body.headers(
+            account.token,
+            self._api.extras,
+            self._question.request_id,
+            own=self._own,
+        )
+        if not self.model and not self._own:
+            self.model = self._api.default.known
+        if not self.model:
+            self.model = yield from self._first_listed(headers)
+        content = body.completion_body(
+            self._question,
+            self.model,
+            self._api.extras,
+            developer_role=body.takes_developer_role(self._api.base),
+        )
+        headers["Content-Type"] = "application/json"
+        headers["Accept"] = "text/event-stream, application/json"
+        url = f"{self._api.base}/chat/completions"
+        yield Request(Call("POST", url, headers, content), asks=True, streams=True)
+
+    def _first_listed(
+        self, headers: dict[str, str]
+    ) -> Generator[Request, Response | None, str]:
+        """The first model that the server lists. Another key is tried only where one may help."""
+        call = Call("GET", f"{self._api.base}/models", dict(headers))
+        try:
+            response = yield Request(call)
+            assert response is not None
+            name = _first_model(response)
+        except UpstreamCut:
+            raise _no_model("it broke the connection") from None
+        except RelayError as error:
+            if error.another_account_may_help:
+                raise
+            raise _no_model(error.message) from error
+        if not self._own:
+            self._api.default.learn(name)
+        return name
+
+    def whole(self, response: Response) -> bytes:
+        """A server that does not stream sends one object with all choices: it is one event."""
+        payload = parse_json(response.body)
+        has_choices = isinstance(payload, dict) and bool(payload.get("choices"))
+        is_answer = response.status == 200 and has_choices
+        if is_answer and in_event(payload) is None:
+            return sse.event(b" ".join(response.body.splitlines()))
+        raise from_response(response.status, response.head.headers, response.redacted)
+
+
+def _first_model(response: Response) -> str:
+    if response.status != 200:
+        raise from_response(response.status, response.head.headers, response.redacted)
+    payload = parse_json(response.body)
+    models: Any = payload.get("data") if isinstance(payload, dict) else None
+    first = models[0] if isinstance(models, list) and models else None
+    name = first.get("id") if isinstance(first, dict) else None
+    if not isinstance(name, str) or not name:
+        raise UpstreamFailed("it lists none")
+    return name
+
+
+def _no_model(reason: str) -> UpstreamFailed:
+    return UpstreamFailed(
+        f"No model was named, and the upstream gives none ({reason.rstrip('.')}). "
+        "Send the field model, or set OPENAI_MODEL."
+    )

@@ -1,0 +1,88 @@
+"""What a browser may do for a page: nothing for another origin, unless that is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from relay.errors import Forbidden
+
+READABLE_HEADERS = (
+    "X-Conversation-Id",
+    "X-Parent-Message-Id",
+    "X-Request-Id",
+    "X-Error-Source",
+    "X-Error-Code",
+    "X-Incomplete",
+    "X-Finish-Reason",
+    "X-History-Dropped",
+    "X-Ignored-Parameters",
+    "Idempotent-Replayed",
+    "Retry-After",
+)
+
+
+class BrowserRules:
+    """`origins`: pages that may call, with credentials; "*" is any page, without. `needs_key`: a key is asked for."""
+
+    def __init__(self, origins: tuple[str, ...], needs_key: bool) -> None:
+        self._origins = origins
+        self._needs_key = needs_key
+
+    def check(self, headers: Mapping[str, str], host: str) -> None:
+        """Raise Forbidden for a page of another origin, told by Sec-Fetch-Site, or else by Origin."""
+        origin = headers.get("Origin", "").lower()
+        if not self._is_foreign(headers, host):
+            return
+        allowed = origin in self._origins
+        if "*" in self._origins and not _has_ambient_credential(headers):
+            allowed = True
+        if not origin or not allowed:
+            raise Forbidden(
+                "A page of another origin may not ask here. Its origin must stand in "
+                "CORS_ORIGINS."
+            )
+
+    def _is_foreign(self, headers: Mapping[str, str], host: str) -> bool:
+        site = headers.get("Sec-Fetch-Site", "").lower()
+        if site:
+            return site not in ("none", "same-origin")
+        # browsers say it to https and to this machine alone
+        origin = headers.get("Origin", "").lower()
+        needs_nothing = not self._needs_key and not headers.get("Authorization")
+        if not origin or not (needs_nothing or _has_ambient_credential(headers)):
+            return False
+        return origin.partition("://")[2] != host.lower()
+
+    def cors(self, origin: str) -> dict[str, str]:
+        """The headers by which a browser lets a page of `origin` read the answer; none for other origins."""
+        if not self._origins:
+            return {}
+        headers = {"Vary": "Origin"}
+        if origin.lower() in self._origins:
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Allow-Credentials"] = "true"
+        elif origin and "*" in self._origins:
+            headers["Access-Control-Allow-Origin"] = "*"
+        else:
+            return headers
+        headers["Access-Control-Expose-Headers"] = ", ".join(READABLE_HEADERS)
+        return headers
+
+    def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The answer to a browser's question before it asks. Raises Forbidden for an origin that is not listed."""
+        allowed = self.cors(headers.get("Origin", ""))
+        if "Access-Control-Allow-Origin" not in allowed:
+            raise Forbidden(
+                "This origin may not ask here. It must stand in CORS_ORIGINS."
+            )
+        asked = headers.get("Access-Control-Request-Headers", "Authorization")
+        allowed["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
+        allowed["Access-Control-Allow-Headers"] = asked
+        allowed["Access-Control-Max-Age"] = "600"
+        return allowed
+
+
+def _has_ambient_credential(headers: Mapping[str, str]) -> bool:
+    """Whether the browser may have sent a credential by itself, unasked by the page."""
+    authorization = headers.get("Authorization", "").lower()
+    return "Cookie" in headers or authorization.startswith("basic ")

@@ -1,0 +1,31 @@
+"""POST /chat: openai-api-server's dialect."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from relay.dialects import ndjson
+from relay.errors import RelayError
+from relay.web.edge import Dialect
+from relay.web.incoming import Incoming
+from relay.web.own import read_fields
+from relay.web.responses import deliver_stream, text_response
+
+routes = Blueprint("chat", __name__)
+
+
+@routes.post("/chat")
+def chat(incoming: Incoming) -> Response:
+    fields = read_fields(incoming)
+    ask = ndjson.ask(fields, incoming.caller, incoming.idempotency_key)
+    return deliver_stream(incoming, ask, ndjson.Lines(), ndjson.TYPE)
+
+
+def error_response(error: RelayError, incoming: Incoming) -> Response:
+    status, lines = ndjson.error(error)
+    response = text_response(lines, ndjson.TYPE)
+    response.status_code = status
+    return response
+
+
+DIALECT = Dialect(routes, ("chat",), error_response, token_in_body=True)

@@ -1,0 +1,195 @@
+"""What every request meets: its id, browser rules, the key, the error handler, the access log, the prefix."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from flask import Blueprint, Flask, Response
+from flask.globals import request_ctx
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from relay.errors import (
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RelayError,
+    TooLarge,
+)
+from relay.service import Service
+from relay.web.browsers import BrowserRules
+from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
+
+log = logging.getLogger("chatgpt_webapi")
+
+OUTSIDE = "/outside/of/the/prefix"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A dialect's routes, and what the edge must know of them.
+
+    `segments`: the first segments of its paths; "" is every path that is no other dialect's.
+    `error`: its response to a failure; it must not raise. `public`: endpoints that need no key.
+    `local`: endpoints that never ask an upstream, so that a HEAD may run them. `token_in_body`: a
+    POST may have its credential in a field, so the view authenticates.
+    """
+
+    routes: Blueprint
+    segments: tuple[str, ...]
+    error: Callable[[RelayError, Incoming], Response]
+    public: frozenset[str] = frozenset()
+    local: frozenset[str] = frozenset()
+    token_in_body: bool = False
+
+
+def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
+    """Put the edge around the app, and the dialects' routes into it."""
+    edge = Edge(service, tuple(dialects))
+    app.request_class = Incoming
+    app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
+    app.url_map.merge_slashes = False
+    app.url_value_preprocessor(edge.hand_in)
+    app.before_request(edge.admit)
+    app.after_request(edge.finish)
+    app.register_error_handler(RelayError, edge.handle_error)
+    app.register_error_handler(HTTPException, edge.handle_error)
+    for dialect in edge.dialects:
+        app.register_blueprint(dialect.routes)
+    if service.settings.api_prefix:
+        app.wsgi_app = mount(app.wsgi_app, service.settings.api_prefix)  # type: ignore[method-assign]
+
+
+def mount(app: Any, prefix: str) -> Any:
+    """All routes below the prefix; outside it there is only /healthz."""
+
+    def outside(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] != "/healthz":
+            environ["PATH_INFO"] = OUTSIDE
+        return app(environ, start_response)
+
+    return DispatcherMiddleware(outside, {prefix: app})
+
+
+def current() -> Incoming:
+    """The request at hand."""
+    return cast(Incoming, request_ctx.request)
+
+
+class Edge:
+    """The edge of one service. It reads headers; bodies are the views'."""
+
+    def __init__(self, service: Service, dialects: tuple[Dialect, ...]) -> None:
+        self.dialects = dialects
+        self._service = service
+        self._browsers = BrowserRules(
+            service.settings.cors_origins, service.access.needs_key
+        )
+        self._by_segment = {
+            segment: dialect for dialect in dialects for segment in dialect.segments
+        }
+
+    def hand_in(self, endpoint: str | None, values: dict[str, Any] | None) -> None:
+        """Hand the request to its view, as the argument `incoming`."""
+        incoming = current()
+        incoming.service = self._service
+        segment = incoming.path.split("/")[1]
+        incoming.dialect = self._by_segment.get(segment, self._by_segment[""])
+        if values is not None:
+            values["incoming"] = incoming
+
+    def admit(self) -> Response | None:
+        """Nobody gets past here without a right to, but to the public endpoints."""
+        incoming = current()
+        dialect = incoming.dialect
+        if incoming.endpoint in dialect.public:
+            return None
+        headers = dict(incoming.headers)
+        self._browsers.check(headers, incoming.host)
+        is_preflight = "Access-Control-Request-Method" in headers
+        if incoming.method == "OPTIONS" and is_preflight:
+            return Response(status=204, headers=self._browsers.preflight(headers))
+        if self._authenticates_itself(incoming):
+            self._service.access.check(incoming.credential)
+        else:
+            incoming.authenticate()
+        is_head = incoming.method == "HEAD" and incoming.routing_exception is None
+        if is_head and incoming.endpoint not in dialect.local:
+            return Response(mimetype="application/json")  # it asks nobody
+        return None
+
+    def _authenticates_itself(self, incoming: Incoming) -> bool:
+        has_view = incoming.routing_exception is None
+        may_have_field = incoming.method == "POST" and incoming.dialect.token_in_body
+        return has_view and may_have_field
+
+    def handle_error(self, error: Exception) -> Response:
+        """Every failure, in the shape that its path promises."""
+        incoming = current()
+        failure = to_relay_error(error)
+        response = incoming.dialect.error(failure, incoming)
+        incoming.error_code = failure.code
+        response.headers["X-Error-Source"] = failure.source
+        response.headers["X-Error-Code"] = failure.code
+        if failure.retry_after is not None:
+            response.headers["Retry-After"] = str(failure.retry_after)
+        if failure.status == 401 and failure.source == "caller":
+            response.headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
+        turn = incoming.delivery.turn if incoming.delivery else None
+        if turn is not None and turn.conversation_id:  # it has the question
+            response.headers["X-Conversation-Id"] = turn.conversation_id
+        if isinstance(error, HTTPException):
+            allow = dict(error.get_headers()).get("Allow")
+            if allow:
+                response.headers["Allow"] = allow
+        return response
+
+    def finish(self, response: Response) -> Response:
+        """What every response has, and its line in the log once it is sent."""
+        incoming = current()
+        headers = response.headers
+        headers["X-Request-Id"] = incoming.id
+        headers.setdefault("Cache-Control", "no-store")
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers.update(self._browsers.cors(incoming.headers.get("Origin", "")))
+        for callback in incoming.when_sent:
+            response.call_on_close(callback)
+        response.call_on_close(partial(write_access_log, incoming, response))
+        return response
+
+
+def write_access_log(incoming: Incoming, response: Response) -> None:
+    delivery = incoming.delivery
+    outcome = delivery.outcome if delivery else incoming.error_code
+    fields = {
+        "id": incoming.id,
+        "method": incoming.method,
+        "path": incoming.path,
+        "status": response.status_code,
+        "outcome": outcome,
+        "ms": round((time.monotonic() - incoming.started) * 1000),
+    }
+    log.info("request", extra={"fields": fields})
+
+
+def to_relay_error(error: Exception) -> RelayError:
+    """Flask's and werkzeug's own failures as ours."""
+    if isinstance(error, RelayError):
+        return error
+    code = error.code if isinstance(error, HTTPException) else None
+    match code:
+        case 404:
+            return NotFound()
+        case 405:
+            return MethodNotAllowed()
+        case 413:
+            return TooLarge(TOO_LARGE)
+        case int() if code < 500:
+            return BadRequest(CUT_SHORT)
+    return InternalError()

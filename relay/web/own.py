@@ -1,0 +1,97 @@
+"""What the views of the own routes share: fields, formats, answers and errors."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from relay.dialects import bodies, fields, form, ndjson
+from relay.dialects.bodies import Fields
+from relay.errors import BadRequest, RelayError
+from relay.web.incoming import Incoming
+from relay.web.responses import (
+    deliver_stream,
+    deliver_whole,
+    json_response,
+    reply_headers,
+    text_response,
+)
+
+#: what an answer can be: the field `format` -> the media type that asks for the same in an Accept header
+ANSWER_FORMATS = {"json": "application/json", "text": "text/plain"}
+EXPORT_FORMATS = {
+    **ANSWER_FORMATS,
+    "markdown": "text/markdown",
+    "jsonl": ndjson.TYPE,
+}
+
+
+def read_fields(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> Fields:
+    """The fields of a request, of its query string and its body; from then on its caller and its format are known.
+
+    Raises RelayError.
+    """
+    found = bodies.read_query(dict(incoming.args.lists()))
+    incoming.format = choose_format(incoming, found, formats)
+    if incoming.method == "POST":
+        content_type = incoming.content_type or ""
+        found |= bodies.read(content_type, incoming.whole_body())
+        incoming.format = choose_format(incoming, found, formats)
+        incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
+    return found
+
+
+def choose_format(incoming: Incoming, found: Fields, formats: dict[str, str]) -> str:
+    """What the answer is to be, by the field `format` or else by the Accept header. Raises BadRequest."""
+    name = found.get("format")
+    if name is None or name == "":
+        best = incoming.accept_mimetypes.best_match(list(formats.values()))
+        names = [name for name, mimetype in formats.items() if mimetype == best]
+        return names[0] if names else "json"
+    if not isinstance(name, str) or name not in formats:
+        raise BadRequest(f"The field format must be one of: {', '.join(formats)}.")
+    return name
+
+
+def answer(incoming: Incoming, route: form.Route) -> Response:
+    """One ask: JSON, the text alone, or a stream of either."""
+    found = read_fields(incoming)
+    ask = route.ask(found, incoming.caller, incoming.idempotency_key)
+    is_text = incoming.format == "text"
+    if fields.flag_of(found, "stream"):
+        if not is_text:
+            printer = form.Events(route)
+            return deliver_stream(incoming, ask, printer, "text/event-stream")
+        # over HTTP/1.0 a body that was cut would look whole
+        if incoming.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":
+            return deliver_stream(incoming, ask, form.Raw(), "text/plain")
+    reply = deliver_whole(incoming, ask)
+    if is_text:
+        response = text_response(reply.text)
+    else:
+        response = json_response(route.answer(reply))
+    response.headers.update(reply_headers(reply))
+    return response
+
+
+def error_response(error: RelayError, incoming: Incoming) -> Response:
+    """A failure in the own routes' shape: the sentence alone where text was asked for."""
+    always_500 = incoming.path.split("/")[1] in ("send_message", "get_access_token")
+    shape = form.message_error if always_500 else form.coded_error
+    status, body = shape(error)
+    if _format_of_error(incoming) in ("text", "markdown"):
+        response = text_response(error.message)
+    else:
+        response = json_response(body)
+    response.status_code = status
+    return response
+
+
+def _format_of_error(incoming: Incoming) -> str:
+    """The format, also of a request that failed before its fields were read."""
+    if incoming.format is not None:
+        return incoming.format
+    try:
+        query = bodies.read_query(dict(incoming.args.lists()))
+        return choose_format(incoming, query, ANSWER_FORMATS)
+    except BadRequest:
+        return "json"

@@ -1,0 +1,120 @@
+"""Turns as Flask responses: what every dialect's views share once they have an Ask and a Printer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+import orjson
+from flask import Response
+
+from relay.chat import Printer, Turn
+from relay.delivery import BackgroundDelivery, Delivery, DirectDelivery, Silent
+from relay.domain import Ask, Remarks, Reply
+from relay.web.incoming import Incoming
+
+MOST_IGNORED = 20
+_PLAIN = re.compile(r"[!-~]{1,64}")  # others' words may hold what no header can
+#: nginx would hold a stream back until its end, and a CDN compress it
+STREAM_HEADERS = {
+    "X-Accel-Buffering": "no",
+    "Cache-Control": "no-store, no-transform",
+}
+
+
+def json_response(value: object) -> Response:
+    return Response(orjson.dumps(value), mimetype="application/json")
+
+
+def text_response(text: str | bytes, mimetype: str = "text/plain") -> Response:
+    return Response(text, content_type=f"{mimetype}; charset=utf-8")
+
+
+def reply_headers(reply: Reply) -> dict[str, str]:
+    """What goes with a whole answer beside its text."""
+    return {
+        "X-Conversation-Id": reply.conversation_id,
+        "X-Parent-Message-Id": reply.message_id,
+        "X-Finish-Reason": reply.finish_reason,
+        **remark_headers(reply.remarks),
+    }
+
+
+def remark_headers(remarks: Remarks) -> dict[str, str]:
+    headers = {}
+    if remarks.dropped:
+        headers["X-History-Dropped"] = str(remarks.dropped)
+    ignored = sorted(filter(_PLAIN.fullmatch, remarks.ignored))
+    if ignored:
+        headers["X-Ignored-Parameters"] = ", ".join(ignored[:MOST_IGNORED])
+    if remarks.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    return headers
+
+
+def deliver_whole(incoming: Incoming, ask: Ask) -> Reply:
+    """The whole answer; raises RelayError."""
+    delivery = _delivery(incoming, ask, Silent())
+    incoming.when_sent.append(_watch(incoming, delivery))
+    try:
+        return delivery.reply()
+    finally:
+        delivery.close()
+
+
+def deliver_stream(
+    incoming: Incoming, ask: Ask, printer: Printer, mimetype: str
+) -> Response:
+    """A response that streams what the printer prints; raises RelayError for what fails before the first event."""
+    delivery = _delivery(incoming, ask, printer)
+    with ExitStack() as on_failure:
+        on_failure.callback(delivery.close)
+        on_failure.callback(_watch(incoming, delivery))
+        response = Response(
+            delivery.stream(),
+            content_type=f"{mimetype}; charset=utf-8",
+            headers=STREAM_HEADERS,
+        )
+        if delivery.turn is not None:
+            response.headers.update(_turn_headers(delivery.turn))
+        response.call_on_close(on_failure.pop_all().close)
+        return response
+
+
+def _turn_headers(turn: Turn) -> dict[str, str]:
+    """What goes with a stream whose turn has begun."""
+    headers = remark_headers(turn.remarks)
+    if turn.conversation_id:
+        headers["X-Conversation-Id"] = turn.conversation_id
+    return headers
+
+
+def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
+    """How the answer reaches this caller: one with an idempotency key goes on when its caller leaves."""
+    service = incoming.service
+    open_turn = partial(service.chat.open, printer=printer, request_id=incoming.id)
+    clocks = service.clocks
+    if ask.idempotency_key is None:
+        delivery: Delivery = DirectDelivery(
+            lambda: open_turn(ask), printer, clocks, ask.timeout, incoming.id
+        )
+    else:
+        patient = replace(ask, timeout=None)
+        source = DirectDelivery(
+            lambda: open_turn(patient), printer, clocks, None, incoming.id
+        )
+        delivery = BackgroundDelivery(
+            source, service.background, printer, clocks, ask.timeout
+        )
+    incoming.delivery = delivery
+    return delivery
+
+
+def _watch(incoming: Incoming, delivery: Delivery) -> Callable[[], None]:
+    """Watch the caller's connection; gives a function that ends the watch. The total clock bounds the sending too."""
+    return incoming.service.server.watch(
+        incoming.environ, delivery.leave, delivery.seconds
+    )

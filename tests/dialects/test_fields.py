@@ -1,0 +1,49 @@
+"""Single fields: what they may be, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from relay.dialects import fields
+from relay.errors import BadRequest
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [
+        ("true", True),
+        (True, True),
+        ("1", True),
+        (1, True),
+        ("False", False),
+        (0, False),
+        ("no", False),
+    ],
+)
+def test_a_flag(value: object, flag: bool) -> None:
+    assert fields.flag_of({"stream": value}, "stream") is flag
+
+
+@pytest.mark.parametrize("value", ["perhaps", 2, [], {}, 1.5])
+def test_what_is_no_flag(value: object) -> None:
+    with pytest.raises(BadRequest, match="true or false"):
+        fields.flag_of({"stream": value}, "stream")
+
+
+@pytest.mark.parametrize("absent", ["undefined", "null", "", "  ", None])
+@pytest.mark.parametrize("name", ["conversation_id", "conversationId"])
+def test_an_id_that_a_script_left_out_is_absent(name: str, absent: str | None) -> None:
+    assert fields.conversation_of({name: absent}) is None
+
+
+def test_ids_have_the_names_of_node_clients_too() -> None:
+    given: dict[str, Any] = {"conversationId": "c1", "parentMessageId": "p1"}
+    assert fields.conversation_of(given) == "c1" and fields.parent_of(given) == "p1"
+    both = {"conversation_id": "c1", "conversationId": "c2"}
+    with pytest.raises(BadRequest, match="differ"):
+        fields.conversation_of(both)
+    with pytest.raises(BadRequest, match="differ"):
+        fields.parent_of({"parent_id": "p1", "parentMessageId": "p2"})
+    assert fields.conversation_of({**both, "conversationId": "undefined"}) == "c1"
