@@ -13,7 +13,7 @@ import pytest
 from relay.chat import Chat, Printer, Routing
 from relay.delivery import Clocks, DirectDelivery, Silent
 from relay.dialects import form
-from relay.domain import Ask, Caller
+from relay.domain import Ask, Caller, Node
 from relay.errors import (
     Busy,
     CallerLeft,
@@ -21,6 +21,7 @@ from relay.errors import (
     RateLimited,
     RelayError,
     UpstreamCut,
+    UpstreamFailed,
     UpstreamRefused,
     UpstreamTimeout,
 )
@@ -62,11 +63,13 @@ def deliver(store: Store) -> Callable[..., DirectDelivery]:
 EVENTS = form.Events(form.SEND_MESSAGE)
 
 
+def newest_nodes(store: Store) -> list[Node]:
+    rows = store.list("owner", 0, 10)
+    return [store.get("owner", row.id).nodes[-1] for row in rows]
+
+
 def statuses(store: Store) -> list[str]:
-    return [
-        store.get("owner", kept.id).nodes[-1].status
-        for kept in store.list("owner", 0, 10)
-    ]
+    return [node.status for node in newest_nodes(store)]
 
 
 def test_a_whole_reply(deliver: Callable[..., DirectDelivery], store: Store) -> None:
@@ -127,7 +130,8 @@ def test_a_plain_answer_is_never_half(
     delivery.close()
     assert delivery.outcome == error.code
     assert all(stream.closed for stream in upstream.streams)
-    assert statuses(store) == ([] if error is RateLimited else ["broken"])
+    kept = [(node.status, node.text) for node in newest_nodes(store)]
+    assert kept == ([] if error is RateLimited else [("broken", text)])
 
 
 @pytest.mark.parametrize(("script", "error", "text"), PHASES)
@@ -147,6 +151,28 @@ def test_a_stream_fails_with_its_status_or_within(
     wire = b"".join(delivery.stream())
     assert (b'{"text":"%s"}' % text.encode() in wire) is bool(text)
     assert wire.count(b"event: error\n") == 1 and b"event: done" not in wire
+
+
+GARBAGE = b"S|Hel|lo |you|?|never|"
+
+
+def test_what_came_before_an_error_in_one_packet_reaches_the_caller(
+    deliver: Callable[..., DirectDelivery], store: Store
+) -> None:
+    wire = b"".join(deliver(Scripted(GARBAGE), EVENTS).stream())
+    assert wire.startswith(b'data: {"text":"Hello you"}\n\nevent: error\n')
+    pieces = deliver(Scripted(GARBAGE), form.Raw()).stream()
+    assert next(pieces) == b"Hello you"
+    with pytest.raises(BrokenPipeError):
+        next(pieces)
+    assert [node.text for node in newest_nodes(store)] == ["Hello you"] * 2
+
+
+def test_an_error_right_after_the_start_has_its_true_status(
+    deliver: Callable[..., DirectDelivery],
+) -> None:
+    with pytest.raises(UpstreamFailed):
+        deliver(Scripted(b"S|?|"), EVENTS).stream()
 
 
 def test_a_raw_stream_that_fails_is_broken_off(

@@ -9,15 +9,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from relay.errors import RelayError, Unreachable, UpstreamCut, UpstreamFailed
-from relay.transports import Call, Exchange
+from relay.errors import (
+    BadRequest,
+    RelayError,
+    Unreachable,
+    UpstreamCut,
+    UpstreamFailed,
+)
+from relay.transports import Call, Exchange, Headers
 from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
+from relay.transports.direct import LARGEST_READ, DirectTransport
 from tests.processes import free_port, need
+from tests.waiting import wait_for
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 
@@ -349,3 +357,136 @@ def test_tls_is_checked(
     trusting.close()
     thread.join(5)
     listener.close()
+
+
+def test_headers_that_come_twice_survive(direct: DirectTransport) -> None:
+    cookies = b"Set-Cookie: a=1, x\r\nset-cookie: b=2\r\n"
+    peer = Peer([OK + cookies + b"Content-Length: 0\r\n\r\n"])
+    sent = Headers([("X-Twice", "1"), ("X-Twice", "2")])
+    exchange = direct.send(Call("GET", peer.url, sent))
+    head = exchange.head(5)
+    assert head is not None
+    cookies_seen = [value for name, value in head.headers.pairs if name == "set-cookie"]
+    assert cookies_seen == ["a=1, x", "b=2"]
+    assert head.headers["Set-Cookie"] == "a=1, x, b=2"
+    assert b"\r\nX-Twice: 1\r\nX-Twice: 2\r\n" in peer.requests[0]
+    assert "a=1" not in repr(head.headers)
+    exchange.close()
+
+
+class BodyPeer:
+    """Reads one whole request and answers it."""
+
+    def __init__(self, ending: bytes) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.received = b""
+        self.ending = ending
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        connection, _ = self.listener.accept()
+        with connection, self.listener:
+            connection.settimeout(5)
+            while not self.received.endswith(self.ending):
+                if not (piece := connection.recv(65536)):
+                    return
+                self.received += piece
+            connection.sendall(OK + b"Content-Length: 2\r\n\r\nhi")
+
+
+@pytest.mark.parametrize(
+    ("length", "wire"),
+    [
+        (9, b"Content-Length: 9\r\n\r\none,two,3"),
+        (
+            None,
+            b"Transfer-Encoding: chunked\r\n\r\n4\r\none,\r\n4\r\ntwo,\r\n1\r\n3\r\n0\r\n\r\n",
+        ),
+    ],
+    ids=["length", "chunks"],
+)
+def test_a_body_is_sent_as_its_pieces_are_taken(
+    direct: DirectTransport, length: int | None, wire: bytes
+) -> None:
+    peer = BodyPeer(wire[-5:])
+    taken: list[bytes] = []
+
+    def pieces() -> Iterator[bytes]:
+        for piece in (b"one,", b"", b"two,", b"3"):
+            taken.append(piece)
+            yield piece
+            if piece == b"two,":
+                assert b"two," in wait_for(lambda: peer.received), "it is not gathered"
+
+    assert read_all(direct.send(Call("PUT", peer.url, {}, pieces(), length))) == (
+        200,
+        b"hi",
+    )
+    assert peer.received.endswith(wire) and len(taken) == 4
+
+
+def test_a_body_that_fails_while_it_is_taken_ends_the_connection(
+    direct: DirectTransport,
+) -> None:
+    peer = BodyPeer(b"never")
+
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise BadRequest("The request's body was cut short.")
+
+    exchange = direct.send(Call("POST", peer.url, {}, pieces()))
+    with pytest.raises(BadRequest):
+        exchange.head(5)
+    exchange.close()
+    peer.thread.join(5)
+    assert not peer.thread.is_alive() and not peer.received.endswith(b"0\r\n\r\n")
+
+
+def test_a_packed_body_can_be_had_as_it_was_sent(direct: DirectTransport) -> None:
+    packed = gzip.compress(b"hello" * 100, mtime=0)
+    head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    peer = Peer([head + packed], [head + packed])
+    call = Call("GET", peer.url)
+    assert read_all(direct.send(call)) == (200, b"hello" * 100)
+    assert read_all(direct.send(replace(call, unpack=False))) == (200, packed)
+
+
+def test_a_small_packet_that_unpacks_to_a_large_one_comes_in_pieces(
+    direct: DirectTransport,
+) -> None:
+    size = 50 * 1024 * 1024
+    packed = gzip.compress(bytes(size), mtime=0)
+    head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    peer = Peer([head + packed])
+    exchange = direct.send(Call("GET", peer.url))
+    assert exchange.head(5) is not None
+    sizes = []
+    while piece := exchange.read(5):
+        sizes.append(len(piece))
+    assert sum(sizes) == size and max(sizes) <= LARGEST_READ
+    exchange.close()
+
+
+@pytest.mark.parametrize(
+    "dripping",
+    [b"1;" + b"x" * 60000, b"0\r\nTrailer: " + b"x" * 60000],
+    ids=["chunk-extension", "trailer"],
+)
+def test_bytes_that_are_no_body_stretch_no_wait(
+    direct: DirectTransport, dripping: bytes
+) -> None:
+    """An upstream that sends something all the time, and never a byte of the answer."""
+    pieces: list[bytes | float] = [b"x" * 60000 for _ in range(200)]
+    peer = Peer([OK + b"Transfer-Encoding: chunked\r\n\r\n", dripping, *pieces])
+    exchange = direct.send(Call("GET", peer.url))
+    assert exchange.head(5) is not None
+    began = time.monotonic()
+    try:
+        assert exchange.read(0.2) is None
+    except (UpstreamFailed, UpstreamCut):
+        pass  # the parser may have a bound of its own
+    assert time.monotonic() - began < 1
+    exchange.interrupt()
+    exchange.close()

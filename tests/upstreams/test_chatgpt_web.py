@@ -429,7 +429,7 @@ def test_the_asks_of_an_account_can_be_bounded(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(one_at_a_time=True, delay=0.1)
-    app = service(account_limits=Limits(concurrency=1)).application
+    app = service(account_concurrency=1).application
     with ThreadPoolExecutor(4) as pool:
         answers = list(
             pool.map(lambda n: post(app.test_client(), prompt=f"q{n}"), range(4))

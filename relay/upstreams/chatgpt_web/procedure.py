@@ -142,7 +142,10 @@ def _as_stream(conversation_id: str, messages: list[dict[str, Any]]) -> bytes:
     payloads = (
         {"message": message, "conversation_id": conversation_id} for message in messages
     )
-    events = [sse.event(orjson.dumps(payload)) for payload in payloads]
+    try:
+        events = [sse.event(orjson.dumps(payload)) for payload in payloads]
+    except orjson.JSONEncodeError:
+        raise UpstreamFailed("The upstream nests an answer too deep.") from None
     return b"".join([*events, sse.event(b"[DONE]")])
 
 
@@ -218,5 +221,6 @@ def _descendants(tree: Tree, root: str) -> Generator[tuple[str, Tree], None, Non
             continue
         seen.add(name)
         yield name, node
-        children = node.get("children") or []
-        waiting.extend(child for child in reversed(children) if isinstance(child, str))
+        children = node.get("children")
+        if isinstance(children, list):
+            waiting += [child for child in reversed(children) if isinstance(child, str)]
