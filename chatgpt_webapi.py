@@ -24,7 +24,7 @@ from relay.server import Server
 from relay.service import Service
 from relay.settings import Settings
 from relay.upstreams import Upstream
-from relay.web import chat, edge, own
+from relay.web import edge, ndjson_routes, own
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import json_response, text_response
@@ -44,7 +44,7 @@ def ask(incoming: Incoming) -> Response:
 
 @routes.get("/conversations")
 def conversations(incoming: Incoming) -> Response:
-    own.read_fields(incoming)
+    own.read_query(incoming)
     offset = fields.count_of(incoming.args.get("offset", "0"), "offset")
     limit = fields.count_of(incoming.args.get("limit", "100"), "limit")
     search = fields.search_of(incoming.args.get("q", ""))
@@ -57,7 +57,7 @@ def conversations(incoming: Incoming) -> Response:
 
 @routes.get("/conversation/<conversation_id>")
 def conversation(incoming: Incoming, conversation_id: str) -> Response:
-    own.read_fields(incoming, own.EXPORT_FORMATS)
+    own.read_query(incoming, own.EXPORT_FORMATS)
     found = incoming.service.conversations.read(incoming.caller, conversation_id)
     match incoming.format:
         case "text" | "markdown":
@@ -70,14 +70,14 @@ def conversation(incoming: Incoming, conversation_id: str) -> Response:
 
 @routes.post("/conversation/<conversation_id>/delete")
 def delete(incoming: Incoming, conversation_id: str) -> Response:
-    own.read_fields(incoming)
+    own.authenticate_by_fields(incoming)
     incoming.service.conversations.delete(incoming.caller, conversation_id)
     return json_response({"code": 0, "msg": "The conversation is deleted."})
 
 
 @routes.post("/conversation/<conversation_id>/title")
 def title(incoming: Incoming, conversation_id: str) -> Response:
-    wanted = fields.title_of(own.read_fields(incoming))
+    wanted = fields.title_of(own.authenticate_by_fields(incoming))
     known = incoming.service.conversations
     if wanted is None:
         found = known.make_title(incoming.caller, conversation_id)
@@ -114,13 +114,13 @@ def readyz(incoming: Incoming) -> Response:
 
 OWN = Dialect(
     routes,
-    segments=("",),
+    first_segments=("",),  # every path that is no other dialect's
     error=own.error_response,
     public=frozenset({"own.index", "own.healthz"}),
-    local=frozenset({"own.readyz"}),
+    answers_head=frozenset({"own.readyz"}),
     token_in_body=True,
 )
-DIALECTS = (OWN, chat.DIALECT)
+DIALECTS = (OWN, ndjson_routes.DIALECT)
 
 
 def create_app(

@@ -34,7 +34,7 @@ from relay.server import Run, Server
 from relay.settings import Settings, SettingsError
 
 log = logging.getLogger("chatgpt_webapi")
-native_poll = monkey.get_original("select", "poll")
+unpatched_poll = monkey.get_original("select", "poll")
 
 # An error of ours that leaves a native thread goes to its caller; gevent would also print it.
 Hub.NOT_ERROR += (RelayError,)
@@ -81,7 +81,7 @@ def _wait_for_end(connection: socket.socket, seconds: float) -> bool:
     if not connection.recv(1, socket.MSG_PEEK):
         return True
     # the next request is here already, and hides its caller's end from a peek
-    poll = native_poll()
+    poll = unpatched_poll()
     poll.register(connection, select.POLLRDHUP)
     while not deadline.passed:
         if poll.poll(0):
@@ -96,7 +96,7 @@ def broken_input() -> tuple[type[Exception], ...]:
     return (OSError, gunicorn.ParseException) if gunicorn else (OSError,)
 
 
-def unquoted(record: logging.LogRecord) -> bool:
+def redact_request(record: logging.LogRecord) -> bool:
     """Takes out of gunicorn's log what it quotes of a request that it could not read: that may be anything."""
     if str(record.msg).startswith("Invalid request from"):
         record.msg = "A request could not be read."
@@ -106,6 +106,8 @@ def unquoted(record: logging.LogRecord) -> bool:
 
 def _is_ambiguous(headers: Message) -> bool:
     """Whether the framing of a request can be read in more than one way."""
+    if headers.defects:  # a line that is no header hides the ones after it
+        return True
     names = headers.keys()
     if any(name != name.strip() or " " in name for name in names):
         return True
@@ -217,9 +219,10 @@ def serve(settings: Settings) -> None:
 try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
-    logging.getLogger("gunicorn.error").addFilter(unquoted)
+    logging.getLogger("gunicorn.error").addFilter(redact_request)
     app = create_app(settings, server=Server(native, watch, broken_input()))
     service = app.extensions["service"]
+    atexit.register(service.close)  # the last one: what is registered later runs first
     # asks that outlive their callers
     atexit.register(service.wait, settings.total_timeout + 5)
 except (SettingsError, StoreFailed, OSError) as error:

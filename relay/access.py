@@ -76,7 +76,7 @@ def first_key(folder: Path) -> tuple[str, bool]:
         raise SettingsError(
             f"{path} can be read by others than its owner. Say: chmod 600 {path}"
         )
-    key = path.read_text("ascii").strip()
+    key = path.read_bytes().decode("ascii", "replace").strip()
     if not key.startswith(MADE_HERE) or len(key) < 32:
         raise SettingsError(
             f"{path} holds no client key. Remove it, and the next start makes a new one."
@@ -107,7 +107,7 @@ def _make_key(path: Path) -> bool:
 class Credential:
     """What a request shows. `may_be_token`: it may be the caller's own. `explicit`: it was sent for us alone.
 
-    A header is not explicit: many clients cannot but send one.
+    A header is not explicit: many clients cannot avoid sending one.
     """
 
     text: str = field(repr=False)
@@ -145,7 +145,7 @@ class Access:
     def caller(self, authorization: str, access_token: str | None) -> Caller:
         """Who asks, by the Authorization header and the access_token field.
 
-        Raises Unauthorized, Forbidden or BadRequest for one without a right to.
+        Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
         """
         credentials = parse_authorization(authorization)
         if access_token:
@@ -164,7 +164,7 @@ class Access:
                 "different credentials."
             )
         token = tokens[0] if tokens else None
-        self._check_right(key, token)
+        self._check_may_ask(key, token)
         return self._caller(key, token)
 
     def _caller(self, key: Key | None, token: str | None) -> Caller:
@@ -182,8 +182,8 @@ class Access:
         is_meant = self.needs_key or credential.explicit
         return is_meant or self._recognizes(credential.text)
 
-    def _check_right(self, key: Key | None, token: str | None) -> None:
-        """Raise where the caller has no right to ask."""
+    def _check_may_ask(self, key: Key | None, token: str | None) -> None:
+        """Raise where the caller may not ask."""
         pays_itself = token is not None and self._allow_tokens
         if self._keys and key is None and not pays_itself:
             raise Unauthorized(NEEDS_KEY)

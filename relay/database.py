@@ -268,14 +268,14 @@ class Writer:
         self._engine = engine
         self._run = run
         self._waiting: deque[_Write[Any]] = deque()
-        self._turn = Lock()
+        self._commit_lock = Lock()
         self._log_is_due = False
 
     def __call__(self, work: Work[T]) -> T:
         """The result of `work`, once it is committed. Raises RelayError."""
         write = _Write(work)
         self._waiting.append(write)
-        with self._turn:
+        with self._commit_lock:
             if not write.done:
                 size = min(len(self._waiting), LARGEST_COMMIT)
                 group = [self._waiting.popleft() for _ in range(size)]
@@ -295,7 +295,7 @@ class Writer:
         That fails while another program reads the old state, or the disk is full; it is tried again
         after each of the next writes.
         """
-        with self._turn:
+        with self._commit_lock:
             self._run(self._empty_log)
 
     def _empty_log(self) -> None:

@@ -152,7 +152,7 @@ class DirectDelivery(Delivery):
         self._open_turn = open_turn
         self._request_id = request_id
         self._caller_left = Flag()
-        self._unwanted = Flag()
+        self._waiting_is_over = Flag()
 
     def leave(self) -> None:
         self._caller_left.set()
@@ -161,7 +161,7 @@ class DirectDelivery(Delivery):
 
     def stop_waiting(self) -> None:
         """If the question still waits for its conversation, it is not asked any more."""
-        self._unwanted.set()
+        self._waiting_is_over.set()
 
     def chunks(self) -> Iterator[bytes | None]:
         try:
@@ -183,7 +183,7 @@ class DirectDelivery(Delivery):
         keep_alive = Deadline.after(self._clocks.keep_alive)
         while (turn := self._open_turn()) is None:
             self._caller_left.wait(min(pause, self._deadline.left))
-            if self._caller_left.is_set() or self._unwanted.is_set():
+            if self._caller_left.is_set() or self._waiting_is_over.is_set():
                 raise CallerLeft()
             if self._deadline.passed:
                 raise Busy()

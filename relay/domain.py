@@ -11,6 +11,7 @@ Status = Literal["whole", "open", "broken"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
 
+SYSTEM_ROLES = ("system", "developer")
 ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
 
 

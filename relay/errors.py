@@ -62,7 +62,9 @@ class RelayError(Exception):
 
 
 class CallerError(RelayError):
-    status, code, source = 400, "caller_error", "caller"
+    status = 400
+    code = "caller_error"
+    source = "caller"
     may_have_been_sent = False
 
 
@@ -71,15 +73,18 @@ class BadRequest(CallerError):
 
 
 class Unauthorized(CallerError):
-    status, code = 401, "unauthorized"
+    status = 401
+    code = "unauthorized"
 
 
 class Forbidden(CallerError):
-    status, code = 403, "forbidden"
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(CallerError):
-    status, code = 404, "not_found"
+    status = 404
+    code = "not_found"
     message = "There is no such route; the README lists them all."
 
 
@@ -91,34 +96,41 @@ class NoConversation(NotFound):
 
 
 class MethodNotAllowed(CallerError):
-    status, code = 405, "method_not_allowed"
+    status = 405
+    code = "method_not_allowed"
     message = "This route does not take that method."
 
 
 class Busy(CallerError):
-    status, code = 409, "conversation_busy"
+    status = 409
+    code = "conversation_busy"
     message = "This conversation is still answering another question. Wait for that answer, then ask again."
 
 
 class KeyReused(CallerError):
-    status, code = 409, "key_reused"
+    status = 409
+    code = "key_reused"
     message = "Under this idempotency key something else was asked. Take a new key for a new question."
 
 
 class UpstreamGone(CallerError):
-    status, code = 409, "upstream_gone"
+    status = 409
+    code = "upstream_gone"
 
 
 class TooLarge(CallerError):
-    status, code = 413, "too_large"
+    status = 413
+    code = "too_large"
 
 
 class UnsupportedMediaType(CallerError):
-    status, code = 415, "unsupported_media_type"
+    status = 415
+    code = "unsupported_media_type"
 
 
 class CallerLeft(CallerError):
-    status, code = 499, "caller_left"
+    status = 499
+    code = "caller_left"
     may_have_been_sent = True
     message = "The caller left before the answer was whole."
 
@@ -133,12 +145,15 @@ class InternalError(ServiceError):
 
 
 class StoreFailed(ServiceError):
-    status, code = 503, "store_failed"
+    status = 503
+    code = "store_failed"
     message = "The database cannot be used just now. Try again; if it stays, look at DATABASE_URL, or DATA_DIR's disk."
 
 
 class UpstreamError(RelayError):
-    status, code, source = 502, "upstream_error", "upstream"
+    status = 502
+    code = "upstream_error"
+    source = "upstream"
 
 
 class UpstreamRefused(UpstreamError):
@@ -156,7 +171,8 @@ class UpstreamRefused(UpstreamError):
 
 
 class TokenRejected(UpstreamRefused):
-    status, code = 401, "token_rejected"
+    status = 401
+    code = "token_rejected"
     another_account_may_help = True
 
     def __init__(self, message: str) -> None:
@@ -164,7 +180,8 @@ class TokenRejected(UpstreamRefused):
 
 
 class Challenged(UpstreamRefused):
-    status, code = 403, "challenged"
+    status = 403
+    code = "challenged"
     another_account_may_help = True
 
     def __init__(self, message: str) -> None:
@@ -172,7 +189,8 @@ class Challenged(UpstreamRefused):
 
 
 class Blocked(UpstreamRefused):
-    status, code = 403, "blocked"
+    status = 403
+    code = "blocked"
     is_final = True
 
     def __init__(
@@ -183,7 +201,8 @@ class Blocked(UpstreamRefused):
 
 
 class Refused(UpstreamRefused):
-    status, code = 403, "refused"
+    status = 403
+    code = "refused"
     is_final = True
 
     def __init__(self, message: str) -> None:
@@ -192,7 +211,8 @@ class Refused(UpstreamRefused):
 
 
 class RateLimited(UpstreamRefused):
-    status, code = 429, "rate_limited"
+    status = 429
+    code = "rate_limited"
     another_account_may_help = True
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:
@@ -224,4 +244,5 @@ class OutcomeUnknown(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    status, code = 504, "upstream_timeout"
+    status = 504
+    code = "upstream_timeout"

@@ -368,18 +368,28 @@ class Settings:
     @classmethod
     def load(cls) -> Settings:
         """Read all settings from the environment, and from `.env` in the working directory what that leaves unset."""
-        written = {
-            name: value for name, value in dotenv_values(".env").items() if value
-        }
-        return cls.from_env(
-            written | {name: value for name, value in os.environ.items() if value}
-        )
+        given = {name: value for name, value in os.environ.items() if value}
+        for name, value in dotenv_values(".env").items():
+            if value and not given.keys() & _other_names(name):
+                given.setdefault(name, value)
+        return cls.from_env(given)
 
     def database(self) -> str:
         """The database's URL, with its default filled in."""
         return (
             self.database_url or f"sqlite:///{Path(self.data_dir) / 'conversations.db'}"
         )
+
+
+def _other_names(name: str) -> set[str]:
+    """All names of the setting that this is a name of: the environment may have given it under another one."""
+    for known in fields(Settings):
+        names = {known.metadata["env"], *known.metadata["also"]}
+        if known.metadata["secret"]:
+            names |= {f"{name}_FILE" for name in names}
+        if name in names:
+            return names
+    return set()
 
 
 def _given(

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, literal, select
 from relay import schema
 from relay.database import open_database
 from relay.domain import (
+    SYSTEM_ROLES,
     Conversation,
     IdempotencyKey,
     KeyRecord,
@@ -28,7 +29,7 @@ from relay.domain import (
 )
 from relay.errors import NoConversation, RelayError
 from relay.server import Run
-from relay.tables import conversations, keys, leases, messages
+from relay.tables import conversations, idempotency, leases, messages
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,12 @@ class Store:
 
     def claim(self, key: IdempotencyKey, holder: str, seconds: float) -> KeyRecord:
         """Take an ask with a key and its lease (`mine`), or learn how the ask stands."""
-        lease_name = keys.key_lease(key)
+        lease_name = idempotency.key_lease(key)
 
         def work(connection: Connection) -> KeyRecord:
             now = self._clock()
             taken = self._take_lease(connection, lease_name, holder, now, seconds)
-            record = keys.claim_key(connection, key, holder, now, taken)
+            record = idempotency.claim_key(connection, key, holder, now, taken)
             if taken and record.state != "mine":
                 leases.delete_lease(connection, lease_name, holder)
             return record
@@ -151,7 +152,7 @@ class Store:
         """
         now = self._clock()
         return self._write(
-            lambda connection: keys.mark_dispatched(connection, key, holder, now)
+            lambda connection: idempotency.mark_dispatched(connection, key, holder, now)
         )
 
     def open_turn(self, request: TurnRequest, seconds: float) -> OpenedTurn | None:
@@ -350,11 +351,11 @@ class Store:
 
     def tidy(self) -> None:
         """Delete the keys whose time is over, and the leases of processes that died long ago."""
-        before = self._clock() - keys.REPLAY_SECONDS
+        before = self._clock() - idempotency.REPLAY_SECONDS
 
         def work(connection: Connection) -> int:
             leases.delete_old_leases(connection, before)
-            return keys.delete_old_keys(connection, before)
+            return idempotency.delete_old_keys(connection, before)
 
         if self._write(work):
             self._database.erase()
@@ -425,7 +426,7 @@ def _insert_conversation(
         nodes.append(Node(node_id, parent, message.role, message.text, "whole", now))
         parent = node_id
     newest = None
-    if any(node.role not in messages.SYSTEM_ROLES for node in nodes):
+    if any(node.role not in SYSTEM_ROLES for node in nodes):
         newest = parent
     conversation = Conversation(
         id=request.conversation_id,
@@ -455,8 +456,8 @@ def _end_key(
     key = request.idempotency_key
     if key is None:
         return
-    leases.delete_lease(connection, keys.key_lease(key), request.holder)
-    keys.record_outcome(connection, key, request.holder, record, now)
+    leases.delete_lease(connection, idempotency.key_lease(key), request.holder)
+    idempotency.record_outcome(connection, key, request.holder, record, now)
 
 
 def _delete_conversation(connection: Connection, conversation_id: str) -> None:
@@ -465,7 +466,7 @@ def _delete_conversation(connection: Connection, conversation_id: str) -> None:
         connection, conversations.conversation_lease(conversation_id)
     )
     messages.delete_messages(connection, conversation_id)
-    keys.clear_outcomes(connection, conversation_id)
+    idempotency.clear_outcomes(connection, conversation_id)
 
 
 def _expire_batch(connection: Connection, now: float, seconds: float) -> int:

@@ -74,7 +74,7 @@ class Leases:
 
 
 class Upkeep:
-    """Deletes old rows at once, then every hour; one of the processes that share the database does it.
+    """Deletes old rows at once, then every hour; no two of the processes that share the database at once.
 
     `seconds`: how long a conversation is kept after its last change; 0: without limit.
     """

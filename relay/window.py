@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from relay.domain import Message
+from relay.domain import SYSTEM_ROLES, Message
 
 PER_MESSAGE = 4
-SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True)

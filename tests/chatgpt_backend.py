@@ -1,6 +1,6 @@
 """A ChatGPT web backend of the tests' own: a server on a free port that keeps trees, and refuses what the real one refuses.
 
-It speaks both encodings, and does what a `Mode` tells it: slow, silent, cut, garbled, limited, handing off ... It records
+It speaks both encodings, and behaves as its `Mode` states: slow, silent, cut, garbled, limited, handing off ... It records
 what it was asked and whether the asker left. Everything it says is invented; the shapes are those of the protocol notes.
 """
 
@@ -68,7 +68,8 @@ class Asked:
     path: str
     headers: dict[str, str]
     body: Any
-    left: float | None = None
+    left: float | None = None  # when the asker left
+    waiting: bool = False  # the answer pauses: before its head, or between its pieces
 
 
 class Backend(ThreadingHTTPServer):
@@ -102,8 +103,10 @@ class Backend(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # askers that leave are what the tests are about
 
-    def say(self, token: str, body: dict[str, Any]) -> tuple[str, Message, Message]:
-        """Keep the question and its answer; the conversation's id and both messages."""
+    def add_turn(
+        self, token: str, body: dict[str, Any]
+    ) -> tuple[str, Message, Message]:
+        """Keep the question and its answer. Returns the conversation's id and both messages."""
         with self.lock:
             conversation = body.get("conversation_id") or str(uuid.uuid4())
             if conversation not in self.trees:
@@ -240,16 +243,18 @@ def delta(conversation: str, messages: list[Message], done: bool = True) -> list
     for channel, message in enumerate(messages):
         grown = states(message) if role(message) == "assistant" else [message]
         snapshot = {"message": grown[0], "conversation_id": conversation, "error": None}
-        how = {"p": "", "o": "add"} if channel == 0 else {}
-        events.append(data({**how, "v": snapshot, "c": channel}, "delta"))
-        told = grown[0]["content"]["parts"][0] if "parts" in grown[0]["content"] else ""
+        operation = {"p": "", "o": "add"} if channel == 0 else {}
+        events.append(data({**operation, "v": snapshot, "c": channel}, "delta"))
+        previous = (
+            grown[0]["content"]["parts"][0] if "parts" in grown[0]["content"] else ""
+        )
         for number, state in enumerate(grown[1:-1]):
             text = state["content"]["parts"][0]
             path = (
                 {"p": "/message/content/parts/0", "o": "append"} if number == 0 else {}
             )
-            events.append(data({**path, "v": text[len(told) :]}, "delta"))
-            told = text
+            events.append(data({**path, "v": text[len(previous) :]}, "delta"))
+            previous = text
             if number == 1:
                 events.append(
                     data(
@@ -282,70 +287,74 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.answered(self.noted(None))
+        self.route(self.record(None))
 
     def do_PATCH(self) -> None:
-        self.answered(self.noted(self.sent()))
+        self.route(self.record(self.read_body()))
 
     def do_POST(self) -> None:
-        self.answered(self.noted(self.sent()))
+        self.route(self.record(self.read_body()))
 
-    def sent(self) -> Any:
+    def read_body(self) -> Any:
         return json.loads(
             self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null"
         )
 
-    def noted(self, body: Any) -> Asked:
+    def record(self, body: Any) -> Asked:
         headers = {name.lower(): value for name, value in self.headers.items()}
         asked = Asked(self.command, self.path, headers, body)
         self.server.asked.append(asked)
         return asked
 
-    def answered(self, asked: Asked) -> None:
+    def route(self, asked: Asked) -> None:
         mode, path = self.server.mode, asked.path.split("?")[0]
         token = asked.headers.get("authorization", "").removeprefix("Bearer ")
         if not path.startswith(f"{self.server.prefix}/"):
-            return self.tell(404, {"detail": "Not Found"})
+            return self.respond(404, {"detail": "Not Found"})
         path = path.removeprefix(self.server.prefix)
         if mode.only_asking and path != "/conversation":
-            return self.tell(404, b"404 page not found", {"Content-Type": "text/plain"})
+            return self.respond(
+                404, b"404 page not found", {"Content-Type": "text/plain"}
+            )
         if not token:
-            return self.tell(401, {"detail": "Unauthorized"})
+            return self.respond(401, {"detail": "Unauthorized"})
         if token in mode.refuse_tokens:
             status, headers, body = mode.refuse_tokens[token]
-            return self.tell(status, body, headers)
+            return self.respond(status, body, headers)
         if asked.method == "GET" and path == "/conversations":
-            return self.listed(token, asked.path)
+            return self.list_conversations(token, asked.path)
         if path.startswith("/conversation/gen_title/"):
             tree = self.server.trees.get(path.rsplit("/", 1)[1])
             if tree is None or asked.body["message_id"] not in tree["mapping"]:
-                return self.tell(404, {"detail": "Conversation not found"})
+                return self.respond(404, {"detail": "Conversation not found"})
             if tree["title"] != "New chat":
-                return self.tell(200, {"message": "Conversation has title already"})
+                return self.respond(200, {"message": "Conversation has title already"})
             tree["title"] = "A generated title"
-            return self.tell(200, {"title": tree["title"]})
+            return self.respond(200, {"title": tree["title"]})
         if path.startswith("/conversation/"):
-            return self.one(asked, token, path.removeprefix("/conversation/"))
+            return self.one_conversation(
+                asked, token, path.removeprefix("/conversation/")
+            )
         if asked.method == "POST" and path in ("/conversation", "/f/conversation"):
             return self.turn(asked, token)
-        return self.tell(405, {"detail": "Method Not Allowed"})
+        return self.respond(405, {"detail": "Method Not Allowed"})
 
-    def tell(
+    def respond(
         self, status: int, body: Any, headers: dict[str, str] | None = None
     ) -> None:
-        told = body if isinstance(body, bytes) else json.dumps(body).encode()
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {
             "Content-Type": "application/json",
             **(headers or {}),
         }.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(payload)
 
-    def listed(self, token: str, path: str) -> None:
-        mine = [
+    def list_conversations(self, token: str, path: str) -> None:
+        owned = [
             tree
             for name, tree in self.server.trees.items()
             if self.server.owners[name] == token
@@ -353,33 +362,33 @@ class Handler(BaseHTTPRequestHandler):
         items = [
             {"id": tree["conversation_id"], "title": tree["title"], "mapping": None, "current_node": None,
              "create_time": "2026-01-01T00:00:00+00:00", "update_time": tree["update_time"]}
-            for tree in sorted(mine, key=lambda tree: -tree["update_time"])
+            for tree in sorted(owned, key=lambda tree: -tree["update_time"])
         ]  # fmt: skip
-        asked = {
+        query = {
             name: int(value)
             for name, _, value in (
                 pair.partition("=") for pair in path.split("?")[1].split("&")
             )
             if value.isdigit()
         }
-        limit = min(asked["limit"], self.server.mode.page)
-        shown = items[asked["offset"] : asked["offset"] + limit]
+        limit = min(query["limit"], self.server.mode.page)
+        page = items[query["offset"] : query["offset"] + limit]
         if self.server.mode.bare_list:
-            return self.tell(200, shown)
-        self.tell(
+            return self.respond(200, page)
+        self.respond(
             200,
             {
-                "items": shown,
+                "items": page,
                 "total": len(items),
                 "limit": limit,
-                "offset": asked["offset"],
+                "offset": query["offset"],
             },
         )
 
-    def one(self, asked: Asked, token: str, name: str) -> None:
+    def one_conversation(self, asked: Asked, token: str, name: str) -> None:
         tree = self.server.trees.get(name)
         if tree is None or self.server.owners[name] != token:
-            return self.tell(
+            return self.respond(
                 404,
                 {
                     "detail": {
@@ -389,29 +398,29 @@ class Handler(BaseHTTPRequestHandler):
                 },
             )
         if self.server.mode.refuse_looks:
-            status, headers, told = self.server.mode.refuse_looks
-            return self.tell(status, told, headers)
+            status, headers, payload = self.server.mode.refuse_looks
+            return self.respond(status, payload, headers)
         if self.server.mode.missed_polls > 0:
             self.server.mode.missed_polls -= 1
-            return self.tell(
+            return self.respond(
                 502, b"<html>bad gateway</html>", {"Content-Type": "text/html"}
             )
         if asked.method == "PATCH":
             if asked.body.get("is_visible") is False:
                 del self.server.trees[name]
             tree["title"] = asked.body.get("title", tree["title"])
-            return self.tell(200, {"success": True})
+            return self.respond(200, {"success": True})
         with self.server.lock:
-            shown = json.loads(json.dumps(tree))
+            snapshot = json.loads(json.dumps(tree))
         if self.server.mode.hand_off and self.server.mode.polls > 0:
             self.server.mode.polls -= 1
-            last = shown["mapping"][shown["current_node"]]["message"]
+            last = snapshot["mapping"][snapshot["current_node"]]["message"]
             last["status"], last["end_turn"], last["content"]["parts"] = (
                 "in_progress",
                 None,
                 ["Tur"],
             )
-        return self.tell(200, shown)
+        return self.respond(200, snapshot)
 
     def refusal(self, body: dict[str, Any]) -> str | None:
         """What is wrong with a turn's body, as strictly as the real one sees it."""
@@ -446,14 +455,14 @@ class Handler(BaseHTTPRequestHandler):
         ) != "application/json" or "event-stream" not in asked.headers.get(
             "accept", ""
         ):
-            return self.tell(415, {"detail": "Unsupported"})
-        if wrong := self.refusal(body):
-            return self.tell(
+            return self.respond(415, {"detail": "Unsupported"})
+        if problem := self.refusal(body):
+            return self.respond(
                 422,
                 {
                     "detail": [
                         {
-                            "loc": ["body", wrong],
+                            "loc": ["body", problem],
                             "msg": "field required",
                             "type": "value_error",
                         }
@@ -461,32 +470,34 @@ class Handler(BaseHTTPRequestHandler):
                 },
             )
         if mode.refusals:
-            status, headers, told = mode.refusals.pop(0)
-            return self.tell(status, told, headers)
+            status, headers, payload = mode.refusals.pop(0)
+            return self.respond(status, payload, headers)
         if mode.refuse_rest and body["action"] == "continue":
-            status, headers, told = mode.refuse_rest
-            return self.tell(status, told, headers)
+            status, headers, payload = mode.refuse_rest
+            return self.respond(status, payload, headers)
         conversation = body.get("conversation_id")
         if conversation and (
             self.server.trees.get(conversation) is None
             or self.server.owners[conversation] != token
         ):
-            return self.tell(404, {"detail": f"Can't load conversation {conversation}"})
+            return self.respond(
+                404, {"detail": f"Can't load conversation {conversation}"}
+            )
         if (
             conversation
             and body["parent_message_id"]
             not in self.server.trees[conversation]["mapping"]
         ):
-            return self.tell(400, {"detail": "Invalid parent"})
+            return self.respond(400, {"detail": "Invalid parent"})
         with self.server.lock:
             busy = mode.one_at_a_time and token in self.server.running
             self.server.running.add(token)
         if busy:
             text = "Only one message at a time. Please allow any other responses to complete before sending another message."
-            return self.tell(429, {"detail": text})
+            return self.respond(429, {"detail": text})
         try:
             time.sleep(mode.delay) if mode.delay < 1 else self.wait(asked, mode.delay)
-            conversation, question, answer = self.server.say(token, body)
+            conversation, question, answer = self.server.add_turn(token, body)
             self.stream(asked, self.events(body, conversation, question, answer))
         finally:
             self.server.running.discard(token)
@@ -501,14 +512,14 @@ class Handler(BaseHTTPRequestHandler):
     ) -> list[str]:
         mode = self.server.mode
         if mode.hand_off:
-            handed = {
+            hand_off = {
                 "type": "stream_handoff",
                 "conversation_id": conversation,
                 "options": [{"type": "resume_sse_endpoint"}],
             }
             return [
                 'event: delta_encoding\ndata: "v1"\n\n',
-                data(handed),
+                data(hand_off),
                 "data: [DONE]\n\n",
             ]
         asked = "delta" if body.get("supported_encodings") == ["v1"] else "classic"
@@ -560,6 +571,7 @@ class Handler(BaseHTTPRequestHandler):
         """Be silent, and note when the asker leaves."""
         readable = select.poll()  # select itself takes no descriptor over 1023
         readable.register(self.connection, select.POLLIN)
+        asked.waiting = True
         if readable.poll(seconds * 1000) and not self.connection.recv(
             1, socket.MSG_PEEK
         ):

@@ -1,5 +1,5 @@
 """An OpenAI-compatible server of the tests' own, as strict as OpenAI's about what it takes: it knows its parameters and its
-models, asks for a key, and remembers nothing. It does what a `Mode` tells it, and records what it was asked and whether the
+models, asks for a key, and remembers nothing. It behaves as its `Mode` states, and records what it was asked and whether the
 asker left. Everything it says is invented; the shapes are those of OpenAI's reference.
 """
 
@@ -50,7 +50,7 @@ class Mode(chatgpt_backend.Mode):
     finish: str | None = "stop"
     usage: bool = True
     usage_with_last: bool = False
-    say: str | None = None  # this instead of its own words
+    text: str | None = None  # this instead of its own answer
     streams: bool = True  # else the whole answer is JSON, whatever is asked for
     failing: dict[str, tuple[int, bytes]] = field(
         default_factory=dict
@@ -89,17 +89,17 @@ class OpenAIBackend(chatgpt_backend.Backend):
 class Handler(chatgpt_backend.Handler):
     server: OpenAIBackend
 
-    def answered(self, asked: Asked) -> None:
+    def route(self, asked: Asked) -> None:
         mode, path = self.server.mode, asked.path
         if not path.startswith(f"{self.server.prefix}/"):
-            return self.tell(404, {"detail": "Not Found"})
+            return self.respond(404, {"detail": "Not Found"})
         token = asked.headers.get("authorization", "").removeprefix("Bearer ")
         if mode.keys and token not in mode.keys:
-            said = f"Incorrect API key provided: {token[:5]}****{token[-4:]}. You can find your key in your settings."
-            return self.tell(401, error(said, code="invalid_api_key"))
+            text = f"Incorrect API key provided: {token[:5]}****{token[-4:]}. You can find your key in your settings."
+            return self.respond(401, error(text, code="invalid_api_key"))
         if token in mode.refuse_tokens:
             status, headers, body = mode.refuse_tokens[token]
-            return self.tell(status, body, headers)
+            return self.respond(status, body, headers)
         path = path.removeprefix(self.server.prefix)
         if asked.method == "GET" and path == "/models":
             self.wait(asked, mode.listing)
@@ -107,14 +107,14 @@ class Handler(chatgpt_backend.Handler):
                 {"id": name, "object": "model", "created": 1, "owned_by": "tests"}
                 for name in mode.models
             ]
-            return self.tell(200, {"object": "list", "data": listed})
+            return self.respond(200, {"object": "list", "data": listed})
         if asked.method == "POST" and path == "/chat/completions":
             return self.complete(asked)
-        return self.tell(
+        return self.respond(
             404, error(f"Unknown request URL: {asked.method} {asked.path}.")
         )
 
-    def wrong(self, asked: Asked) -> tuple[int, Any] | None:
+    def problem_with(self, asked: Asked) -> tuple[int, Any] | None:
         body, mode = asked.body, self.server.mode
         if asked.headers.get("content-type") != "application/json" or not isinstance(
             body, dict
@@ -136,8 +136,8 @@ class Handler(chatgpt_backend.Handler):
                 param="temperature",
             )
         if body.get("model") not in mode.models:
-            said = f"The model `{body.get('model')}` does not exist or you do not have access to it."
-            return 404, error(said, code="model_not_found", param="model")
+            text = f"The model `{body.get('model')}` does not exist or you do not have access to it."
+            return 404, error(text, code="model_not_found", param="model")
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             return 400, error("Invalid 'messages': empty array.", code="empty_array")
@@ -158,15 +158,15 @@ class Handler(chatgpt_backend.Handler):
 
     def complete(self, asked: Asked) -> None:
         mode, body = self.server.mode, asked.body
-        if (wrong := self.wrong(asked)) is not None:
-            return self.tell(*wrong)
+        if (problem := self.problem_with(asked)) is not None:
+            return self.respond(*problem)
         if mode.refusals:
-            status, headers, told = mode.refusals.pop(0)
-            return self.tell(status, told, headers)
+            status, headers, payload = mode.refusals.pop(0)
+            return self.respond(status, payload, headers)
         prompt = text_of(body["messages"][-1])
-        for word, (status, told) in mode.failing.items():
+        for word, (status, payload) in mode.failing.items():
             if word in prompt:
-                return self.tell(status, told)
+                return self.respond(status, payload)
         time.sleep(mode.delay) if mode.delay < 1 else self.wait(asked, mode.delay)
         asks = [
             text_of(message)
@@ -175,11 +175,11 @@ class Handler(chatgpt_backend.Handler):
         ]
         text = (
             f"Turn {len(asks)}. You said: {asks[-1]} — 你好 🙂."
-            if mode.say is None
-            else mode.say
+            if mode.text is None
+            else mode.text
         )
         if not body.get("stream") or not mode.streams:
-            return self.tell(200, whole(body["model"], text, mode))
+            return self.respond(200, whole(body["model"], text, mode))
         self.stream(asked, chunks(body["model"], text, mode))
         return None
 
@@ -217,14 +217,14 @@ def chunks(model: str, text: str, mode: Mode) -> list[str]:
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        told = {
+        fields = {
             "id": "chatcmpl-1",
             "object": "chat.completion.chunk",
             "created": 1,
             "model": f"{model}-2026",
         }
         usage = {"usage": None} if mode.usage else {}
-        return data({**told, "choices": [choice], **usage, **more})
+        return data({**fields, "choices": [choice], **usage, **more})
 
     events = [chunk({"role": "assistant", "content": "", "refusal": None})]
     events += [

@@ -69,7 +69,7 @@ class Service:
                 )
             ],
         }[server]
-        given = {
+        settings = {
             "DATA_DIR": str(folder / "data"),
             "PORT": str(self.port),
             "LOG_FORMAT": "json",
@@ -78,7 +78,7 @@ class Service:
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
             "PYTHONUNBUFFERED": "1",
-        } | given
+        } | settings
         self.process: subprocess.Popen[bytes]
         self.start()
 

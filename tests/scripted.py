@@ -1,4 +1,4 @@
-"""Stand-ins that come in by the real door: an upstream that does as a list tells it."""
+"""Stand-ins that come in by the real door: an upstream that follows a script."""
 
 from __future__ import annotations
 
@@ -75,6 +75,11 @@ class ScriptedStream:
         if isinstance(step, Exception):
             raise step
         return step
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody reads it while its script is silent."""
+        return self._due is not None
 
     def interrupt(self) -> None:
         self._interrupted.set()

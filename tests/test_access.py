@@ -132,8 +132,8 @@ def test_a_broken_basic_header() -> None:
 
 
 def test_no_secret_is_shown() -> None:
-    shown = repr(ONE) + repr(Access(ONE).caller("", "own-token"))
-    assert "the-only-key" not in shown and "own-token" not in shown
+    text = repr(ONE) + repr(Access(ONE).caller("", "own-token"))
+    assert "the-only-key" not in text and "own-token" not in text
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,11 @@ def test_a_limit_of_days_silences_an_only_account_for_minutes() -> None:
         Attempts(pool, (A,), 3).next()
     own_words = RateLimited("come back on Tuesday", retry_after=WEEK)
     trial.refused(own_words)
-    with pytest.raises(RateLimited) as told:
+    with pytest.raises(RateLimited) as raised:
         trial.next()
-    assert told.value is own_words, "the caller of the trial gets the upstream's words"
+    assert raised.value is own_words, (
+        "the caller of the trial gets the upstream's words"
+    )
     clock.now = 2 * TRIAL_SECONDS - 1
     with pytest.raises(RateLimited):
         Attempts(pool, (A,), 3).next()

@@ -35,9 +35,9 @@ STRANGER = Caller("token-x", may_spend=False, token="own-token")
 @pytest.fixture
 def chat_with(store: Store) -> Callable[..., Chat]:
     def make(*upstreams: Scripted, explicit: bool = False) -> Chat:
-        known = {upstream.name: upstream for upstream in upstreams}
+        by_name = {upstream.name: upstream for upstream in upstreams}
         return Chat(
-            known, Routing(upstreams[0].name, explicit), store, Leases(store.renew)
+            by_name, Routing(upstreams[0].name, explicit), store, Leases(store.renew)
         )
 
     return make
@@ -47,14 +47,14 @@ def ask(prompt: str = "Hi", caller: Caller = OWNER, **more: Any) -> Ask:
     return Ask(prompt, caller, **more)
 
 
-def opened(chat: Chat, wanted: Ask, printer: Any = None) -> Turn:
-    turn = chat.open(wanted, printer or Silent())
+def opened(chat: Chat, request: Ask, printer: Any = None) -> Turn:
+    turn = chat.open(request, printer or Silent())
     assert turn is not None
     return turn
 
 
-def whole(chat: Chat, wanted: Ask) -> Turn:
-    turn = opened(chat, wanted)
+def whole(chat: Chat, request: Ask) -> Turn:
+    turn = opened(chat, request)
     turn.feed(b"S|Hel|lo|F|")
     turn.end()
     return turn
@@ -64,12 +64,12 @@ def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(
     chat_with: Callable[..., Chat], store: Store
 ) -> None:
     turn = opened(chat_with(Scripted()), ask(), form.Events(form.SEND_MESSAGE))
-    told = [
+    printed = [
         turn.feed(piece) for piece in (b"S|", b"He", b"l|", b"lo|", b"F|", b"never|")
     ] + [turn.end()]
     reply = turn.reply
     assert reply and (reply.text, reply.model) == ("Hello", "scripted-model")
-    assert told[:-1] == [
+    assert printed[:-1] == [
         b"",
         b"",
         b'data: {"text":"Hel"}\n\n',
@@ -77,7 +77,7 @@ def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(
         b"",
         b"",
     ]
-    assert told[-1].startswith(b'event: done\ndata: {"text":"Hello"')
+    assert printed[-1].startswith(b'event: done\ndata: {"text":"Hello"')
     kept = store.get("owner", turn.conversation_id)
     assert kept.newest == reply.message_id and kept.nodes[-1].text == "Hello"
 

@@ -88,10 +88,10 @@ def test_prefix_suffix_and_system(client: FlaskClient) -> None:
         "prompt_suffix": "Short.",
         "system": "Be kind.",
     }
-    told = body_of(client.post("/send_message", data=fields))["text"]
+    text = body_of(client.post("/send_message", data=fields))["text"]
     assert (
-        "System prompt: Be kind." in told
-        and "You said: In Chinese.\nhello\nShort." in told
+        "System prompt: Be kind." in text
+        and "You said: In Chinese.\nhello\nShort." in text
     )
 
 
@@ -152,40 +152,40 @@ def test_a_raw_stream(client: FlaskClient) -> None:
 
 
 def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None:
-    made = [
+    ids = [
         body_of(client.post("/ask", json={"msg": f"question {n}"}))["data"][
             "conversation_id"
         ]
         for n in range(3)
     ]
     listed = client.get("/conversations").json
-    assert isinstance(listed, list) and [item["id"] for item in listed] == made[::-1]
+    assert isinstance(listed, list) and [item["id"] for item in listed] == ids[::-1]
     assert [
         item["id"] for item in client.get("/conversations?limit=1&offset=1").json
-    ] == [made[1]]
-    told = client.get(f"/conversation/{made[0]}").json
+    ] == [ids[1]]
+    tree = client.get(f"/conversation/{ids[0]}").json
     assert (
-        told["title"] == "question 0"
-        and told["mapping"][told["current_node"]]["message"]["author"]["role"]
+        tree["title"] == "question 0"
+        and tree["mapping"][tree["current_node"]]["message"]["author"]["role"]
         == "assistant"
     )
     renamed = client.post(
-        f"/conversation/{made[0]}/title", json={"title": " New \n title "}
+        f"/conversation/{ids[0]}/title", json={"title": " New \n title "}
     )
     assert set(body_of(renamed)) == {"code", "msg"} and renamed.json["code"] == 0
-    assert client.get(f"/conversation/{made[0]}").json["title"] == "New title"
+    assert client.get(f"/conversation/{ids[0]}").json["title"] == "New title"
     for body in (
         {"json": {}},
         {"json": {"title": " "}},
         {"json": {"title": "x" * 201}},
         {"json": {"title": 5}},
     ):
-        refused = client.post(f"/conversation/{made[0]}/title", **body)
+        refused = client.post(f"/conversation/{ids[0]}/title", **body)
         assert refused.status_code == 400 and "title" in refused.json["msg"]
     for body in ({"json": {}}, {}):
-        deleted = client.post(f"/conversation/{made.pop()}/delete", **body)
+        deleted = client.post(f"/conversation/{ids.pop()}/delete", **body)
         assert body_of(deleted)["code"] == 0
-    assert [item["id"] for item in client.get("/conversations").json] == made
+    assert [item["id"] for item in client.get("/conversations").json] == ids
     gone = client.post("/conversation/no-such-thing/delete")
     assert (gone.status_code, gone.json["error"]) == (404, "no_conversation")
 
@@ -303,14 +303,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "status", "says"), WRONG)
+@pytest.mark.parametrize(("method", "path", "status", "message"), WRONG)
 def test_wrong_ways_have_the_own_shape(
-    client: FlaskClient, method: str, path: str, status: int, says: str
+    client: FlaskClient, method: str, path: str, status: int, message: str
 ) -> None:
     answer = client.open(path, method=method)
     assert answer.status_code == status and answer.is_json
     if method != "HEAD":
-        assert answer.json["code"] == 1 and says in answer.json["msg"]
+        assert answer.json["code"] == 1 and message in answer.json["msg"]
     if status == 405:
         assert answer.headers["Allow"]
 
@@ -451,16 +451,16 @@ def test_the_key_made_at_the_first_start(
     build: Build, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
     first = build(Scripted(needs_client_key=True)).test_client()
-    shown = [word for word in capsys.readouterr().err.split() if word.startswith("cw-")]
+    keys = [word for word in capsys.readouterr().err.split() if word.startswith("cw-")]
     assert (
-        len(shown) == 1
-        and (tmp_path / "data" / "client_key").read_text().strip() == shown[0]
+        len(keys) == 1
+        and (tmp_path / "data" / "client_key").read_text().strip() == keys[0]
     )
     assert first.post("/ask", data={"msg": "x"}).status_code == 401
-    answer = body_of(first.post("/ask", data={"msg": "x", "access_token": shown[0]}))
+    answer = body_of(first.post("/ask", data={"msg": "x", "access_token": keys[0]}))
     second = build(Scripted(needs_client_key=True)).test_client()
     assert "cw-" not in capsys.readouterr().err, "it is shown once"
-    listed = second.get("/conversations", headers={"Authorization": shown[0]}).json
+    listed = second.get("/conversations", headers={"Authorization": keys[0]}).json
     assert [item["id"] for item in listed] == [answer["data"]["conversation_id"]]
 
 
@@ -483,13 +483,13 @@ def test_an_open_service_says_so_at_every_start(
 def test_owners_do_not_see_each_other(build: Build) -> None:
     client = build(authorization=("alice:a-key", "bob:b-key")).test_client()
     alice, bob = {"Authorization": "Bearer a-key"}, {"Authorization": "Bearer b-key"}
-    made = body_of(client.post("/ask", data={"msg": "mine"}, headers=alice))["data"][
-        "conversation_id"
-    ]
+    conversation_id = body_of(client.post("/ask", data={"msg": "mine"}, headers=alice))[
+        "data"
+    ]["conversation_id"]
     assert client.get("/conversations", headers=bob).json == []
     for method, path in (("GET", ""), ("POST", "/delete"), ("POST", "/title")):
         answer = client.open(
-            f"/conversation/{made}{path}",
+            f"/conversation/{conversation_id}{path}",
             method=method,
             headers=bob,
             json={"title": "x"},
@@ -497,7 +497,7 @@ def test_owners_do_not_see_each_other(build: Build) -> None:
         assert (answer.status_code, answer.json["error"]) == (404, "no_conversation")
     assert (
         client.post(
-            "/ask", data={"msg": "x", "conversation_id": made}, headers=bob
+            "/ask", data={"msg": "x", "conversation_id": conversation_id}, headers=bob
         ).status_code
         == 404
     )

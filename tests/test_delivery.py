@@ -28,6 +28,7 @@ from relay.errors import (
 from relay.store import Store
 from relay.upkeep import Leases
 from tests.scripted import Scripted, Wait
+from tests.waiting import wait_for
 
 ON_BOTH = True
 
@@ -241,8 +242,7 @@ def test_the_next_turn_waits_for_the_one_before_and_gives_up_in_time(
     running = deliver(upstream, conversation_id=conversation)
     thread = threading.Thread(target=running.reply)
     thread.start()
-    while not upstream.asked:
-        time.sleep(0.005)
+    wait_for(lambda: upstream.asked)
     with pytest.raises(Busy):
         deliver(Scripted(), conversation_id=conversation, timeout=0.05).reply()
     assert deliver(Scripted(), conversation_id=conversation).reply().text == "Hello"
@@ -283,9 +283,7 @@ def test_a_caller_that_leaves_ends_the_upstreams_work(
             done.set()
 
     threading.Thread(target=read).start()
-    while not upstream.streams:
-        time.sleep(0.005)
-    time.sleep(0.05)
+    wait_for(lambda: upstream.streams and upstream.streams[0].waits)
     delivery.leave()
     assert done.wait(1)
     assert (

@@ -15,7 +15,7 @@ PROTOCOL = {
     "relay.upstreams!"
 }  # the package's own module alone: what an upstream must be able to do
 
-#: module or package -> what of ours it may import; a package's own modules may always be imported within it.
+#: module or package -> which modules of the project it may import; a package's own modules may always be imported within it.
 MAY_IMPORT = {
     "relay.domain": set(),
     "relay.errors": set(),
@@ -70,11 +70,11 @@ def module_name(path: Path) -> str:
     )
 
 
-def may_import(found: str, allowed: set[str]) -> bool:
+def may_import(module: str, allowed: set[str]) -> bool:
     """Whether an import is allowed; a name with "!" allows a package's own module, and none within it."""
     packages = {name for name in allowed if not name.endswith("!")}
-    within = any(found == name or found.startswith(f"{name}.") for name in packages)
-    return within or f"{found}!" in allowed
+    within = any(module == name or module.startswith(f"{name}.") for name in packages)
+    return within or f"{module}!" in allowed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -82,21 +82,21 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
     name = module_name(path)
     if not name.startswith("relay."):
         return
-    known = [
+    prefixes = [
         prefix
         for prefix in MAY_IMPORT
         if name == prefix or name.startswith(f"{prefix}.")
     ]
-    assert known, f"{name} has no place in MAY_IMPORT"
-    allowed = MAY_IMPORT[known[0]] | {known[0]}
-    ours = {found for found in imported(path) if found.startswith("relay.")}
-    assert {found for found in ours if not may_import(found, allowed)} == set()
+    assert prefixes, f"{name} has no place in MAY_IMPORT"
+    allowed = MAY_IMPORT[prefixes[0]] | {prefixes[0]}
+    modules = {module for module in imported(path) if module.startswith("relay.")}
+    assert {module for module in modules if not may_import(module, allowed)} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_flask_and_gevent_stay_where_they_belong(path: Path) -> None:
     name = module_name(path)
-    roots = {found.split(".")[0] for found in imported(path)}
+    roots = {module.split(".")[0] for module in imported(path)}
     assert "gevent" not in roots or name == "wsgi"
     is_flasks = name == "chatgpt_webapi" or name.startswith("relay.web")
     assert "flask" not in roots or is_flasks
@@ -105,7 +105,7 @@ def test_flask_and_gevent_stay_where_they_belong(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_dialects_and_decoders_need_no_threads_and_no_clock(path: Path) -> None:
     name = module_name(path)
-    roots = {found.split(".")[0] for found in imported(path)}
+    roots = {module.split(".")[0] for module in imported(path)}
     pure = name.startswith("relay.dialects") or name.endswith(
         (".decoder", ".classic", ".delta", ".answer", ".body")
     )

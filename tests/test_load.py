@@ -34,10 +34,10 @@ class Caller(threading.Thread):
 
     def run(self) -> None:
         for number in range(ASKS):
-            how = self.random.choices(
+            kind = self.random.choices(
                 ["", "cut-it", "refuse-it", "fail-it"], [95, 2, 1, 2]
             )[0]
-            prompt = f"{self.key} asks {number} {how}".strip()
+            prompt = f"{self.key} asks {number} {kind}".strip()
             fields = {"msg": prompt} | (
                 {"conversation_id": self.conversation_id}
                 if self.conversation_id
@@ -52,14 +52,14 @@ class Caller(threading.Thread):
                 if (
                     f"You said: {prompt} " not in data["message"]
                     or f"Turn {len(self.whole) + 1}." not in data["message"]
-                    or how
+                    or kind
                 ):
                     self.wrong.append(data["message"])
                 self.conversation_id = data["conversation_id"]
                 self.whole.append(prompt)
-            elif how == "refuse-it" and "Rate limit" in answer["msg"]:
+            elif kind == "refuse-it" and "Rate limit" in answer["msg"]:
                 self.refused += 1
-            elif how in ("cut-it", "fail-it") and answer["source"] == "upstream":
+            elif kind in ("cut-it", "fail-it") and answer["source"] == "upstream":
                 self.broken.append(prompt)
             else:
                 self.wrong.append(str(answer))
@@ -77,7 +77,7 @@ def test_two_thousand_asks(
     }
     api.mode = Mode(failing=failing, cutting="cut-it")
     keys = ",".join(f"caller{number}:key-{number}" for number in range(CALLERS))
-    given = {
+    settings = {
         "OPENAI_BASE_URL": api.url,
         "OPENAI_API_KEY": "sk-invented-1",
         "OPENAI_MODEL": "tiny-1",
@@ -85,7 +85,7 @@ def test_two_thousand_asks(
     }
     database = postgresql.database()
     services = [
-        serve(AUTHORIZATION=keys, DATABASE_URL=database, **given) for _ in range(2)
+        serve(AUTHORIZATION=keys, DATABASE_URL=database, **settings) for _ in range(2)
     ]
     callers = [Caller(number, services) for number in range(CALLERS)]
     for caller in callers:

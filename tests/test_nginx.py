@@ -133,7 +133,7 @@ def test_a_browsers_own_page_is_told_from_another_through_tls(
     text, url = deployed(service, tmp_path)
     nginx(text)
     for origin, status in ((url, "200"), ("https://other.example", "403")):
-        told = curl(
+        answer = curl(
             "-k",
             "-u",
             ":the-key",
@@ -147,4 +147,4 @@ def test_a_browsers_own_page_is_told_from_another_through_tls(
             "%{http_code}",
             f"{url}/ask",
         )
-        assert told.stdout == status
+        assert answer.stdout == status

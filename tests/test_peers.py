@@ -89,12 +89,12 @@ def curl(service: Service, path: str, *arguments: str) -> str:
 def test_ten_turns_through_a_kill(
     serve: Callable[..., Service], litellm: str, database: str, tmp_path: Path
 ) -> None:
-    given = {
+    settings = {
         "OPENAI_BASE_URL": litellm,
         "OPENAI_API_KEY": "sk-invented-master",
         "AUTHORIZATION": "the-key",
     }
-    service = serve(**given, OPENAI_MODEL="mock", DATABASE_URL=database)
+    service = serve(**settings, OPENAI_MODEL="mock", DATABASE_URL=database)
     first: dict[str, Any] = json.loads(
         curl(service, "/send_message", "--data-urlencode", "prompt=turn 1 & a+b%")
     )
@@ -161,12 +161,12 @@ def test_ten_turns_through_a_kill(
         ("", "broken"),
         *[(ANSWER, "whole")] * 5,
     ]
-    told = json.loads(
+    payload = json.loads(
         curl(service, "/ask", "--data-urlencode", "msg=x", "-d", "model=unheard-of")
     )
     assert (
-        told["source"] == "upstream"
-        and told["code"] == 1
-        and "unheard-of" in told["msg"]
+        payload["source"] == "upstream"
+        and payload["code"] == 1
+        and "unheard-of" in payload["msg"]
     )
     assert "Traceback" not in service.logged()

@@ -30,6 +30,7 @@ from tests.processes import Service
 from tests.replies import body_of
 from tests.tokens import jwt
 from tests.turns import Clock, end, new_turn
+from tests.waiting import wait_for
 
 ON_BOTH = True
 
@@ -44,24 +45,28 @@ def client(build: Build, api: OpenAIBackend) -> FlaskClient:
 
 
 def service(build: Build, api: OpenAIBackend, **settings: Any) -> Flask:
-    given = {
+    defaults = {
         "openai_base_url": api.url,
         "openai_api_key": ("sk-invented-1",),
         "openai_model": "tiny-1",
     }
     return build(
-        **{**given, "authorization": ("owner:the-key", "other:other-key"), **settings}
+        **{
+            **defaults,
+            "authorization": ("owner:the-key", "other:other-key"),
+            **settings,
+        }
     )
 
 
 def ask(
     client: FlaskClient, key: str = "k1", headers: dict[str, str] = KEY, **fields: Any
 ) -> TestResponse:
-    given = {**headers, **({"Idempotency-Key": key} if key else {})}
+    key_header = {"Idempotency-Key": key} if key else {}
     return client.post(
         fields.pop("route", "/ask"),
         data={"msg": "hello", **fields},
-        headers=given,
+        headers={**headers, **key_header},
         buffered=True,
     )
 
@@ -114,15 +119,16 @@ def test_another_ask_under_the_same_key_is_refused(
 
 
 @pytest.mark.parametrize(
-    "given", [{"headers": {"Idempotency-Key": ""}}, {"data": {"request_id": ""}}]
+    "request_options",
+    [{"headers": {"Idempotency-Key": ""}}, {"data": {"request_id": ""}}],
 )
 def test_an_empty_key_is_an_error(
-    client: FlaskClient, api: OpenAIBackend, given: dict[str, Any]
+    client: FlaskClient, api: OpenAIBackend, request_options: dict[str, Any]
 ) -> None:
     answer = client.post(
         "/ask",
-        data={"msg": "x", **given.get("data", {})},
-        headers={**KEY, **given.get("headers", {})},
+        data={"msg": "x", **request_options.get("data", {})},
+        headers={**KEY, **request_options.get("headers", {})},
     )
     assert (
         answer.status_code == 400
@@ -134,18 +140,18 @@ def test_an_empty_key_is_an_error(
 def test_a_plain_text_has_its_key_in_the_query(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
-    given = {"data": "hello", "content_type": "text/plain", "headers": KEY}
-    answers = [body_of(client.post("/ask?request_id=k1", **given)) for _ in range(2)]
+    request = {"data": "hello", "content_type": "text/plain", "headers": KEY}
+    answers = [body_of(client.post("/ask?request_id=k1", **request)) for _ in range(2)]
     assert answers[0] == answers[1] and len(api.completions) == 1
 
 
 def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
-    mine = body_of(ask(client))["data"]
-    theirs = body_of(
+    first = body_of(ask(client))["data"]
+    second = body_of(
         ask(client, headers={"Authorization": "other-key"}, msg="something else")
     )["data"]
     assert (
-        mine["conversation_id"] != theirs["conversation_id"]
+        first["conversation_id"] != second["conversation_id"]
         and len(api.completions) == 2
     )
 
@@ -187,10 +193,8 @@ def test_what_fails_before_the_question_itself_is_sent_frees_the_key(
     assert [answer.headers["X-Error-Code"] for answer in late] == [
         "upstream_timeout"
     ] * 2
-    time.sleep(0.3)  # the first one's caller may be told before its end is kept
-    assert body_of(client.get("/conversations", headers=KEY)) == [], (
-        "what was never asked is not kept"
-    )
+    # What was never asked is not kept; the first one's caller may be answered before its end is kept.
+    wait_for(lambda: body_of(client.get("/conversations", headers=KEY)) == [])
     api.mode = Mode()
     assert body_of(ask(client))["code"] == 0 and len(api.completions) == 1
 
@@ -319,12 +323,12 @@ def test_a_forged_token_is_no_key_to_anothers_answers(
         ).status_code
         == 401
     )
-    [found] = body_of(
+    [item] = body_of(
         client.get(
             "/conversations?q=secret", headers={"Authorization": f"Bearer {real}"}
         )
     )
-    assert found["title"] == "alices secret"
+    assert item["title"] == "alices secret"
 
 
 def test_a_refusal_is_an_outcome(client: FlaskClient, api: OpenAIBackend) -> None:
@@ -364,15 +368,15 @@ def test_it_waits_for_a_busy_conversation_too(
     first = body_of(ask(client, key="k0"))["data"]
     api.mode = Mode(delay=0.4)
     app = client.application
-    named = {"conversation_id": first["conversation_id"]}
+    fields = {"conversation_id": first["conversation_id"]}
     with ThreadPoolExecutor(3) as pool:
-        told = list(
+        answers = list(
             pool.map(
-                lambda key: body_of(ask(app.test_client(), key=key, **named)),
+                lambda key: body_of(ask(app.test_client(), key=key, **fields)),
                 ["k1", "k2", "k1"],
             )
         )
-    assert told[0] == told[2] != told[1] and len(api.completions) == 3
+    assert answers[0] == answers[2] != answers[1] and len(api.completions) == 3
 
 
 def test_what_is_deleted_is_not_told_again(
@@ -394,9 +398,12 @@ def test_chat_keeps_nothing_but_what_the_key_needs(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
     def chat() -> TestResponse:
-        told = {"messages": [{"role": "user", "content": "hi"}]}
+        payload = {"messages": [{"role": "user", "content": "hi"}]}
         return client.post(
-            "/chat", json=told, headers={**KEY, "Idempotency-Key": "k"}, buffered=True
+            "/chat",
+            json=payload,
+            headers={**KEY, "Idempotency-Key": "k"},
+            buffered=True,
         )
 
     first, again = chat(), chat()
@@ -437,15 +444,15 @@ def test_what_is_deleted_while_it_is_answered_stays_so(
         authorization=("a:the-key", "b:other"),
     ).test_client()
     backend.mode.pace = 0.15
-    with ThreadPoolExecutor(1) as beside:
-        answering = beside.submit(ask, client)
-        found: list[Any] = []
-        while not found and not answering.done():
-            found = body_of(client.get("/conversations", headers=KEY))
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(ask, client)
+        listed: list[Any] = []
+        while not listed and not answering.done():
+            listed = body_of(client.get("/conversations", headers=KEY))
         assert (
-            body_of(client.post(f"/conversation/{found[0]['id']}/delete", headers=KEY))[
-                "code"
-            ]
+            body_of(
+                client.post(f"/conversation/{listed[0]['id']}/delete", headers=KEY)
+            )["code"]
             == 0
         )
         assert not answering.done() and body_of(answering.result())["code"] == 0
@@ -466,19 +473,20 @@ def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(
         access_token=("t",),
         authorization=("a:the-key", "b:other"),
     ).test_client()
-    kept = body_of(ask(client))["data"]["conversation_id"]
+    conversation_id = body_of(ask(client))["data"]["conversation_id"]
     backend.mode.quiet = 0.8
-    with ThreadPoolExecutor(1) as beside:
-        answering = beside.submit(ask, client, "k2", conversation_id=kept)
-        while len(backend.turns) < 2:
-            time.sleep(0.02)
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(ask, client, "k2", conversation_id=conversation_id)
+        wait_for(lambda: len(backend.turns) == 2)
         assert (
-            body_of(client.post(f"/conversation/{kept}/delete", headers=KEY))["code"]
+            body_of(
+                client.post(f"/conversation/{conversation_id}/delete", headers=KEY)
+            )["code"]
             == 0
         )
         assert body_of(answering.result())["code"] == 0
     assert body_of(client.get("/conversations", headers=KEY)) == []
-    again = ask(client, "k2", conversation_id=kept)
+    again = ask(client, "k2", conversation_id=conversation_id)
     assert again.status_code == 404 and len(backend.turns) == 2
 
 
@@ -588,22 +596,23 @@ def test_one_of_many_takes_it(store: Store) -> None:
 
 
 def settings(api: OpenAIBackend, database: str) -> dict[str, str]:
-    given = {
+    defaults = {
         "OPENAI_BASE_URL": api.url,
         "OPENAI_API_KEY": "sk-invented-1",
         "OPENAI_MODEL": "tiny-1",
     }
-    return {**given, "AUTHORIZATION": "the-key", "DATABASE_URL": database}
+    return {**defaults, "AUTHORIZATION": "the-key", "DATABASE_URL": database}
 
 
-def hang_up(service: Service, key: str, after: float) -> None:
-    """Ask, and leave."""
+def hang_up(service: Service, api: OpenAIBackend, key: str) -> None:
+    """Ask, and leave once the upstream has the question."""
+    count = len(api.completions)
     body = b"msg=hello"
     with socket.create_connection(("127.0.0.1", service.port)) as caller:
         head = f"POST /ask HTTP/1.1\r\nHost: x\r\nAuthorization: the-key\r\nIdempotency-Key: {key}\r\n"
         head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
         caller.sendall(head.encode() + body)
-        time.sleep(after)
+        wait_for(lambda: len(api.completions) > count)
 
 
 def keyed(service: Service, key: str, **fields: str) -> requests.Response:
@@ -629,14 +638,14 @@ def test_it_outlives_its_caller(
 ) -> None:
     api.mode = Mode(quiet=1.0)
     service = serve(server, **settings(api, database))
-    hang_up(service, "k", 0.3)
+    hang_up(service, api, "k")
     answer = keyed(service, "k")
     assert (
         answer.json()["data"]["message"].startswith("Turn 1.")
         and answer.headers["Idempotent-Replayed"] == "true"
     )
-    impatient = keyed(service, "k2", timeout="300")
-    assert impatient.status_code == 504 and "same key" in impatient.json()["msg"]
+    timed_out = keyed(service, "k2", timeout="300")
+    assert timed_out.status_code == 504 and "same key" in timed_out.json()["msg"]
     assert keyed(service, "k2").status_code == 200 and len(api.completions) == 2
     assert all(asked.left is None for asked in api.completions)
     assert '"outcome":"caller_left"' in service.logged()
@@ -648,8 +657,8 @@ def test_a_stop_lets_it_end(
 ) -> None:
     api.mode = Mode(quiet=2.0)
     service = serve(server, **settings(api, database))
-    hang_up(service, "k", 0.3)
-    time.sleep(0.2)
+    hang_up(service, api, "k")
+    wait_for(lambda: '"outcome":"caller_left"' in service.logged())
     service.terminate()
     service.process.wait(20)
     service.start()
@@ -668,7 +677,7 @@ def test_a_kill_in_the_middle_leaves_an_unknown_outcome(
 ) -> None:
     api.mode = Mode(quiet=30.0)
     service = serve(server, **settings(api, database))
-    hang_up(service, "k", 0.5)
+    hang_up(service, api, "k")
     service.kill()
     api.mode = Mode()
     service.start()
@@ -692,8 +701,8 @@ def test_two_processes_ask_once(
                 pool.submit(keyed, services[caller % 2], f"k{number}")
                 for caller in range(16)
             ]
-            told = [answer.result().json() for answer in answers]
-        assert all(answer == told[0] and answer["code"] == 0 for answer in told)
+            bodies = [answer.result().json() for answer in answers]
+        assert all(answer == bodies[0] and answer["code"] == 0 for answer in bodies)
     assert len(api.completions) == 5
 
 
@@ -708,14 +717,14 @@ def test_a_killed_process_leaves_its_ask_to_another(
         target=keyed, args=(two, "k1"), kwargs={"conversation_id": first}
     )
     busy.start()
-    time.sleep(0.5)
+    wait_for(lambda: len(api.completions) == 2)
     waiting = threading.Thread(
         target=lambda: pytest.raises(
             requests.RequestException, keyed, one, "k2", conversation_id=first
         )
     )
     waiting.start()
-    time.sleep(0.5)
+    time.sleep(0.5)  # nothing outside the process shows that it waits
     os.kill(one.process.pid, signal.SIGKILL)
     one.process.wait(10)
     waiting.join(10)

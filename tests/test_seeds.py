@@ -32,12 +32,12 @@ def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
         "conversation_id": first["conversation_id"],
         "parent_message_id": first["parent_message_id"],
     }
-    named = {
+    options = {
         "reverse_proxy": f"{backend.url}/backend-api/conversation",
         "model": "gpt-4",
         "proxy": "",
     }
-    second = requests.post(url, data={**fields, **more, **named}, timeout=10).json()
+    second = requests.post(url, data={**fields, **more, **options}, timeout=10).json()
     assert (
         second["conversation_id"] == first["conversation_id"]
         and "Turn 2." in second["text"]
@@ -56,13 +56,13 @@ def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
         "Turn 1."
         in requests.post(url, data={**fields, **empty}, timeout=10).json()["text"]
     )
-    for wrong in (
+    for incomplete in (
         {"access_token": "own-token"},
         {"prompt": "x"},
         {**fields, "parent_message_id": "x"},
         {**fields, **more, "conversation_id": "x"},
     ):
-        answer = requests.post(url, data=wrong, timeout=10)
+        answer = requests.post(url, data=incomplete, timeout=10)
         assert (
             answer.status_code == 500
             and list(answer.json()) == ["message"]
@@ -98,8 +98,8 @@ def test_chatgpt_webapi_its_usage(
             json.dumps(fields, ensure_ascii=False),
             f"{service.url}/ask",
         )
-        told: dict[str, Any] = json.loads(answer.stdout)
-        return told
+        payload: dict[str, Any] = json.loads(answer.stdout)
+        return payload
 
     first = ask(msg="你的名字")
     assert first["code"] == 0 and {"message", "parent_id", "conversation_id"} <= set(

@@ -163,3 +163,14 @@ def test_every_setting_says_what_it_means() -> None:
     for field in fields(Settings):
         assert field.metadata["env"] == field.name.upper()
         assert field.metadata["meaning"].endswith(".")
+
+
+def test_another_name_in_the_file_does_not_beat_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("ACCESS_TOKEN=from-the-file\nAUTHORIZATION_FILE=x\n")
+    monkeypatch.setenv("access_token", "from-the-environment")
+    monkeypatch.setenv("AUTHORIZATION_KEY", "a-key")
+    settings = Settings.load()
+    assert settings.access_token == ("from-the-environment",)
+    assert settings.authorization == ("a-key",)

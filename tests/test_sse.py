@@ -40,7 +40,7 @@ CASES = [
 ]
 
 
-def told(*pieces: bytes) -> list[tuple[str, str]]:
+def parsed(*pieces: bytes) -> list[tuple[str, str]]:
     parser = Parser()
     return [
         (event.name, event.data) for piece in pieces for event in parser.feed(piece)
@@ -49,7 +49,7 @@ def told(*pieces: bytes) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("wire", "events"), CASES)
 def test_events_are_read(wire: bytes, events: list[tuple[str, str]]) -> None:
-    assert told(wire) == events
+    assert parsed(wire) == events
 
 
 @pytest.mark.parametrize(("wire", "events"), CASES)
@@ -57,8 +57,8 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(
     wire: bytes, events: list[tuple[str, str]]
 ) -> None:
     for cut in range(len(wire) + 1):
-        assert told(wire[:cut], wire[cut:]) == events
-    assert told(*(wire[at : at + 1] for at in range(len(wire)))) == events
+        assert parsed(wire[:cut], wire[cut:]) == events
+    assert parsed(*(wire[at : at + 1] for at in range(len(wire)))) == events
 
 
 @given(
@@ -74,12 +74,12 @@ def test_what_is_printed_is_read_back(events: list[tuple[str, str]]) -> None:
     wire = b"".join(
         sse.event(data.encode(), name) + sse.KEEP_ALIVE for name, data in events
     )
-    assert told(wire) == [(name or "message", data) for name, data in events]
+    assert parsed(wire) == [(name or "message", data) for name, data in events]
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_no_bytes_break_the_parser(wire: bytes, cut: int) -> None:
-    assert told(wire[:cut], wire[cut:]) == told(wire)
+    assert parsed(wire[:cut], wire[cut:]) == parsed(wire)
 
 
 def test_an_endless_event_is_refused() -> None:

@@ -95,8 +95,8 @@ def test_search_sees_its_owners_conversations_alone(build: Build) -> None:
     ]
 
 
-def exported(client: FlaskClient, conversation_id: str, **how: Any) -> Any:
-    return client.get(f"/conversation/{conversation_id}", **how)
+def exported(client: FlaskClient, conversation_id: str, **options: Any) -> Any:
+    return client.get(f"/conversation/{conversation_id}", **options)
 
 
 def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
@@ -122,11 +122,11 @@ def test_a_conversation_as_markdown_and_as_lines(build: Build) -> None:
         exported(client, name, query_string={"format": "text"}).content_type
         == "text/plain; charset=utf-8"
     )
-    for how in (
+    for options in (
         {"headers": {"Accept": "application/x-ndjson"}},
         {"query_string": {"format": "jsonl"}},
     ):
-        lines = exported(client, name, **how)
+        lines = exported(client, name, **options)
         assert lines.content_type == "application/x-ndjson; charset=utf-8"
         rows = [json.loads(line) for line in lines.text.splitlines()]
         assert [row["text"] for row in rows] == [

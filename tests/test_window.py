@@ -20,11 +20,11 @@ def within(
 
 
 def dialogue(*texts: str, system: str = "") -> tuple[Message, ...]:
-    said = [
+    messages = [
         Message("user" if at % 2 == 0 else "assistant", text)
         for at, text in enumerate(texts)
     ]
-    return (*((Message("system", system),) if system else ()), *said)
+    return (*((Message("system", system),) if system else ()), *messages)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,20 @@ def test_tokens_are_estimated(text: str, cost: int) -> None:
 
 
 def test_all_of_it_goes_where_it_fits() -> None:
-    said = dialogue("one", "uno", "two", system="Be kind.")
-    assert within(said, sum(map(estimate_tokens, said))) == (said, 0)
+    messages = dialogue("one", "uno", "two", system="Be kind.")
+    assert within(messages, sum(map(estimate_tokens, messages))) == (messages, 0)
 
 
 def test_the_oldest_turns_are_dropped_first_and_whole() -> None:
-    said = dialogue("one", "uno", "two", "due", "three", system="Be kind.")
-    assert within(said, sum(map(estimate_tokens, said)) - 1) == (
-        (said[0], *said[3:]),
+    messages = dialogue("one", "uno", "two", "due", "three", system="Be kind.")
+    assert within(messages, sum(map(estimate_tokens, messages)) - 1) == (
+        (messages[0], *messages[3:]),
         2,
     )
-    assert within(said, sum(map(estimate_tokens, said)) - 11) == ((said[0], said[5]), 4)
+    assert within(messages, sum(map(estimate_tokens, messages)) - 11) == (
+        (messages[0], messages[5]),
+        4,
+    )
 
 
 def test_without_a_budget_all_of_it_goes() -> None:
@@ -61,8 +64,8 @@ def test_the_prompt_goes_even_if_it_is_too_much() -> None:
 
 
 def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
-    said = (Message("assistant", "hello"), Message("user", "hi"))
-    assert within(said, 100) == (said, 0)
+    messages = (Message("assistant", "hello"), Message("user", "hi"))
+    assert within(messages, 100) == (messages, 0)
 
 
 @given(
@@ -75,9 +78,9 @@ def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
     st.integers(1, 200),
 )
 def test_what_goes_fits_and_is_an_end_of_what_was_said(
-    said: list[tuple[str, str]], budget: int
+    pairs: list[tuple[str, str]], budget: int
 ) -> None:
-    messages = tuple(Message(role, text) for role, text in said)
+    messages = tuple(Message(role, text) for role, text in pairs)
     kept, dropped = within(messages, budget)
     assert kept[-1] == messages[-1] and dropped == len(messages) - len(kept)
     assert [message for message in kept if message.role == "system"] == [

@@ -31,8 +31,8 @@ def ask(
         timeout=timeout,
     )
     assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    reply: dict[str, Any] = answer.json()
+    return reply
 
 
 @pytest.mark.parametrize("server", ["pywsgi", "wsgi", "gunicorn", "gunicorn-bare"])
@@ -89,9 +89,9 @@ def test_what_curl_sends_arrives_exactly(
     answer = curl(
         *arguments, f"{one_service.url}/send_message", cwd=tmp_path, input=TEXT
     )
-    told = json.loads(answer.stdout)
+    reply = json.loads(answer.stdout)
     tree = requests.get(
-        f"{one_service.url}/conversation/{told['conversation_id']}", timeout=5
+        f"{one_service.url}/conversation/{reply['conversation_id']}", timeout=5
     ).json()["mapping"]
     parts = [
         node["message"]["content"]["parts"][0]
@@ -118,13 +118,13 @@ def test_a_form_beyond_100_continue_and_one_that_is_too_large(
     service = serve(MAX_BODY="3MB")
     for size, code in ((2_000_000, 200), (4_000_000, 413), (40_000_000, 413)):
         (tmp_path / "f").write_text("x" * size)
-        ways = [
+        forms = [
             ["--data-urlencode", "msg@f"],
             ["-F", "msg=<f"],
             ["-H", "Expect:", "-F", "msg=@f"],
         ]
         for arguments in (
-            ways if size < 3_000_000 else ways[1:]
+            forms if size < 3_000_000 else forms[1:]
         ):  # --data-urlencode itself takes little more
             answer = curl(
                 "-o",
@@ -140,7 +140,7 @@ def test_a_form_beyond_100_continue_and_one_that_is_too_large(
 
 
 def raw(service: Service, request: bytes, wait: float = 5) -> bytes:
-    """What the service says to these bytes, until it closes or falls silent."""
+    """What the service answers to these bytes, until it closes or falls silent."""
     with socket.create_connection(
         ("127.0.0.1", service.port), timeout=wait
     ) as connection:
@@ -214,7 +214,7 @@ def test_a_chunked_body_over_the_limit_is_never_cut_and_asked(
     service = serve(server, MAX_BODY="1MB")
     for size, code in ((900_000, "200"), (1_100_000, "413"), (5_000_000, "413")):
         (tmp_path / "f").write_text("x" * size)
-        sent = [
+        options = [
             "-H",
             "Transfer-Encoding: chunked",
             "-H",
@@ -222,8 +222,8 @@ def test_a_chunked_body_over_the_limit_is_never_cut_and_asked(
             "--data-binary",
             "@f",
         ]
-        told = curl(
-            *sent,
+        answer = curl(
+            *options,
             "-o",
             "/dev/null",
             "-w",
@@ -231,7 +231,7 @@ def test_a_chunked_body_over_the_limit_is_never_cut_and_asked(
             f"{service.url}/ask",
             cwd=tmp_path,
         )
-        assert told.stdout == code
+        assert answer.stdout == code
     assert len(requests.get(f"{service.url}/conversations", timeout=5).json()) == 1
 
 
@@ -318,14 +318,14 @@ PHASES = {
 
 
 def leave(service: Service, prompt: str, **fields: str) -> float:
-    """Ask, leave after a while, and give the seconds until the service's log says that the upstream was let go."""
+    """Ask, leave after a while, and return the seconds until the service logs that the caller left."""
     before = len(outcomes(service))
     body = "&".join(
         f"{name}={value}" for name, value in {"msg": prompt, **fields}.items()
     ).encode()
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(FORM_HEAD % len(body) + body)
-        time.sleep(0.4)
+        time.sleep(0.4)  # while the caller waits, nothing ends
         assert len(outcomes(service)) == before
     left = time.monotonic()
     wait_for(lambda: len(outcomes(service)) > before, 3)
@@ -387,6 +387,22 @@ def test_a_caller_that_does_not_read_is_hung_up_on(
     )
 
 
+def conversations(service: Service) -> list[dict[str, Any]]:
+    answer = requests.get(f"{service.url}/conversations", timeout=5)
+    listed: list[dict[str, Any]] = answer.json()
+    return listed
+
+
+def refuses_connections(service: Service) -> bool:
+    try:
+        requests.get(f"{service.url}/healthz", timeout=0.3)
+    except requests.ConnectionError:
+        return True
+    except requests.Timeout:
+        pass
+    return False
+
+
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_stop_lets_running_answers_end_and_takes_no_new_ones(
     serve: Serve, server: str
@@ -398,11 +414,10 @@ def test_a_stop_lets_running_answers_end_and_takes_no_new_ones(
         running = [
             pool.submit(ask, service, f"hi {n} offline:delay=2") for n in range(3)
         ]
-        time.sleep(0.7)
+        wait_for(lambda: len(conversations(service)) == 3)
         service.terminate()
-        time.sleep(1)
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"{service.url}/healthz", timeout=0.3)
+        wait_for(lambda: refuses_connections(service))
+        assert not any(future.done() for future in running)
         assert all(
             f"hi {n}" in future.result()["text"] for n, future in enumerate(running)
         )
@@ -440,14 +455,14 @@ def test_a_kill_at_any_moment_leaves_conversations_that_go_on(
 
 def test_the_event_loop_never_waits_for_the_disk(serve: Serve, tmp_path: Path) -> None:
     service = serve()
-    made = ask(service, "hi")
-    other = sqlite3.connect(
+    ids = ask(service, "hi")
+    writer = sqlite3.connect(
         tmp_path / "data" / "conversations.db", isolation_level=None
     )
-    other.execute("BEGIN IMMEDIATE")
+    writer.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(ask, service, "again", **made)
-        time.sleep(0.3)
+        waiting = pool.submit(ask, service, "again", **ids)
+        time.sleep(0.3)  # nothing outside the process shows that it waits
         slowest = 0.0
         for _ in range(20):
             began = time.monotonic()
@@ -456,8 +471,8 @@ def test_the_event_loop_never_waits_for_the_disk(serve: Serve, tmp_path: Path) -
             slowest = max(slowest, time.monotonic() - began)
             time.sleep(0.05)
         assert not waiting.done()
-        other.execute("COMMIT")
-        other.close()
+        writer.execute("COMMIT")
+        writer.close()
         assert "Turn 2." in waiting.result()["text"]
     assert slowest < 1, "both at once; the write alone waited"
 
@@ -493,15 +508,13 @@ def test_a_busy_conversation_is_waited_for_or_told(one_service: Service) -> None
     first = ask(one_service, "hi")
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(ask, one_service, "slow offline:delay=1", **first)
-        time.sleep(0.3)
-        fields = {
-            "msg": "x",
-            "conversation_id": first["conversation_id"],
-            "timeout": "200",
-        }
+        conversation_id = first["conversation_id"]
+        url = f"{one_service.url}/conversation/{conversation_id}"
+        wait_for(lambda: "slow offline" in requests.get(url, timeout=5).text)
+        fields = {"msg": "x", "conversation_id": conversation_id, "timeout": "200"}
         busy = requests.post(f"{one_service.url}/ask", data=fields, timeout=5)
         assert (busy.status_code, busy.json()["error"]) == (409, "conversation_busy")
-        after = ask(one_service, "after", conversation_id=first["conversation_id"])
+        after = ask(one_service, "after", conversation_id=conversation_id)
         assert "slow" in slow.result()["text"] and "Turn 3." in after["text"]
 
 
@@ -518,12 +531,12 @@ def test_fifty_conversations_of_four_turns_at_once(one_service: Service) -> None
                 answer = session.post(
                     f"{one_service.url}/send_message", data=fields, timeout=30
                 )
-                told = (
+                payload = (
                     answer.text.partition("event: done\ndata: ")[2]
                     if turn % 2
                     else answer.text
                 )
-                reply = json.loads(told)
+                reply = json.loads(payload)
                 ids = {
                     name: reply[name]
                     for name in ("conversation_id", "parent_message_id")
@@ -572,7 +585,7 @@ def test_memory_after_a_thousand_asks(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "says"),
+    ("setting", "value", "message"),
     [
         ("READ_TIMEOUT", "soon", "READ_TIMEOUT cannot be read"),
         ("DATA_DIR", "/dev/null/data", "/dev/null"),
@@ -580,11 +593,11 @@ def test_memory_after_a_thousand_asks(serve: Serve) -> None:
     ],
 )
 def test_what_cannot_be_used_refuses_the_start(
-    tmp_path: Path, setting: str, value: str, says: str
+    tmp_path: Path, setting: str, value: str, message: str
 ) -> None:
     need("pgrep")
     with pytest.raises(
-        RuntimeError, match=f"chatgpt-webapi cannot start: .*{says}"
+        RuntimeError, match=f"chatgpt-webapi cannot start: .*{message}"
     ) as refused:
         Service(tmp_path, "pywsgi", {setting: value})
     assert "Traceback" not in str(refused.value)
@@ -633,10 +646,5 @@ def test_a_caller_that_sent_more_and_left_is_noticed(
     )
     with socket.create_connection(("127.0.0.1", service.port)) as caller:
         caller.sendall(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(0.5)
-    until = time.monotonic() + 5
-    while (
-        '"outcome":"caller_left"' not in service.logged() and time.monotonic() < until
-    ):
-        time.sleep(0.05)
-    assert '"outcome":"caller_left"' in service.logged()
+        wait_for(lambda: conversations(service))
+    wait_for(lambda: '"outcome":"caller_left"' in service.logged())

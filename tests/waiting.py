@@ -10,7 +10,7 @@ from typing import Any
 def wait_for(condition: Callable[[], Any], seconds: float = 5) -> Any:
     """What the condition gives once it is true; fails after `seconds`."""
     until = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < until, "it did not come to pass"
         time.sleep(0.01)
-    return found
+    return value

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from relay.domain import ROOT, Conversation, Node
+from relay.domain import ROOT, SYSTEM_ROLES, Conversation, Node
 
 _HEADINGS = {"user": "You", "assistant": "Answer", "system": "System"}
 _STATUS = {
@@ -47,7 +47,7 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
         }
     for node in conversation.nodes:
         mapping[node.parent or ROOT]["children"].append(node.id)
-    roots = [node.id for node in conversation.nodes if node.role == "system"]
+    roots = [node.id for node in conversation.nodes if node.role in SYSTEM_ROLES]
     return {
         "title": conversation.title,
         "create_time": conversation.created,

@@ -22,11 +22,9 @@ from sqlalchemy import (
     update,
 )
 
-from relay.domain import ROOT, Message, Node, Reply, Status
+from relay.domain import ROOT, SYSTEM_ROLES, Message, Node, Reply, Status
 from relay.errors import BadRequest, NoConversation
 from relay.schema import messages
-
-SYSTEM_ROLES = ("system", "developer")
 
 
 def _select_path() -> Select[Any]:

@@ -95,8 +95,11 @@ class DirectTransport:
             while len(self._idle[origin]) > MOST_IDLE:
                 self._idle[origin].popleft()[1].close()
 
-    def wrap(self, connection: socket.socket, host: str) -> socket.socket:
-        return self._tls.wrap_socket(connection, server_hostname=host)
+    def wrap(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
+        """A connection with TLS, before its handshake."""
+        return self._tls.wrap_socket(
+            connection, server_hostname=host, do_handshake_on_connect=False
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -276,12 +279,19 @@ class DirectExchange:
         connection = self._transport.dialer.dial(origin.host, origin.port, self._opened)
         if origin.scheme != "https":
             return connection
+        secure = self._transport.wrap(connection, origin.host)
+        agreed = False
         try:
+            self._opened(secure)
             with translate_errors(self._host):
-                return self._transport.wrap(connection, origin.host)
+                secure.do_handshake()
+            agreed = True
+            return secure
         except (TimeoutError, UpstreamCut):
-            connection.close()
             raise Unreachable(f"{self._host} did not agree on TLS.") from None
+        finally:
+            if not agreed:
+                secure.close()
 
     def _receive(self, deadline: Deadline) -> bool:
         """Parse what arrives; False if nothing does in time. Raises UpstreamCut where it ends early."""

@@ -6,7 +6,7 @@ needs a socket, a clock or another account is here, once:
 
 - a request that `streams` is read as an event stream where the answer is one (by its type, or by
   its first bytes); its bytes go to the decoder, and the procedure is resumed with None at its end.
-  Any other answer is read whole and given to `Procedure.whole`;
+  Any other answer is read whole and given to `Procedure.decode_body`;
 - the answer to another request is read whole, and the procedure is resumed with it;
 - bytes that the procedure yields go to the decoder, as if they had been streamed;
 - an error that leaves the procedure is a refusal: the steps begin again with another account,
@@ -49,7 +49,7 @@ def never() -> bool:
 
 
 @dataclass(frozen=True)
-class Request:
+class Step:
     """One request of a procedure.
 
     `asks`: it carries the question itself, so it is dispatched once. `streams`: an event stream is
@@ -66,7 +66,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Response:
+class WholeResponse:
     """An answer that was read whole. `redacted`: its body without the account's token, to be quoted."""
 
     head: Head
@@ -82,7 +82,7 @@ class Response:
         return self.account.redact(self.body)
 
 
-Steps: TypeAlias = Generator[Request | bytes, Response | None, None]
+Steps: TypeAlias = Generator[Step | bytes, WholeResponse | None, None]
 
 
 class Procedure(Protocol):
@@ -100,11 +100,11 @@ class Procedure(Protocol):
         yielded, and may be caught there.
         """
 
-    def whole(self, response: Response) -> bytes:
+    def decode_body(self, response: WholeResponse) -> bytes:
         """An answer that is no event stream, as events for the decoder. Raises the failure it tells of."""
 
 
-class WholeAnswer:
+class BodyReader:
     """An answer that is read to its end, within a bound. A read may be resumed after a silence."""
 
     def __init__(self, exchange: Exchange, account: Account, largest: int) -> None:
@@ -125,7 +125,7 @@ class WholeAnswer:
         """What was read so far."""
         return b"".join(self._pieces)
 
-    def read(self, seconds: float) -> Response | None:
+    def read(self, seconds: float) -> WholeResponse | None:
         """The answer; None while there is more to come. Raises UpstreamFailed for one that is too large."""
         deadline = Deadline.after(seconds)
         head = self._exchange.head(seconds)
@@ -144,7 +144,7 @@ class WholeAnswer:
             return None
         if piece and not is_error:
             raise UpstreamFailed("The upstream's answer is larger than is read here.")
-        return Response(head, self.body, self._account)
+        return WholeResponse(head, self.body, self._account)
 
     def _piece(self, head: Head, seconds: float) -> bytes | None:
         try:
@@ -161,12 +161,12 @@ def fetch(
     account: Account,
     seconds: float,
     largest: int = LARGEST_BODY,
-) -> Response:
+) -> WholeResponse:
     """One request and its whole answer. Blocks; raises UpstreamFailed after `seconds`."""
     deadline = Deadline.after(seconds)
     exchange = transport.send(call)
     try:
-        answer = WholeAnswer(exchange, account, largest)
+        answer = BodyReader(exchange, account, largest)
         while (response := answer.read(deadline.left)) is None:
             if deadline.passed:
                 raise UpstreamFailed(
@@ -206,9 +206,9 @@ class HttpSession:
         self._pause = 1.0
         self._interrupted = Flag()
         self._due = Deadline.after(0)
-        self._request: Request | None = None
+        self._step: Step | None = None
         self._exchange: Exchange | None = None
-        self._whole: WholeAnswer | None = None
+        self._body: BodyReader | None = None
         self._first = b""
         self._streaming = False
         self._accepted = False
@@ -238,68 +238,70 @@ class HttpSession:
         """One wait for what comes next; None if it led to nothing for the decoder yet."""
         if self._over:
             return b""
-        if self._request is None:
+        if self._step is None:
             return self._resume(None)
         if not self._due.passed:
             self._interrupted.wait(min(self._due.left, deadline.left))
             return None
-        if self._exchange is None and not self._send(self._request):
-            return None
         try:
+            if self._exchange is None and not self._send(self._step):
+                return None
             if self._streaming:
-                return self._read_stream(self._request, deadline)
-            return self._read_answer(self._request, deadline)
+                return self._read_stream(self._step, deadline)
+            return self._read_answer(self._step, deadline)
         except (Unreachable, UpstreamCut) as error:
             if self._streaming or self._interrupted.is_set():
                 raise
             return self._fail_step(error)
 
-    def _send(self, request: Request) -> bool:
-        """Send the request; False while the account has enough to do."""
-        if request.streams and not self._holds_account:
+    def _send(self, step: Step) -> bool:
+        """Send the step's request; False while the account has enough to do."""
+        if step.streams and not self._holds_account:
             if not self._pool.take(self._account, self._concurrency):
                 self._due = Deadline.after(ADMISSION_SECONDS)
                 return False
             self._holds_account = True
-        self.dispatched = self.dispatched or request.asks
-        self._exchange = self._transport.send(request.call)
-        self._whole = WholeAnswer(self._exchange, self._account, request.largest)
+        self.dispatched = self.dispatched or step.asks
+        self._exchange = self._transport.send(step.call)
+        self._body = BodyReader(self._exchange, self._account, step.largest)
+        if self._interrupted.is_set():  # it came before there was an exchange
+            raise UpstreamCut()
         return True
 
-    def _read_answer(self, request: Request, deadline: Deadline) -> bytes | None:
+    def _read_answer(self, step: Step, deadline: Deadline) -> bytes | None:
         """The answer's head, and its body where it is no event stream."""
-        assert self._exchange is not None and self._whole is not None
+        assert self._exchange is not None and self._body is not None
         head = self._exchange.head(deadline.left)
         if head is None:
             return None
-        if request.streams and _is_event_stream(head):
-            self._accept(request, b"")
+        if step.streams and _is_event_stream(head):
+            self._accept(step, b"")
             return None
-        response = self._whole.read(deadline.left)
-        if request.streams and head.status == 200 and self._whole.is_event_stream:
-            self._accept(request, self._whole.body)
+        response = self._body.read(deadline.left)
+        if step.streams and head.status == 200 and self._body.is_event_stream:
+            self._accept(step, self._body.body)
             return None
         if response is None:
             return None
         if self._interrupted.is_set():
             raise UpstreamCut()
-        return self._finish_step(request, response)
+        return self._finish_step(step, response)
 
-    def _accept(self, request: Request, first: bytes) -> None:
+    def _accept(self, step: Step, first: bytes) -> None:
         """The answer is an event stream, and `first` is what was read of it."""
         self._streaming = True
         self._first = first
-        self._succeed(request)
+        self._succeed(step)
 
-    def _succeed(self, request: Request) -> None:
-        if request.asks:
+    def _succeed(self, step: Step) -> None:
+        if step.asks:
             self._accepted = True
             self._attempts.model = self._procedure.model
             self._attempts.succeeded()
 
-    def _read_stream(self, request: Request, deadline: Deadline) -> bytes | None:
+    def _read_stream(self, step: Step, deadline: Deadline) -> bytes | None:
         assert self._exchange is not None
-        if request.ended():
+        if step.ended():
             piece: bytes | None = b""
         elif self._first:
             piece = self._first
@@ -311,34 +313,34 @@ class HttpSession:
             return self._resume(None)
         return piece
 
-    def _finish_step(self, request: Request, response: Response) -> bytes | None:
+    def _finish_step(self, step: Step, response: WholeResponse) -> bytes | None:
         """A whole answer has come: give it to the procedure."""
-        if not request.streams:
+        if not step.streams:
             self._release()
             return self._resume(response)
         try:
-            events = self._procedure.whole(response)
+            events = self._procedure.decode_body(response)
         except OneAtATime as error:
             self._wait_for_account(error)
             return None
         except RelayError as error:
             return self._fail_step(error)
-        self._succeed(request)
+        self._succeed(step)
         self._release()
-        self._request = None
+        self._step = None
         return events
 
     def _fail_step(self, error: RelayError) -> bytes | None:
-        """Raise a request's failure where the procedure yielded it; what leaves it is a refusal."""
+        """Raise a step's failure where the procedure yielded it; what leaves it is a refusal."""
         self._release()
         return self._run(lambda: self._steps.throw(error))
 
-    def _resume(self, response: Response | None) -> bytes | None:
+    def _resume(self, response: WholeResponse | None) -> bytes | None:
         return self._run(lambda: self._steps.send(response))
 
-    def _run(self, resume: Callable[[], Request | bytes]) -> bytes | None:
+    def _run(self, resume: Callable[[], Step | bytes]) -> bytes | None:
         """Run the procedure to its next step."""
-        self._request = None
+        self._step = None
         try:
             step = resume()
         except StopIteration:
@@ -349,7 +351,7 @@ class HttpSession:
             return None
         if isinstance(step, bytes):
             return step
-        self._request = step
+        self._step = step
         self._due = Deadline.after(step.pause)
         return None
 
@@ -381,7 +383,7 @@ class HttpSession:
         if self._exchange is not None:
             self._exchange.close()
         self._exchange = None
-        self._whole = None
+        self._body = None
         self._streaming = False
         if self._holds_account:
             self._pool.leave(self._account)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from flask import Blueprint, Flask, Response
 from flask.globals import request_ctx
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from relay.errors import (
@@ -35,17 +35,17 @@ OUTSIDE = "/outside/of/the/prefix"
 class Dialect:
     """A dialect's routes, and what the edge must know of them.
 
-    `segments`: the first segments of its paths; "" is every path that is no other dialect's.
-    `error`: its response to a failure; it must not raise. `public`: endpoints that need no key.
-    `local`: endpoints that never ask an upstream, so that a HEAD may run them. `token_in_body`: a
-    POST may have its credential in a field, so the view authenticates.
+    `first_segments`: of its paths; "" is every path that is no other dialect's. `error`: its
+    response to a failure; it must not raise. `public`: endpoints that need no key. `answers_head`:
+    endpoints whose view a HEAD may run, because it asks no upstream. `token_in_body`: a POST may
+    have its credential in a field, so the view authenticates.
     """
 
     routes: Blueprint
-    segments: tuple[str, ...]
+    first_segments: tuple[str, ...]
     error: Callable[[RelayError, Incoming], Response]
     public: frozenset[str] = frozenset()
-    local: frozenset[str] = frozenset()
+    answers_head: frozenset[str] = frozenset()
     token_in_body: bool = False
 
 
@@ -92,7 +92,9 @@ class Edge:
             service.settings.cors_origins, service.access.needs_key
         )
         self._by_segment = {
-            segment: dialect for dialect in dialects for segment in dialect.segments
+            segment: dialect
+            for dialect in dialects
+            for segment in dialect.first_segments
         }
 
     def hand_in(self, endpoint: str | None, values: dict[str, Any] | None) -> None:
@@ -105,7 +107,7 @@ class Edge:
             values["incoming"] = incoming
 
     def admit(self) -> Response | None:
-        """Nobody gets past here without a right to, but to the public endpoints."""
+        """Nobody gets past here who may not ask, but to the public endpoints."""
         incoming = current()
         dialect = incoming.dialect
         if incoming.endpoint in dialect.public:
@@ -115,16 +117,16 @@ class Edge:
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
-        if self._authenticates_itself(incoming):
+        if self._view_authenticates(incoming):
             self._service.access.check(incoming.credential)
         else:
             incoming.authenticate()
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None
-        if is_head and incoming.endpoint not in dialect.local:
+        if is_head and incoming.endpoint not in dialect.answers_head:
             return Response(mimetype="application/json")  # it asks nobody
         return None
 
-    def _authenticates_itself(self, incoming: Incoming) -> bool:
+    def _view_authenticates(self, incoming: Incoming) -> bool:
         has_view = incoming.routing_exception is None
         may_have_field = incoming.method == "POST" and incoming.dialect.token_in_body
         return has_view and may_have_field
@@ -133,6 +135,8 @@ class Edge:
         """Every failure, in the shape that its path promises."""
         incoming = current()
         failure = to_relay_error(error)
+        if isinstance(error, InternalServerError):
+            log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
         incoming.error_code = failure.code
         response.headers["X-Error-Source"] = failure.source

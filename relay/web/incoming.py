@@ -46,7 +46,7 @@ class Incoming(Request):
         self._caller: Caller | None = None
 
     def _own_id(self) -> str:
-        """The caller's own X-Request-Id, where it is one."""
+        """The caller's own X-Request-Id, where it is a valid one."""
         name = self.headers.get("X-Request-Id", "")
         return name if _REQUEST_ID.fullmatch(name) else ""
 
@@ -67,7 +67,7 @@ class Incoming(Request):
         return self._caller
 
     def authenticate(self, access_token: str | None = None) -> None:
-        """Find out who asks. Raises RelayError for one without a right to."""
+        """Find out who asks. Raises RelayError for one who may not ask."""
         self._caller = self.service.access.caller(self.credential, access_token)
 
     def whole_body(self) -> bytes:

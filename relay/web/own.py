@@ -25,18 +25,25 @@ EXPORT_FORMATS = {
 }
 
 
-def read_fields(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> Fields:
-    """The fields of a request, of its query string and its body; from then on its caller and its format are known.
+def read_query(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> Fields:
+    """The fields of a query string; from then on the format of the answer is known.
 
-    Raises RelayError.
+    Raises BadRequest, also for a credential in the URL.
     """
     found = bodies.read_query(dict(incoming.args.lists()))
     incoming.format = choose_format(incoming, found, formats)
-    if incoming.method == "POST":
-        content_type = incoming.content_type or ""
-        found |= bodies.read(content_type, incoming.whole_body())
-        incoming.format = choose_format(incoming, found, formats)
-        incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
+    return found
+
+
+def authenticate_by_fields(incoming: Incoming) -> Fields:
+    """The fields of a query string and a body, which may have a credential; from then on the caller is known.
+
+    Raises RelayError.
+    """
+    found = read_query(incoming)
+    found |= bodies.read(incoming.content_type or "", incoming.whole_body())
+    incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
+    incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
     return found
 
 
@@ -54,7 +61,7 @@ def choose_format(incoming: Incoming, found: Fields, formats: dict[str, str]) ->
 
 def answer(incoming: Incoming, route: form.Route) -> Response:
     """One ask: JSON, the text alone, or a stream of either."""
-    found = read_fields(incoming)
+    found = authenticate_by_fields(incoming)
     ask = route.ask(found, incoming.caller, incoming.idempotency_key)
     is_text = incoming.format == "text"
     if fields.flag_of(found, "stream"):

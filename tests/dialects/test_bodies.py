@@ -153,7 +153,7 @@ def test_a_body_that_lost_something_is_refused_with_what_to_do(body: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "error", "says"),
+    ("content_type", "body", "error", "message"),
     [
         (URLENCODED, b"", BadRequest, "missing or empty"),
         (URLENCODED, b"prompt=", BadRequest, "missing or empty"),
@@ -190,9 +190,9 @@ def test_a_body_that_lost_something_is_refused_with_what_to_do(body: bytes) -> N
     ],
 )  # fmt: skip
 def test_a_bad_body_is_refused_with_a_sentence(
-    content_type: str, body: bytes, error: type[RelayError], says: str
+    content_type: str, body: bytes, error: type[RelayError], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         ask_of(content_type, body)
 
 

@@ -39,8 +39,8 @@ def test_an_id_that_a_script_left_out_is_absent(name: str, absent: str | None) -
 
 
 def test_ids_have_the_names_of_node_clients_too() -> None:
-    given: dict[str, Any] = {"conversationId": "c1", "parentMessageId": "p1"}
-    assert fields.conversation_of(given) == "c1" and fields.parent_of(given) == "p1"
+    values: dict[str, Any] = {"conversationId": "c1", "parentMessageId": "p1"}
+    assert fields.conversation_of(values) == "c1" and fields.parent_of(values) == "p1"
     both = {"conversation_id": "c1", "conversationId": "c2"}
     with pytest.raises(BadRequest, match="differ"):
         fields.conversation_of(both)

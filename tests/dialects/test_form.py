@@ -25,12 +25,12 @@ CALLER = Caller("owner", may_spend=True)
 
 
 def test_all_fields_of_both_routes_are_understood() -> None:
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "prompt": "hello", "prompt_prefix": "Say it in Chinese.", "prompt_suffix": " Now.", "timeout": "1500",
         "conversation_id": "WEB:6ab9dd70-d4a8-83ea", "parent_message_id": "p.1", "model": "m", "system": "s",
         "access_token": "t", "reverse_proxy": "https://proxy.example/api", "proxy": "", "unknown": [1],
     }  # fmt: skip
-    ask = form.SEND_MESSAGE.ask(given, CALLER)
+    ask = form.SEND_MESSAGE.ask(values, CALLER)
     assert ask.prompt == "Say it in Chinese.\nhello Now."
     assert (ask.timeout, ask.model, ask.preamble) == (
         1.5,
@@ -53,15 +53,15 @@ def test_an_empty_field_is_an_absent_one(empty: str | None) -> None:
         "prompt_prefix",
         "reverse_proxy",
     )
-    given: dict[str, Any] = {"msg": "hello", **dict.fromkeys(names, empty)}
-    ask = form.ASK.ask(given, CALLER)
+    values: dict[str, Any] = {"msg": "hello", **dict.fromkeys(names, empty)}
+    ask = form.ASK.ask(values, CALLER)
     assert (ask.conversation_id, ask.parent_id, ask.timeout, ask.model) == (
         None,
         None,
         None,
         None,
     )
-    assert not fields.flag_of(given, "stream")
+    assert not fields.flag_of(values, "stream")
 
 
 REPLY = Reply("Hello, 你", "c1", "a1", "m", "stop")
@@ -73,13 +73,13 @@ def test_answers_have_exactly_the_documented_keys() -> None:
         "conversation_id": "c1",
         "parent_message_id": "a1",
     }
-    told = form.ASK.answer(REPLY)
-    assert told["code"] == 0
+    payload = form.ASK.answer(REPLY)
+    assert payload["code"] == 0
     assert {
         "message": "Hello, 你",
         "parent_id": "a1",
         "conversation_id": "c1",
-    }.items() <= told["data"].items()
+    }.items() <= payload["data"].items()
 
 
 PRINTED = [
@@ -134,11 +134,11 @@ NO_TEXT = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "error", "says"), NO_TEXT)
+@pytest.mark.parametrize(("reply", "error", "message"), NO_TEXT)
 def test_what_is_no_text_is_an_error_by_the_dialects_policy(
-    reply: Reply, error: type[RelayError], says: str
+    reply: Reply, error: type[RelayError], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         text_only(reply)
     text_only(Reply("text", "c", "m", finish_reason="length"))
     text_only(Reply("", "c", "m"))

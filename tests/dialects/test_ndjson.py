@@ -30,13 +30,13 @@ def ask(**fields: Any) -> Ask:
 
 
 def test_a_dialogue_is_asked_whole_and_nothing_is_kept() -> None:
-    told = ask(messages=[{"role": "system", "content": "s"}, HI, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "and?"}], model="m")  # fmt: skip
-    assert told.preamble == (
+    parsed = ask(messages=[{"role": "system", "content": "s"}, HI, {"role": "assistant", "content": "ho"}, {"role": "user", "content": "and?"}], model="m")  # fmt: skip
+    assert parsed.preamble == (
         Message("system", "s"),
         Message("user", "hi"),
         Message("assistant", "ho"),
     )
-    assert (told.prompt, told.model, told.keep, told.payload) == (
+    assert (parsed.prompt, parsed.model, parsed.keep, parsed.payload) == (
         "and?",
         "m",
         False,
@@ -63,7 +63,7 @@ def test_what_is_kept_only_when_the_call_says_so() -> None:
 
 
 def test_unknown_fields_are_parameters_for_the_model() -> None:
-    told = ask(
+    parsed = ask(
         messages=[HI],
         temperature=0,
         top_k=5,
@@ -73,9 +73,9 @@ def test_unknown_fields_are_parameters_for_the_model() -> None:
         access_token="t",
         seed=None,
     )
-    assert told.options == {"temperature": 0, "top_k": 5} and (
-        told.timeout,
-        told.idempotency_key,
+    assert parsed.options == {"temperature": 0, "top_k": 5} and (
+        parsed.timeout,
+        parsed.idempotency_key,
     ) == (1.0, "k")
 
 
@@ -88,10 +88,10 @@ FORMS = [
 
 @pytest.mark.parametrize("fields", FORMS)
 def test_forms_are_understood(fields: dict[str, str]) -> None:
-    told = ask(**fields)
+    parsed = ask(**fields)
     assert (
-        told.preamble == (Message("user", "hi"), Message("assistant", "ho"))
-        and told.prompt == "hi"
+        parsed.preamble == (Message("user", "hi"), Message("assistant", "ho"))
+        and parsed.prompt == "hi"
     )
     assert ask(prompt="just this").prompt == "just this"
 
@@ -102,8 +102,8 @@ def test_what_text_cannot_say_goes_on_as_it_was_given() -> None:
         {"type": "image_url", "image_url": {"url": "data:x"}},
         {"type": "text", "text": "this?"},
     ]
-    told = ask(messages=[{"role": "user", "content": parts}])
-    assert told.prompt == "what is\nthis?" and told.payload == {
+    parsed = ask(messages=[{"role": "user", "content": parts}])
+    assert parsed.prompt == "what is\nthis?" and parsed.payload == {
         "role": "user",
         "content": parts,
     }

@@ -18,9 +18,9 @@ CONVERSATION = Conversation(
 
 
 def test_an_item_of_the_list() -> None:
-    told = tree.item(CONVERSATION)
-    assert told["create_time"] == "2023-05-11T05:26:20.460000+00:00"
-    assert (told["id"], told["title"], told["mapping"], told["current_node"]) == (
+    item = tree.item(CONVERSATION)
+    assert item["create_time"] == "2023-05-11T05:26:20.460000+00:00"
+    assert (item["id"], item["title"], item["mapping"], item["current_node"]) == (
         "c",
         "Hi",
         None,
@@ -29,14 +29,14 @@ def test_an_item_of_the_list() -> None:
 
 
 def test_the_tree_can_be_walked_from_the_current_node_to_the_root() -> None:
-    told = tree.tree(CONVERSATION)
-    way, node = [], told["current_node"]
+    payload = tree.tree(CONVERSATION)
+    path, node = [], payload["current_node"]
     while node:
-        way.append(node)
-        node = told["mapping"][node]["parent"]
-    assert way == ["a1", "q1", "s", ROOT]
-    assert told["mapping"]["a1"]["children"] == ["q2", "q3"]
-    assert (told["create_time"], told["conversation_id"]) == (1683782780.46, "c")
+        path.append(node)
+        node = payload["mapping"][node]["parent"]
+    assert path == ["a1", "q1", "s", ROOT]
+    assert payload["mapping"]["a1"]["children"] == ["q2", "q3"]
+    assert (payload["create_time"], payload["conversation_id"]) == (1683782780.46, "c")
 
 
 def test_a_message_says_whether_it_is_whole() -> None:

@@ -1,4 +1,4 @@
-"""The direct transport against a server that sends what it is told, byte by byte."""
+"""The direct transport against a server that follows a script, byte by byte."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Peer:
         self.scripts = list(scripts)
         self.requests: list[bytes] = []
         self.connections = 0
+        self.closed = 0
         self.left: float | None = None
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -55,29 +56,33 @@ class Peer:
 
     def serve(self, connection: socket.socket) -> None:
         with connection:
-            while self.scripts:
-                request = b""
-                while b"\r\n\r\n" not in request:
-                    if not (piece := connection.recv(65536)):
-                        return
-                    request += piece
-                self.requests.append(request)
-                for step in self.scripts.pop(0):
-                    try:
-                        if isinstance(step, bytes):
-                            connection.sendall(step)
-                        else:
-                            connection.settimeout(step)
-                            if connection.recv(1) == b"":
-                                self.left = time.monotonic()
-                                return
-                    except TimeoutError:
-                        connection.settimeout(None)
-                    except OSError:
-                        self.left = time.monotonic()
-                        return
-                if not self.keeps:
+            self.answer(connection)
+        self.closed += 1
+
+    def answer(self, connection: socket.socket) -> None:
+        while self.scripts:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                if not (piece := connection.recv(65536)):
                     return
+                request += piece
+            self.requests.append(request)
+            for step in self.scripts.pop(0):
+                try:
+                    if isinstance(step, bytes):
+                        connection.sendall(step)
+                    else:
+                        connection.settimeout(step)
+                        if connection.recv(1) == b"":
+                            self.left = time.monotonic()
+                            return
+                except TimeoutError:
+                    connection.settimeout(None)
+                except OSError:
+                    self.left = time.monotonic()
+                    return
+            if not self.keeps:
+                return
 
     keeps = True
 
@@ -197,9 +202,9 @@ def test_an_idle_connection_that_ended_is_not_sent_on(direct: DirectTransport) -
     answer: list[bytes | float] = [OK + b"Content-Length: 2\r\n\r\nhi"]
     peer = Peer(answer, answer)
     peer.keeps = False
-    for _ in range(2):
+    for number in range(2):
         assert read_all(direct.send(Call("POST", peer.url, {}, b"x"))) == (200, b"hi")
-        time.sleep(0.1)
+        wait_for(lambda: peer.closed > number)  # noqa: B023
     assert peer.connections == 2 and len(peer.requests) == 2
 
 
@@ -209,7 +214,7 @@ def test_an_idle_connection_that_is_old_is_not_sent_on() -> None:
     peer = Peer(answer, answer)
     for _ in range(2):
         read_all(direct.send(Call("GET", peer.url)))
-        time.sleep(0.1)
+        time.sleep(0.1)  # twice as long as a connection may be idle
     assert peer.connections == 2
     direct.close()
 
@@ -286,8 +291,7 @@ def test_an_interrupt_ends_a_read_and_the_connection_at_once(
         read_all(exchange, 30)
     exchange.close()
     assert time.monotonic() - began < 1
-    time.sleep(0.1)
-    assert peer.left
+    wait_for(lambda: peer.left)
 
 
 def test_a_redirect_is_an_answer_like_any_other(direct: DirectTransport) -> None:
@@ -411,11 +415,11 @@ def test_a_body_is_sent_as_its_pieces_are_taken(
     direct: DirectTransport, length: int | None, wire: bytes
 ) -> None:
     peer = BodyPeer(wire[-5:])
-    taken: list[bytes] = []
+    pieces_read: list[bytes] = []
 
     def pieces() -> Iterator[bytes]:
         for piece in (b"one,", b"", b"two,", b"3"):
-            taken.append(piece)
+            pieces_read.append(piece)
             yield piece
             if piece == b"two,":
                 assert b"two," in wait_for(lambda: peer.received), "it is not gathered"
@@ -424,7 +428,7 @@ def test_a_body_is_sent_as_its_pieces_are_taken(
         200,
         b"hi",
     )
-    assert peer.received.endswith(wire) and len(taken) == 4
+    assert peer.received.endswith(wire) and len(pieces_read) == 4
 
 
 def test_a_body_that_fails_while_it_is_taken_ends_the_connection(
@@ -490,3 +494,15 @@ def test_bytes_that_are_no_body_stretch_no_wait(
     assert time.monotonic() - began < 1
     exchange.interrupt()
     exchange.close()
+
+
+def test_an_interrupt_ends_a_tls_handshake_at_once(direct: DirectTransport) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        exchange = direct.send(Call("GET", f"https://127.0.0.1:{port}/"))
+        threading.Timer(0.2, exchange.interrupt).start()
+        began = time.monotonic()
+        with pytest.raises(RelayError):
+            exchange.head(5)
+        assert time.monotonic() - began < 1.5, "the connection alone has 2 s"
+        exchange.close()

@@ -37,12 +37,12 @@ KEY = {"Authorization": "Bearer the-key"}
 @pytest.fixture
 def service(build: Build, backend: Backend) -> Callable[..., FlaskClient]:
     def make(**settings: Any) -> FlaskClient:
-        given = {
+        defaults = {
             "reverse_proxy": backend.url,
             "access_token": ("token-1",),
             "authorization": ("the-key",),
         }
-        return build(**{**given, **settings}).test_client()
+        return build(**{**defaults, **settings}).test_client()
 
     return make
 
@@ -150,9 +150,9 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
 ) -> None:
     backend.mode = Mode(encoding=encoding, length_stops=2)
     client = service()
-    told = body_of(post(client))
+    reply = body_of(post(client))
     assert (
-        told["text"]
+        reply["text"]
         == "Turn 1. You said: hello — 你好 🙂. and more and the rest of it."
     )
     assert [asked.body["action"] for asked in backend.turns] == [
@@ -160,7 +160,7 @@ def test_an_answer_that_stopped_for_its_length_comes_whole(
         "continue",
         "continue",
     ]
-    assert "Turn 2." in body_of(post(client, **{**told, "prompt": "on"}))["text"]
+    assert "Turn 2." in body_of(post(client, **{**reply, "prompt": "on"}))["text"]
 
 
 def test_the_rest_of_an_answer_is_asked_of_no_other_account(
@@ -168,13 +168,13 @@ def test_the_rest_of_an_answer_is_asked_of_no_other_account(
 ) -> None:
     limit = (429, {**JSON, "Retry-After": "60"}, b'{"detail": "Slow down"}')
     backend.mode = Mode(length_stops=1, refuse_rest=limit)
-    told = post(
+    text = post(
         service(access_token=("token-1", "token-2")), route="/ask", stream="true"
     ).text
     assert (
-        '"error":"rate_limited"' in told
-        and "Turn 1." in told
-        and "event: done" not in told
+        '"error":"rate_limited"' in text
+        and "Turn 1." in text
+        and "event: done" not in text
     )
     assert (
         len({asked.headers["authorization"] for asked in backend.turns}) == 1
@@ -209,13 +209,13 @@ def test_a_stream_whose_type_is_not_named_is_read_all_the_same(
 def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    made, _, answer = backend.say(
+    conversation_id, _, answer = backend.add_turn(
         "token-1",
         {"action": "next", "messages": [user("before")], "parent_message_id": "x"},
     )
-    told = body_of(post(service(), conversation_id=made))
+    reply = body_of(post(service(), conversation_id=conversation_id))
     assert (
-        "Turn 2." in told["text"]
+        "Turn 2." in reply["text"]
         and backend.turns[0].body["parent_message_id"] == answer["id"]
     )
 
@@ -294,8 +294,8 @@ def test_every_refusal_on_every_route(
     service: Callable[..., FlaskClient], backend: Backend, route: str, stream: str,
     name: str, status: int, headers: dict[str, str], body: Any, as_status: int, code: str,
 ) -> None:  # fmt: skip
-    told = body if isinstance(body, bytes) else json.dumps(body).encode()
-    backend.mode = Mode(refusals=[(status, headers, told)])
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    backend.mode = Mode(refusals=[(status, headers, payload)])
     answer = post(service(), route=route, stream=stream)
     assert answer.status_code == (500 if route == "/send_message" else as_status)
     assert (
@@ -362,8 +362,8 @@ def test_an_end_that_never_comes_costs_no_answer(
     backend.mode = Mode(encoding="classic", done=False)
     assert "Turn 1." in body_of(post(service()))["text"]
     backend.mode = Mode(encoding="delta", stall_after=12)
-    told = post(service(read_timeout=1), route="/ask", stream="true").text
-    assert "event: done" in told or "upstream_timeout" in told
+    text = post(service(read_timeout=1), route="/ask", stream="true").text
+    assert "event: done" in text or "upstream_timeout" in text
 
 
 def test_a_limited_account_rests_and_another_answers(
@@ -377,11 +377,11 @@ def test_a_limited_account_rests_and_another_answers(
     tokens = [asked.headers["authorization"] for asked in backend.turns]
     assert tokens.count("Bearer token-1") == 1 and tokens.count("Bearer token-2") == 4
     backend.mode.refuse_tokens["token-2"] = limit
-    told = post(client, route="/ask")
-    assert (told.status_code, told.json["error"]) == (
+    answer = post(client, route="/ask")
+    assert (answer.status_code, answer.json["error"]) == (
         429,
         "rate_limited",
-    ) and 50 <= int(told.headers["Retry-After"]) <= 60
+    ) and 50 <= int(answer.headers["Retry-After"]) <= 60
 
 
 def test_a_conversation_stays_at_its_account(
@@ -472,12 +472,12 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(
 def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
     build: Build, api: OpenAIBackend, backend: Backend
 ) -> None:
-    given = {
+    settings = {
         "openai_base_url": api.url,
         "chatgpt_base_url": (backend.url,),
         "authorization": ("a:the-key", "b:k2"),
     }
-    client = build(**given).test_client()
+    client = build(**settings).test_client()
     for mistyped in (
         "the-keyy",
         "sk-theirs",
@@ -486,65 +486,67 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
             method = (
                 client.get if route in ("/conversations", "/readyz") else client.post
             )
-            for how in (
+            for request in (
                 {"headers": {"Authorization": f"Bearer {mistyped}"}},
                 {"data": {"access_token": mistyped}},
             ):
-                told = method(route, **how)
-                assert (told.status_code, told.headers["X-Error-Code"]) == (
+                answer = method(route, **request)
+                assert (answer.status_code, answer.headers["X-Error-Code"]) == (
                     401,
                     "unauthorized",
                 )
-                assert mistyped not in told.text
+                assert mistyped not in answer.text
     assert not api.asked and not backend.asked
-    client = build(**{**given, "openai_api_key": ("sk-invented-1",)}).test_client()
+    client = build(**{**settings, "openai_api_key": ("sk-invented-1",)}).test_client()
     own = {"Authorization": "Bearer sk-theirs"}
     assert (
         body_of(client.get("/conversations", headers=own)) == [] and not backend.asked
     ), "it is not ChatGPT's to see"
     body_of(post(client, headers={"Authorization": f"Bearer {jwt(sub='me')}"}))
     for forged in (f"sk-{jwt(sub='me')}", f"sk-x.{jwt(sub='me').split('.')[1]}"):
-        told = client.get(
+        answer = client.get(
             "/conversations", headers={"Authorization": f"Bearer {forged}"}
         )
-        assert body_of(told) == [], "no claims are read of what ChatGPT does not check"
+        assert body_of(answer) == [], (
+            "no claims are read of what ChatGPT does not check"
+        )
     backend.asked.clear()
     gone = client.get("/conversation/none", headers=own)
     assert gone.status_code == 404 and not backend.asked
-    told = client.post(
+    answer = client.post(
         "/ask",
         data={"msg": "hello"},
         headers={"Authorization": f"Bearer {jwt(sub='me')}"},
     )
     assert (
-        body_of(told)["code"] == 0 and len(backend.turns) == 1 and not api.completions
+        body_of(answer)["code"] == 0 and len(backend.turns) == 1 and not api.completions
     )
 
 
 def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
     build: Build, api: OpenAIBackend, backend: Backend
 ) -> None:
-    given = {
+    settings = {
         "openai_base_url": api.url,
         "chatgpt_base_url": (backend.url,),
         "authorization": ("the-key",),
     }
     api.mode.keys = ("gsk_theirs", "gsk_ours")
     client = build(
-        **given, openai_api_key=("gsk_ours",), upstream="openai"
+        **settings, openai_api_key=("gsk_ours",), upstream="openai"
     ).test_client()
     body_of(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
     assert api.completions[0].headers["authorization"] == "Bearer gsk_theirs"
     client = build(
-        **given, access_token=("token-1",), upstream="chatgpt-web"
+        **settings, access_token=("token-1",), upstream="chatgpt-web"
     ).test_client()
     for route in ("/ask", "/conversations", "/conversation/none"):
-        told = client.open(
+        answer = client.open(
             route,
             method="POST" if route == "/ask" else "GET",
             headers={"Authorization": "Bearer x"},
         )
-        assert told.status_code == 401
+        assert answer.status_code == 401
     assert not backend.asked
 
 
@@ -553,26 +555,26 @@ def test_no_message_quotes_the_token(
 ) -> None:
     token = "an-opaque-token-of-ours"
     client = service(access_token=(token,))
-    kept = body_of(post(client))["conversation_id"]
+    conversation_id = body_of(post(client))["conversation_id"]
     quoting = json.dumps({"detail": f"token {token} is expired"}).encode()
     backend.mode = Mode(refuse_tokens={token: (401, {}, quoting)})
     paths = (
         "/ask",
-        f"/conversation/{kept}",
-        f"/conversation/{kept}/title",
-        f"/conversation/{kept}/delete",
+        f"/conversation/{conversation_id}",
+        f"/conversation/{conversation_id}/title",
+        f"/conversation/{conversation_id}/delete",
     )
     for path in paths:
-        told = client.open(
+        answer = client.open(
             path,
             method="GET" if path == paths[1] else "POST",
             data={"msg": "x"},
             headers=KEY,
         )
         assert (
-            told.status_code == 401
-            and "token ... is expired" in told.json["msg"]
-            and token not in told.text
+            answer.status_code == 401
+            and "token ... is expired" in answer.json["msg"]
+            and token not in answer.text
         )
     failures = {
         502: {"error": f"bad {token}", "conversation_id": "c"},
@@ -580,31 +582,31 @@ def test_no_message_quotes_the_token(
     }
     for status, event in failures.items():
         backend.mode = Mode(raw=b"data: " + json.dumps(event).encode() + b"\n\n")
-        told = post(client, "/ask")
+        answer = post(client, "/ask")
         assert (
-            told.status_code == status
-            and "bad ..." in told.json["msg"]
-            and token not in told.text
+            answer.status_code == status
+            and "bad ..." in answer.json["msg"]
+            and token not in answer.text
         )
 
 
 def test_an_open_service_leaves_alone_what_clients_cannot_but_send(
     build: Build, backend: Backend
 ) -> None:
-    given = {"chatgpt_base_url": (backend.url,), "authorization": ("none",)}
+    settings = {"chatgpt_base_url": (backend.url,), "authorization": ("none",)}
     dummy = {"Authorization": "Bearer dummy"}
     assert body_of(
-        post(build(access_token=("token-1",), **given).test_client(), headers=dummy)
+        post(build(access_token=("token-1",), **settings).test_client(), headers=dummy)
     )["text"]
     assert backend.turns[0].headers["authorization"] == "Bearer token-1"
     assert (
         "offline responder"
-        in body_of(post(build(**given).test_client(), headers=dummy))["text"]
+        in body_of(post(build(**settings).test_client(), headers=dummy))["text"]
     )
-    told = post(
-        build(**given).test_client(), access_token="dummy", headers={}, route="/ask"
+    answer = post(
+        build(**settings).test_client(), access_token="dummy", headers={}, route="/ask"
     )
-    assert (told.status_code, told.json["error"]) == (401, "unauthorized")
+    assert (answer.status_code, answer.json["error"]) == (401, "unauthorized")
 
 
 def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
@@ -642,8 +644,8 @@ def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
         refuse_tokens={"their-own": (401, JSON, json.dumps(EXPIRED).encode())}
     )
     backend.mode = rejected
-    told = post(client, route="/ask", headers={}, access_token="their-own")
-    assert (told.status_code, told.json["error"], told.json["source"]) == (
+    answer = post(client, route="/ask", headers={}, access_token="their-own")
+    assert (answer.status_code, answer.json["error"], answer.json["source"]) == (
         401,
         "token_rejected",
         "upstream",
@@ -668,11 +670,11 @@ def test_a_renewed_token_still_owns_its_conversations(
 def test_without_any_token_the_caller_is_told_to_bring_one(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    told = post(service(access_token=(), authorization=()), route="/ask", headers={})
-    assert (told.status_code, told.json["error"]) == (
+    answer = post(service(access_token=(), authorization=()), route="/ask", headers={})
+    assert (answer.status_code, answer.json["error"]) == (
         401,
         "unauthorized",
-    ) and "access_token" in told.json["msg"]
+    ) and "access_token" in answer.json["msg"]
     assert backend.asked == []
 
 
@@ -700,23 +702,23 @@ def test_a_reverse_proxy_is_given_in_any_of_the_known_ways(
 
 def test_an_older_proxys_prefix_and_another_path(build: Build) -> None:
     backend = Backend(prefix="/api")
-    given = {"access_token": ("token-1",), "authorization": ("none",)}
+    settings = {"access_token": ("token-1",), "authorization": ("none",)}
     body_of(
         post(
             build(
-                reverse_proxy=f"{backend.url}/api/conversation", **given
+                reverse_proxy=f"{backend.url}/api/conversation", **settings
             ).test_client()
         )
     )
     body_of(
-        post(build(chatgpt_base_url=(f"{backend.url}/api/",), **given).test_client())
+        post(build(chatgpt_base_url=(f"{backend.url}/api/",), **settings).test_client())
     )
     body_of(
         post(
             build(
                 reverse_proxy=f"{backend.url}/api",
                 conversation_path="f/conversation",
-                **given,
+                **settings,
             ).test_client()
         )
     )
@@ -750,10 +752,10 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
         "http://127.0.0.1:1/api/conversation/x", "http://127.0.0.1:1/api", "file:///etc/passwd", "//evil.example",
         f"{other.url}/x?y=http://evil.example", f"{other.url}/#x", "http://169.254.169.254/",
     ):  # fmt: skip
-        told = post(
+        answer = post(
             client, route="/ask", headers={}, access_token="own", reverse_proxy=evil
         )
-        assert (told.status_code, told.json["error"]) == (403, "forbidden"), evil
+        assert (answer.status_code, answer.json["error"]) == (403, "forbidden"), evil
     assert backend.asked == [] and len(other.asked) == 1
     default = service()
     body_of(post(default, reverse_proxy=backend.url))
@@ -763,19 +765,19 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
 
 
 def test_nobody_at_the_address(service: Callable[..., FlaskClient]) -> None:
-    told = post(service(reverse_proxy="http://127.0.0.1:1/"), route="/ask")
-    assert (told.status_code, told.json["error"]) == (502, "upstream_unreachable")
+    answer = post(service(reverse_proxy="http://127.0.0.1:1/"), route="/ask")
+    assert (answer.status_code, answer.json["error"]) == (502, "upstream_unreachable")
 
 
 def test_a_picture_is_told_not_waited_for(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=0, no_text=True)
-    told = post(service(), route="/ask")
-    assert (told.status_code, told.json["error"]) == (
+    answer = post(service(), route="/ask")
+    assert (answer.status_code, answer.json["error"]) == (
         502,
         "upstream_failed",
-    ) and "no text" in told.json["msg"]
+    ) and "no text" in answer.json["msg"]
 
 
 def test_an_id_that_could_break_a_header_is_an_error(
@@ -784,37 +786,37 @@ def test_an_id_that_could_break_a_header_is_an_error(
     backend.mode = Mode(
         raw=b'data: {"message":null,"conversation_id":"a\\r\\nX-Evil: 1","error":null}\n\n'
     )
-    told = post(service(), route="/ask")
-    assert (told.status_code, told.json["error"]) == (
+    answer = post(service(), route="/ask")
+    assert (answer.status_code, answer.json["error"]) == (
         502,
         "upstream_failed",
-    ) and "X-Evil" not in told.headers
+    ) and "X-Evil" not in answer.headers
 
 
 def test_history_at_chatgpt(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client = service(access_token=("token-1", "token-2"))
-    made = [body_of(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
-    older, _, _ = backend.say(
+    ids = [body_of(post(client, prompt=f"q{n}"))["conversation_id"] for n in range(3)]
+    older, _, _ = backend.add_turn(
         "token-2",
         {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
     )
     backend.trees[older]["update_time"] = 1.0
     listed = client.get("/conversations", headers=KEY).json
-    assert [item["id"] for item in listed] == [*made[::-1], older]
+    assert [item["id"] for item in listed] == [*ids[::-1], older]
     assert [
         item["id"]
         for item in client.get("/conversations?limit=2&offset=1", headers=KEY).json
     ] == [
-        made[1],
-        made[0],
+        ids[1],
+        ids[0],
     ]
-    shown = client.get(f"/conversation/{made[0]}", headers=KEY).json
-    assert shown == json.loads(json.dumps(backend.trees[made[0]])), (
+    tree = client.get(f"/conversation/{ids[0]}", headers=KEY).json
+    assert tree == json.loads(json.dumps(backend.trees[ids[0]])), (
         "just as ChatGPT shows it"
     )
-    for name in (made[0], older):
+    for name in (ids[0], older):
         assert (
             client.post(
                 f"/conversation/{name}/title", data={"title": "New"}, headers=KEY
@@ -835,8 +837,8 @@ def test_history_at_chatgpt(
             )
             assert gone.status_code == 404, (name, path)
     assert [item["id"] for item in client.get("/conversations", headers=KEY).json] == [
-        made[2],
-        made[1],
+        ids[2],
+        ids[1],
     ]
 
 
@@ -845,7 +847,7 @@ def test_a_long_list_is_read_in_pages(
     service: Callable[..., FlaskClient], backend: Backend, page: int, bare: bool
 ) -> None:
     for number in range(130):
-        backend.say(
+        backend.add_turn(
             "token-1",
             {
                 "action": "next",
@@ -888,12 +890,12 @@ def test_chatgpt_finds_a_title(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     client = service()
-    made = body_of(post(client))["conversation_id"]
+    conversation_id = body_of(post(client))["conversation_id"]
     for _ in range(2):
-        told = client.post(f"/conversation/{made}/title", headers=KEY)
+        answer = client.post(f"/conversation/{conversation_id}/title", headers=KEY)
         assert (
-            told.json == {"code": 0, "msg": "A generated title"}
-            and backend.trees[made]["title"] == "A generated title"
+            answer.json == {"code": 0, "msg": "A generated title"}
+            and backend.trees[conversation_id]["title"] == "A generated title"
         )
     assert client.post("/conversation/no-such/title", headers=KEY).status_code == 404
 
@@ -901,16 +903,24 @@ def test_chatgpt_finds_a_title(
 def test_history_of_a_callers_own_account(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    client, own = service(), {"Authorization": "Bearer own"}
-    made = body_of(post(client, headers=own))["conversation_id"]
+    client, headers = service(), {"Authorization": "Bearer own"}
+    conversation_id = body_of(post(client, headers=headers))["conversation_id"]
     body_of(post(client))
-    assert [item["id"] for item in client.get("/conversations", headers=own).json] == [
-        made
-    ]
-    assert client.get(f"/conversation/{made}", headers=own).json["title"] == "New chat"
-    assert client.post(f"/conversation/{made}/delete", headers=own).status_code == 200
+    assert [
+        item["id"] for item in client.get("/conversations", headers=headers).json
+    ] == [conversation_id]
+    assert (
+        client.get(f"/conversation/{conversation_id}", headers=headers).json["title"]
+        == "New chat"
+    )
+    assert (
+        client.post(
+            f"/conversation/{conversation_id}/delete", headers=headers
+        ).status_code
+        == 200
+    )
     backend.mode = Mode(refuse_tokens={"own": (401, JSON, b"{}")})
-    assert client.get("/conversations", headers=own).status_code == 401
+    assert client.get("/conversations", headers=headers).status_code == 401
 
 
 def test_with_several_keys_each_sees_its_own_alone(
@@ -918,16 +928,16 @@ def test_with_several_keys_each_sees_its_own_alone(
 ) -> None:
     client = service(authorization=("alice:a", "bob:b"))
     alice, bob = {"Authorization": "a"}, {"Authorization": "b"}
-    made = body_of(post(client, headers=alice))["conversation_id"]
-    before, _, _ = backend.say(
+    conversation_id = body_of(post(client, headers=alice))["conversation_id"]
+    before, _, _ = backend.add_turn(
         "token-1",
         {"action": "next", "messages": [user("before us")], "parent_message_id": "x"},
     )
     assert [
         item["id"] for item in client.get("/conversations", headers=alice).json
-    ] == [made]
+    ] == [conversation_id]
     assert client.get("/conversations", headers=bob).json == []
-    for headers, name in ((bob, made), (alice, before), (bob, before)):
+    for headers, name in ((bob, conversation_id), (alice, before), (bob, before)):
         assert client.get(f"/conversation/{name}", headers=headers).status_code == 404
         assert (
             client.post(f"/conversation/{name}/delete", headers=headers).status_code
@@ -957,13 +967,13 @@ def test_a_proxy_that_passes_on_the_asking_alone(
         first["conversation_id"]
     ] and listed.headers["X-Incomplete"]
     for method, path in (("GET", ""), ("POST", "/title"), ("POST", "/delete")):
-        told = client.open(
+        answer = client.open(
             f"/conversation/{first['conversation_id']}{path}",
             method=method,
             headers=KEY,
             json={"title": "x"},
         )
-        assert told.status_code == 404 and "reverse proxy" in told.json["msg"]
+        assert answer.status_code == 404 and "reverse proxy" in answer.json["msg"]
 
 
 def test_a_turn_of_a_conversation_waits_for_the_one_before(
@@ -991,7 +1001,7 @@ def test_a_turn_of_a_conversation_waits_for_the_one_before(
 def test_a_caller_that_leaves_in_a_wait_is_gone(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    """Within the process: what the driver tells the session reaches the backend, in each of its waits."""
+    """Within the process: an interrupt of the session reaches the backend, in each of its waits."""
     transport = DirectTransport()
     known = Known(
         transport, (place(backend.url),), AccountPool((Account("a", "token-1"),))
@@ -1009,7 +1019,7 @@ def test_a_caller_that_leaves_in_a_wait_is_gone(
         threading.Timer(0.3, stream.interrupt).start()
         began = time.monotonic()
         while piece := stream.read(20):
-            decoder.feed(piece)
+            list(decoder.feed(piece))
         stream.close()
         assert (
             time.monotonic() - began < 1.3

@@ -25,27 +25,27 @@ Start = Callable[..., Service]
 @pytest.fixture
 def start(serve: Start, backend: Backend) -> Start:
     def begin(server: str = "pywsgi", **environ: str) -> Service:
-        given = {
+        defaults = {
             "REVERSE_PROXY": backend.url,
             "ACCESS_TOKEN": "secret-token-1",
             "AUTHORIZATION": "secret-key",
         }
-        return serve(server, **{**given, **environ})
+        return serve(server, **{**defaults, **environ})
 
     return begin
 
 
 def ask(service: Service, **fields: Any) -> dict[str, Any]:
-    given = {"prompt": "hello", "access_token": "secret-key", **fields}
-    answer = requests.post(f"{service.url}/send_message", data=given, timeout=60)
+    payload = {"prompt": "hello", "access_token": "secret-key", **fields}
+    answer = requests.post(f"{service.url}/send_message", data=payload, timeout=60)
     assert answer.status_code == 200, answer.text
     text = (
         answer.text.partition("event: done\ndata: ")[2]
         if fields.get("stream")
         else answer.text
     )
-    told: dict[str, Any] = json.loads(text)
-    return told
+    reply: dict[str, Any] = json.loads(text)
+    return reply
 
 
 @pytest.mark.parametrize("encoding", ["classic", "delta"])
@@ -59,10 +59,12 @@ def test_fifty_conversations_of_four_turns_at_once(
         ids: dict[str, str] = {}
         for turn in range(1, 5):
             prompt = f"secret of {number} in turn {turn}"
-            told = ask(service, prompt=prompt, stream="true" if turn % 2 else "", **ids)
-            assert told["text"] == f"Turn {turn}. You said: {prompt} — 你好 🙂."
+            reply = ask(
+                service, prompt=prompt, stream="true" if turn % 2 else "", **ids
+            )
+            assert reply["text"] == f"Turn {turn}. You said: {prompt} — 你好 🙂."
             ids = {
-                name: told[name] for name in ("conversation_id", "parent_message_id")
+                name: reply[name] for name in ("conversation_id", "parent_message_id")
             }
 
     with ThreadPoolExecutor(50) as pool:
@@ -101,8 +103,8 @@ def leave(port: int, backend: Backend, kind: dict[str, str]) -> float:
     asked = len(backend.turns)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall((head % len(body)).encode() + body)
-        wait_for(lambda: len(backend.turns) > asked)
-        time.sleep(0.3)
+        wait_for(lambda: len(backend.turns) > asked and backend.turns[-1].waiting)
+        time.sleep(0.3)  # while the caller waits, the upstream call stays open
         assert backend.turns[-1].left is None
     left = time.monotonic()
     wait_for(lambda: backend.turns[-1].left, 3)
@@ -140,8 +142,7 @@ def test_a_kill_leaves_conversations_that_go_on(start: Start, backend: Backend) 
     backend.mode = Mode(stall_after=6)
     with pytest.raises(requests.RequestException), ThreadPoolExecutor(2) as pool:
         running = pool.submit(ask, service, prompt="cut off", stream="true")
-        wait_for(lambda: len(backend.turns) == 2)
-        time.sleep(0.3)
+        wait_for(lambda: len(backend.turns) == 2 and backend.turns[1].waiting)
         service.kill()
         running.result()
     backend.mode = Mode()
@@ -159,7 +160,7 @@ def test_a_stop_lets_a_running_answer_end(start: Start, backend: Backend) -> Non
     backend.mode = Mode(pace=0.2)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ask, service)
-        time.sleep(0.5)
+        wait_for(lambda: backend.turns and backend.turns[0].waiting)
         service.terminate()
         assert "Turn 1." in running.result()["text"]
     assert service.process.wait(10) == 0

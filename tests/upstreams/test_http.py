@@ -30,7 +30,7 @@ from relay.errors import (
 )
 from relay.transports import Call, Transport
 from relay.transports.direct import DirectTransport
-from relay.upstreams.http import HttpSession, Limits, Request, Response, Steps
+from relay.upstreams.http import HttpSession, Limits, Step, Steps, WholeResponse
 from tests.conftest import running
 from tests.replies import body_of
 from tests.waiting import wait_for
@@ -76,9 +76,9 @@ class HaikuProcedure:
         content = json.dumps({"dialogue": lines}).encode()
         headers = {"X-Poet": account.token, "Content-Type": "application/json"}
         call = Call("POST", f"{self._url}/haiku", headers, content)
-        yield Request(call, asks=True, streams=True)
+        yield Step(call, asks=True, streams=True)
 
-    def whole(self, response: Response) -> bytes:
+    def decode_body(self, response: WholeResponse) -> bytes:
         if response.status == 401:
             raise TokenRejected("The poet does not know you.")
         if response.status == 429:
@@ -209,7 +209,9 @@ def test_it_answers_a_conversation_through_the_whole_service(
     poet.scripts = [
         (200, "text/event-stream", [VERSES[0], b"event: oops\ndata: x\n\n"])
     ]
-    broken = client.post("/ask", data={"msg": "x", "stream": "1"}, headers=key)
+    broken = client.post(
+        "/ask", data={"msg": "x", "stream": "1"}, headers=key, buffered=True
+    )
     assert "An old silent pond" in broken.text and "gave up" in broken.text
 
 
@@ -279,18 +281,18 @@ HOW_LARGE = [
 ]
 
 
-@pytest.mark.parametrize(("status", "megabytes", "error", "says"), HOW_LARGE)
+@pytest.mark.parametrize(("status", "megabytes", "error", "message"), HOW_LARGE)
 def test_a_whole_body_is_read_within_a_bound(
     transport: DirectTransport,
     poet: Poet,
     status: int,
     megabytes: int,
     error: type[RelayError],
-    says: str,
+    message: str,
 ) -> None:
     poet.scripts = [(status, "text/plain", [b"x" * 1024 * 1024] * megabytes)]
     session = session_of(transport, poet)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         drain(session)
     session.close()
 

@@ -129,7 +129,7 @@ def test_an_end_without_its_end_is_a_cut() -> None:
 )
 def test_garbage_is_an_error(data: bytes) -> None:
     with pytest.raises(UpstreamFailed):
-        OfflineDecoder().feed(data)
+        list(OfflineDecoder().feed(data))
 
 
 @given(st.lists(st.binary(max_size=60)))

@@ -24,12 +24,12 @@ KEY = {"Authorization": "Bearer the-key"}
 @pytest.fixture
 def service(build: Build, api: OpenAIBackend) -> Callable[..., FlaskClient]:
     def make(**settings: Any) -> FlaskClient:
-        given = {
+        defaults = {
             "openai_base_url": api.url,
             "openai_api_key": ("sk-invented-1",),
             "authorization": ("the-key",),
         }
-        return build(**{**given, **settings}).test_client()
+        return build(**{**defaults, **settings}).test_client()
 
     return make
 
@@ -242,11 +242,11 @@ def test_an_answer_may_hold_what_looks_like_the_key(
     service: Service, api: OpenAIBackend
 ) -> None:
     for mode in (Mode(streams=False), Mode()):
-        mode.keys, mode.say = ("not-needed",), "A key is not-needed here."
+        mode.keys, mode.text = ("not-needed",), "A key is not-needed here."
         api.mode = mode
         assert (
             body_of(ask(service(openai_api_key=("not-needed",))))["data"]["message"]
-            == mode.say
+            == mode.text
         )
 
 
@@ -295,8 +295,8 @@ def test_no_message_shows_a_part_of_the_key(
 def test_reasoning_is_told_apart(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(reasoning="Let me think about it.")
     client = service()
-    told = body_of(ask(client))["data"]
-    assert told["reasoning"] == "Let me think about it." and told["message"].startswith(
+    data = body_of(ask(client))["data"]
+    assert data["reasoning"] == "Let me think about it." and data["message"].startswith(
         "Turn 1."
     )
     stream = ask(client, stream="true").text
@@ -319,21 +319,21 @@ def test_a_refusal_is_no_answer(
         and answer.headers["X-Error-Code"] == "refused"
     )
     assert "I can't help with that." in answer.text
-    [kept] = body_of(client.get("/conversations", headers=KEY))
+    [item] = body_of(client.get("/conversations", headers=KEY))
     api.mode = Mode()
     assert (
-        "Turn 1." in body_of(ask(client, conversation_id=kept["id"]))["data"]["message"]
+        "Turn 1." in body_of(ask(client, conversation_id=item["id"]))["data"]["message"]
     ), "what was refused is not sent again"
 
 
 NO_ANSWER = [
     (Mode(finish="content_filter"), 403, "blocked"),
-    (Mode(finish="content_filter", say=""), 403, "blocked"),
+    (Mode(finish="content_filter", text=""), 403, "blocked"),
     (Mode(finish="sensitive"), 403, "blocked"),
     (Mode(finish="insufficient_system_resource"), 502, "upstream_failed"),
     (Mode(finish="abort"), 502, "upstream_failed"),
-    (Mode(finish="tool_calls", say=""), 502, "upstream_failed"),
-    (Mode(finish="length", say=""), 502, "upstream_failed"),
+    (Mode(finish="tool_calls", text=""), 502, "upstream_failed"),
+    (Mode(finish="length", text=""), 502, "upstream_failed"),
     (Mode(finish=None), 502, "upstream_cut"),
     (Mode(finish=None, done=False), 502, "upstream_cut"),
     (Mode(cut_after=4), 502, "upstream_cut"),
@@ -362,9 +362,9 @@ def test_what_is_no_answer_is_told_and_never_sent_again(
     else:
         assert (answer.status_code, answer.json["error"]) == (status, code)
     assert len(api.completions) == 1
-    [kept] = body_of(client.get("/conversations", headers=KEY))
+    [item] = body_of(client.get("/conversations", headers=KEY))
     api.mode = Mode()
-    body_of(ask(client, conversation_id=kept["id"], msg="again"))
+    body_of(ask(client, conversation_id=item["id"], msg="again"))
     assert [message["content"] for message in sent(api)["messages"]] == ["again"]
 
 
@@ -384,8 +384,8 @@ def test_servers_that_differ_are_understood(
     service: Service, api: OpenAIBackend, mode: Mode
 ) -> None:
     api.mode = mode
-    told = body_of(ask(service()))["data"]
-    assert told["message"] == "Turn 1. You said: hello — 你好 🙂." and told[
+    data = body_of(ask(service()))["data"]
+    assert data["message"] == "Turn 1. You said: hello — 你好 🙂." and data[
         "usage"
     ] == (USAGE if mode.usage else None)
 
@@ -441,15 +441,15 @@ def test_a_failure_says_which_conversation_has_the_question(
     client = service(openai_model="tiny-1")
     api.mode = Mode(cut_after=4)
     answer = ask(client)
-    [kept] = body_of(client.get("/conversations", headers=KEY))
+    [item] = body_of(client.get("/conversations", headers=KEY))
     assert (
-        answer.status_code == 502 and answer.headers["X-Conversation-Id"] == kept["id"]
+        answer.status_code == 502 and answer.headers["X-Conversation-Id"] == item["id"]
     )
     api.mode = Mode(refusals=[(400, {}, b"{}")])
     assert "X-Conversation-Id" not in ask(client).headers, (
         "what was refused is not kept"
     )
-    again = ask(client, conversation_id=kept["id"], msg="again", system="too late")
+    again = ask(client, conversation_id=item["id"], msg="again", system="too late")
     assert (
         "Turn 1." in body_of(again)["data"]["message"]
         and again.headers["X-Ignored-Parameters"] == "system"

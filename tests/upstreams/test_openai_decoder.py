@@ -312,12 +312,12 @@ FAILURES: list[tuple[str, type[RelayError], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("wire", "error", "says"), FAILURES)
+@pytest.mark.parametrize(("wire", "error", "message"), FAILURES)
 @pytest.mark.parametrize("before", ["", chunk({"content": "so far"})])
 def test_failures_within_the_stream(
-    before: str, wire: str, error: type[RelayError], says: str
+    before: str, wire: str, error: type[RelayError], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         fed((before + wire).encode())
 
 

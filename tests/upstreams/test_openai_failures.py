@@ -80,7 +80,7 @@ RESPONSES: list[tuple[int, dict[str, str], Any, type[RelayError], int, int | Non
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "kind", "expected", "wait", "says"), RESPONSES
+    ("status", "headers", "body", "kind", "expected", "wait", "message"), RESPONSES
 )
 def test_a_response_becomes_one_error(
     status: int,
@@ -89,7 +89,7 @@ def test_a_response_becomes_one_error(
     kind: type[RelayError],
     expected: int,
     wait: int | None,
-    says: str,
+    message: str,
 ) -> None:
     failure = failures.from_response(
         status, headers, body if isinstance(body, bytes) else orjson.dumps(body)
@@ -97,7 +97,7 @@ def test_a_response_becomes_one_error(
     assert (
         type(failure) is kind
         and (failure.status, failure.retry_after) == (expected, wait)
-        and says in failure.message
+        and message in failure.message
     )
     assert "4321" not in failure.message and "https://" not in failure.message
 

@@ -684,13 +684,13 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(
-    ("wire", "error", "says"), FAILURES, ids=lambda value: str(value)[:40]
+    ("wire", "error", "message"), FAILURES, ids=lambda value: str(value)[:40]
 )
 def test_failures_within_a_stream(
-    wire: bytes, error: type[RelayError], says: str
+    wire: bytes, error: type[RelayError], message: str
 ) -> None:
     for before in (b"", envelope(assistant("Hel"))):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             decoded(before + wire)
 
 

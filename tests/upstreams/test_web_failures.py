@@ -292,7 +292,7 @@ def encoded(body: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "error", "as_status", "wait", "says"), RESPONSES
+    ("status", "headers", "body", "error", "as_status", "wait", "message"), RESPONSES
 )
 def test_a_response_becomes_one_error(
     status: int,
@@ -301,14 +301,14 @@ def test_a_response_becomes_one_error(
     error: type[RelayError],
     as_status: int,
     wait: int | None,
-    says: str,
+    message: str,
 ) -> None:
     failure = failures.from_response(status, headers, encoded(body))
     assert type(failure) is error
     assert (failure.status, failure.retry_after) == (
         as_status,
         wait,
-    ) and says in failure.message
+    ) and message in failure.message
     assert failure.may_have_been_sent == (as_status >= 500)
 
 

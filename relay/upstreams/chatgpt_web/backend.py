@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from relay.accounts import Account, AccountPool, Attempts, is_jwt
 from relay.domain import Question
@@ -32,6 +33,7 @@ class Backend:
     retries: int = 3
     limits: Limits = Limits()
     poll_seconds: float = 5.0
+    turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def recognizes(self, token: str) -> bool:
         """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
@@ -49,7 +51,7 @@ class Backend:
     def place_for(self, requested: str | None) -> Place:
         """The configured place, or the one that a caller names. Raises Forbidden for one not allowed."""
         if not requested:
-            return self.places[int(time.monotonic()) % len(self.places)]
+            return self.places[next(self.turns) % len(self.places)]
         address = requested.strip()
         if not any(_covers(entry, address) for entry in self.allowed):
             raise Forbidden(

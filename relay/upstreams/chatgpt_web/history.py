@@ -13,7 +13,7 @@ from relay.transports import Call
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.procedure import LARGEST_TREE, parse_tree
-from relay.upstreams.http import Response, fetch
+from relay.upstreams.http import WholeResponse, fetch
 from relay.upstreams.wording import error_text, parse_json
 
 Items: TypeAlias = list[dict[str, Any]]
@@ -139,7 +139,7 @@ class WebHistory:
         method: str,
         path: str,
         content: bytes = b"",
-    ) -> Response:
+    ) -> WholeResponse:
         headers = body.headers(
             account.token, self._backend.extras, "", own=bool(caller.token)
         )
@@ -156,12 +156,12 @@ def _is_item(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("id"), str)
 
 
-def _has_reason(response: Response) -> bool:
+def _has_reason(response: WholeResponse) -> bool:
     """Whether the backend itself says why; a proxy that knows no such path does not."""
     return bool(error_text(parse_json(response.body))[0])
 
 
-def _check_changed(response: Response) -> None:
+def _check_changed(response: WholeResponse) -> None:
     payload = parse_json(response.body)
     if not isinstance(payload, dict) or not payload.get("success", True):
         raise UpstreamFailed(
@@ -169,7 +169,7 @@ def _check_changed(response: Response) -> None:
         )
 
 
-def _failure(response: Response) -> Exception:
+def _failure(response: WholeResponse) -> Exception:
     return failures.from_response(
         response.status, response.head.headers, response.redacted
     )

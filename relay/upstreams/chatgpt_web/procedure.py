@@ -27,7 +27,7 @@ from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
-from relay.upstreams.http import Request, Response, Steps
+from relay.upstreams.http import Step, Steps, WholeResponse
 from relay.upstreams.wording import error_text, parse_json
 
 LARGEST_TREE = 64 * 1024 * 1024
@@ -37,7 +37,7 @@ SIGN_OF_LIFE = (
 )
 
 Tree: TypeAlias = dict[str, Any]
-Lookup: TypeAlias = Generator[Request | bytes, Response | None, Tree]
+Lookup: TypeAlias = Generator[Step | bytes, WholeResponse | None, Tree]
 
 
 class WebProcedure:
@@ -67,7 +67,7 @@ class WebProcedure:
             else:
                 yield from self._poll(account, wanted)
 
-    def whole(self, response: Response) -> bytes:
+    def decode_body(self, response: WholeResponse) -> bytes:
         raise failures.from_response(
             response.status, response.head.headers, response.redacted
         )
@@ -81,17 +81,17 @@ class WebProcedure:
             stream=stream,
         )
 
-    def _post(self, account: Account, content: bytes) -> Request:
+    def _post(self, account: Account, content: bytes) -> Step:
         headers = self._headers(account, stream=True)
         headers["Content-Type"] = "application/json"
-        return Request(
+        return Step(
             Call("POST", self._place.turn, headers, content),
             asks=True,
             streams=True,
             ended=lambda: self._decoder.wants is not None,
         )
 
-    def _continue(self, account: Account, wanted: Continue) -> Request:
+    def _continue(self, account: Account, wanted: Continue) -> Step:
         """The request for the rest of an answer."""
         self._decoder.again()
         content = body.continuation_body(
@@ -107,7 +107,7 @@ class WebProcedure:
     ) -> Lookup:
         """Get a conversation with all its messages."""
         call = Call("GET", self._place.of(conversation_id), self._headers(account))
-        response = yield Request(call, pause=pause, largest=LARGEST_TREE)
+        response = yield Step(call, pause=pause, largest=LARGEST_TREE)
         assert response is not None
         return parse_tree(response)
 
@@ -160,7 +160,7 @@ def _newest(tree: Tree) -> str:
     return current
 
 
-def parse_tree(response: Response) -> Tree:
+def parse_tree(response: WholeResponse) -> Tree:
     """A conversation as the backend shows it. Raises what the answer says where it is none."""
     payload = parse_json(response.body)
     if response.status == 200 and isinstance(payload, dict) and "mapping" in payload:

@@ -15,7 +15,7 @@ from relay.accounts import Account, AccountPool, Attempts
 from relay.domain import Question
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
 from relay.transports import Call, Transport
-from relay.upstreams.http import Request, Response, Steps
+from relay.upstreams.http import Step, Steps, WholeResponse
 from relay.upstreams.openai import body
 from relay.upstreams.openai.body import Extras
 from relay.upstreams.openai.failures import from_response, in_event
@@ -102,15 +102,15 @@ class OpenAIProcedure:
         headers["Content-Type"] = "application/json"
         headers["Accept"] = "text/event-stream, application/json"
         url = f"{self._api.base}/chat/completions"
-        yield Request(Call("POST", url, headers, content), asks=True, streams=True)
+        yield Step(Call("POST", url, headers, content), asks=True, streams=True)
 
     def _first_listed(
         self, headers: dict[str, str]
-    ) -> Generator[Request, Response | None, str]:
+    ) -> Generator[Step, WholeResponse | None, str]:
         """The first model that the server lists. Another key is tried only where one may help."""
         call = Call("GET", f"{self._api.base}/models", dict(headers))
         try:
-            response = yield Request(call)
+            response = yield Step(call)
             assert response is not None
             name = _first_model(response)
         except UpstreamCut:
@@ -123,7 +123,7 @@ class OpenAIProcedure:
             self._api.default.learn(name)
         return name
 
-    def whole(self, response: Response) -> bytes:
+    def decode_body(self, response: WholeResponse) -> bytes:
         """A server that does not stream sends one object with all choices: it is one event."""
         payload = parse_json(response.body)
         has_choices = isinstance(payload, dict) and bool(payload.get("choices"))
@@ -133,7 +133,7 @@ class OpenAIProcedure:
         raise from_response(response.status, response.head.headers, response.redacted)
 
 
-def _first_model(response: Response) -> str:
+def _first_model(response: WholeResponse) -> str:
     if response.status != 200:
         raise from_response(response.status, response.head.headers, response.redacted)
     payload = parse_json(response.body)

@@ -1,4 +1,4 @@
-"""POST /chat: openai-api-server's dialect."""
+"""POST /chat: the routes of openai-api-server's dialect."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from relay.dialects import ndjson
 from relay.errors import RelayError
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
-from relay.web.own import read_fields
+from relay.web.own import authenticate_by_fields
 from relay.web.responses import deliver_stream, text_response
 
-routes = Blueprint("chat", __name__)
+routes = Blueprint("ndjson", __name__)
 
 
 @routes.post("/chat")
 def chat(incoming: Incoming) -> Response:
-    fields = read_fields(incoming)
+    fields = authenticate_by_fields(incoming)
     ask = ndjson.ask(fields, incoming.caller, incoming.idempotency_key)
     return deliver_stream(incoming, ask, ndjson.Lines(), ndjson.TYPE)
 

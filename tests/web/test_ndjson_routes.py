@@ -38,15 +38,15 @@ DONE = {"done": True, "error": False, "content": "[DONE]"}
 
 def lines(body: bytes) -> list[dict[str, Any]]:
     assert not body.endswith(b"\n"), "the last line has no end"
-    told = [json.loads(line) for line in body.decode().split("\n") if line.strip()]
-    assert told[-1] == DONE and all(
-        list(line) == ["done", "error", "content"] for line in told
+    frames = [json.loads(line) for line in body.decode().split("\n") if line.strip()]
+    assert frames[-1] == DONE and all(
+        list(line) == ["done", "error", "content"] for line in frames
     )
-    return told
+    return frames
 
 
-def chat(client: FlaskClient, **given: Any) -> TestResponse:
-    return client.post("/chat", buffered=True, **given)
+def chat(client: FlaskClient, **request: Any) -> TestResponse:
+    return client.post("/chat", buffered=True, **request)
 
 
 def text_of(body: bytes) -> str:
@@ -122,12 +122,12 @@ def test_before_chatgpt(build: Build, backend: Backend) -> None:
     )
     roles = [message["author"]["role"] for message in sent["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
-    kept = client.post("/ask", data={"msg": "one"}, headers=key).json["data"][
-        "conversation_id"
-    ]
-    named = chat(client, json={**HI, "conversation_id": kept}, headers=key)
+    conversation_id = client.post("/ask", data={"msg": "one"}, headers=key).json[
+        "data"
+    ]["conversation_id"]
+    reply = chat(client, json={**HI, "conversation_id": conversation_id}, headers=key)
     assert (
-        "Turn 2." in text_of(named.data)
+        "Turn 2." in text_of(reply.data)
         and backend.turns[-1].body["history_and_training_disabled"] is False
     )
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
@@ -155,16 +155,18 @@ def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
 
 
 def test_names_that_no_header_holds_do_no_harm(client: FlaskClient) -> None:
-    kept = chat(client, json={**HI, "history_disabled": False}).headers[
+    conversation_id = chat(client, json={**HI, "history_disabled": False}).headers[
         "X-Conversation-Id"
     ]
-    odd = {"a\nb": 1, "ключ": 2, "x\0y": 3, "y" * 300: 4, "top_k": 5}
-    answer = chat(client, json={**HI, "conversation_id": kept, **odd})
+    parameters = {"a\nb": 1, "ключ": 2, "x\0y": 3, "y" * 300: 4, "top_k": 5}
+    answer = chat(client, json={**HI, "conversation_id": conversation_id, **parameters})
     assert (
         answer.status_code == 200 and answer.headers["X-Ignored-Parameters"] == "top_k"
     )
     assert "Turn 3." in text_of(
-        chat(client, json={**HI, "conversation_id": kept, "timeout": 2000}).data
+        chat(
+            client, json={**HI, "conversation_id": conversation_id, "timeout": 2000}
+        ).data
     )
 
 
@@ -192,11 +194,12 @@ def test_all_that_a_dialogue_begins_with_stays(
         json={"messages": [*system, *HI["messages"]], "history_disabled": False},
         headers=key,
     )
-    named = {**HI, "conversation_id": first.headers["X-Conversation-Id"]}
+    payload = {**HI, "conversation_id": first.headers["X-Conversation-Id"]}
     api.mode = Mode()
     for more in ({}, {"parent_message_id": "client-created-root"}):
-        chat(client, json={**named, **more}, headers=key)
-        assert api.completions[-1].body["messages"] == [*system, *HI["messages"]]
+        chat(client, json={**payload, **more}, headers=key)
+        known = [{**message, "role": "system"} for message in system]
+        assert api.completions[-1].body["messages"] == [*known, *HI["messages"]]
 
 
 def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> None:
@@ -215,17 +218,17 @@ def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> N
 
 def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> None:
     answer = chat(build(Scripted(b"S|", b"Hel|")).test_client(), json=HI)
-    told = lines(answer.data)
+    frames = lines(answer.data)
     assert (
         answer.status_code == 200
-        and told[0]["content"] == "Hel"
-        and told[1]["error"]
-        and len(told) == 3
+        and frames[0]["content"] == "Hel"
+        and frames[1]["error"]
+        and len(frames) == 3
     )
 
 
 @pytest.mark.parametrize(
-    ("given", "status"),
+    ("request_options", "status"),
     [
         ({"json": {}}, 400),
         ({"data": b"{", "content_type": "application/json"}, 400),
@@ -252,20 +255,21 @@ def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> No
     ],
 )
 def test_every_failure_has_the_lines(
-    build: Build, given: dict[str, Any], status: int
+    build: Build, request_options: dict[str, Any], status: int
 ) -> None:
     client = build(authorization=("the-key",), max_body=100).test_client()
     key = {} if status in (401, 403) else {"Authorization": "the-key"}
-    answer = chat(client, **{**given, "headers": {**key, **given.get("headers", {})}})
-    told = lines(answer.data)
+    headers = {**key, **request_options.get("headers", {})}
+    answer = chat(client, **{**request_options, "headers": headers})
+    frames = lines(answer.data)
     assert (
         answer.status_code == status
-        and len(told) == 2
-        and told[0]["error"]
-        and told[0]["content"]
+        and len(frames) == 2
+        and frames[0]["error"]
+        and frames[0]["content"]
     )
-    wrong = client.get("/chat", headers={"Authorization": "the-key"})
-    assert wrong.status_code == 405 and lines(wrong.data)
+    answer_to_get = client.get("/chat", headers={"Authorization": "the-key"})
+    assert answer_to_get.status_code == 405 and lines(answer_to_get.data)
 
 
 def test_silence_has_an_empty_line(store: Store) -> None:
@@ -274,12 +278,12 @@ def test_silence_has_an_empty_line(store: Store) -> None:
         {"scripted": upstream}, Routing("scripted"), store, Leases(store.renew)
     )
     printer = ndjson.Lines()
-    wanted = Ask("Hi", Caller("owner", True), keep=False)
-    drive = DirectDelivery(
-        lambda: relay.open(wanted, printer), printer, Clocks(keep_alive=0.1)
+    request = Ask("Hi", Caller("owner", True), keep=False)
+    delivery = DirectDelivery(
+        lambda: relay.open(request, printer), printer, Clocks(keep_alive=0.1)
     )
-    pieces = list(drive.stream())
-    drive.close()
+    pieces = list(delivery.stream())
+    delivery.close()
     assert pieces.count(b"\n") >= 2 and text_of(b"".join(pieces)) == "Hi"
 
 
@@ -414,12 +418,12 @@ class PageHandler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        told = self.server.text.encode()
+        body = self.server.text.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(body)
 
     def do_POST(self) -> None:
         self.server.seen = json.loads(
@@ -479,10 +483,10 @@ def test_it_streams_through_nginx_as_debian_ships_it(
     nginx(
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}"
     )
-    told = {"messages": [{"role": "user", "content": "hi offline:pace=0.3"}]}
+    payload = {"messages": [{"role": "user", "content": "hi offline:pace=0.3"}]}
     began, arrived = time.monotonic(), list[float]()
     with requests.post(
-        f"http://127.0.0.1:{port}/chat", json=told, stream=True, timeout=20
+        f"http://127.0.0.1:{port}/chat", json=payload, stream=True, timeout=20
     ) as answer:
         body = b""
         for piece in answer.iter_content(None):
@@ -519,5 +523,5 @@ def test_every_mode_of_the_upstream_ends_with_the_done_line(
         Mode(),
     ):
         api.mode = mode
-        told = lines(chat(client, json=HI, headers={"Authorization": "k"}).data)
-        assert told[-2]["error"] == (not (mode.crlf or mode == Mode()))
+        frames = lines(chat(client, json=HI, headers={"Authorization": "k"}).data)
+        assert frames[-2]["error"] == (not (mode.crlf or mode == Mode()))
