@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 from dotenv import dotenv_values
@@ -83,6 +83,23 @@ def origins(value: str) -> tuple[str, ...]:
                 "each must be * or an origin such as https://example.org, without a path"
             )
     return tuple(origin.lower() for origin in found)
+
+
+def caller_tokens(value: str) -> bool | Literal["any"]:
+    if value.lower() == "any":
+        return "any"
+    try:
+        return flag(value)
+    except ValueError:
+        raise ValueError("it must be true or false, or any") from None
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    found = words(value.lower())
+    for name in found:
+        if not re.fullmatch(r"[a-z0-9._-]+", name):
+            raise ValueError("each must be a host name such as chat.example.org")
+    return found
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -211,11 +228,17 @@ class Settings:
         also=("AUTHORIZATION_KEY",),
         secret=True,
     )
-    allow_caller_tokens: bool = setting(
+    allow_caller_tokens: bool | Literal["any"] = setting(
         "ALLOW_CALLER_TOKENS",
         True,
-        flag,
-        "Whether a caller may spend a credential of its own without a client key.",
+        caller_tokens,
+        "Whether a caller may spend a credential of its own: by its form, any, or none.",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        "ALLOWED_HOSTS",
+        (),
+        hosts,
+        "Host names answered where no key is needed, beside localhost and addresses.",
     )
     cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS",
@@ -329,6 +352,12 @@ class Settings:
     )
     total_timeout: float = setting(
         "TOTAL_TIMEOUT", 600.0, seconds, "Longest time for one ask, in and out, s."
+    )
+    max_answer: int = setting(
+        "MAX_ANSWER",
+        32 * 1024**2,
+        size,
+        "Largest answer that an upstream may send, as 500KB, 32MB or bytes.",
     )
     max_body: int = setting(
         "MAX_BODY", 25 * 1024**2, size, "Largest request body, as 500KB, 25MB or bytes."

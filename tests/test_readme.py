@@ -53,7 +53,7 @@ def test_a_settings_default_is_the_one_that_the_readme_gives(field: object) -> N
         if re.match(rf"\|[^|]*`{name}`", line)
     ]
     cell = row.split("|")[2]
-    if name == "MAX_BODY":
+    if name in ("MAX_BODY", "MAX_ANSWER"):
         default = f"{default // 1024**2}MB"
     if isinstance(default, bool):
         default = str(default).lower()

@@ -12,6 +12,9 @@ READ = [
     ("API_PREFIX", "secret", "api_prefix", "/secret"),
     ("API_PREFIX", "/my/api/", "api_prefix", "/my/api"),
     ("ALLOW_CALLER_TOKENS", "False", "allow_caller_tokens", False),
+    ("ALLOW_CALLER_TOKENS", "any", "allow_caller_tokens", "any"),
+    ("ALLOWED_HOSTS", "Chat.Example.org, b", "allowed_hosts", ("chat.example.org", "b")),
+    ("MAX_ANSWER", "1MB", "max_answer", 1024**2),
     ("AUTHORIZATION", "a, b:c ,", "authorization", ("a", "b:c")),
     ("AUTHORIZATION_KEY", "a", "authorization", ("a",)),
     (
@@ -81,6 +84,7 @@ REFUSED = [
     ("ALLOW_CALLER_TOKENS", "maybe", "true or false"),
     ("CORS_ORIGINS", "https://example.org/page", "origin"),
     ("CORS_ORIGINS", "example.org", "origin"),
+    ("ALLOWED_HOSTS", "https://chat.example.org", "host name"),
     ("READ_TIMEOUT", "0", "more than 0"),
     ("READ_TIMEOUT", "1e3", "more than 0"),
     ("READ_TIMEOUT", "-1", "more than 0"),
