@@ -6,21 +6,55 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Literal
 
 from relay.accounts import Account
 from relay.domain import Caller
-from relay.errors import BadRequest, Forbidden, Unauthorized
+from relay.errors import (
+    BadRequest,
+    Forbidden,
+    RelayError,
+    TooManyAttempts,
+    Unauthorized,
+)
 from relay.settings import SettingsError
+
+log = logging.getLogger("chatgpt_webapi")
 
 MADE_HERE = "cw-"
 OPEN = "none"
+SHORTEST_KEY = 8
+SHORT_KEY = 16
+WELL_KNOWN = (
+    "authorization",
+    "changeme",
+    "change-me",
+    "password",
+    "secret-key",
+    "undefined",
+    "your-key",
+    "your-secret-key",
+    "your_secret_key",
+    "your-api-key",
+    "sk-xxxxxxxx",
+    "12345678",
+    "123456789",
+    "1234567890",
+    "qwertyuiop",
+)
+MOST_ATTEMPTS = 20  # wrong keys of one address within a minute
+ATTEMPT_SECONDS = 60.0
+MOST_ADDRESSES = 10_000
 NEEDS_KEY = (
     "This service asks for a client key. Send it as the header 'Authorization: Bearer "
     "KEY', with curl -u :KEY, or in the field access_token."
@@ -59,12 +93,29 @@ def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
                 "AUTHORIZATION cannot be read: 'none' opens the service and must stand "
                 "alone."
             )
+        _check_strength(name, text)
         if any(known.matches(text) for known in keys):
             raise SettingsError(
                 "AUTHORIZATION cannot be read: the same key stands in it twice."
             )
         keys.append(Key(name, _digest(text)))
     return tuple(keys)
+
+
+def _check_strength(name: str, key: str) -> None:
+    """Raise SettingsError for a key that strangers would guess; one that is short is only warned of."""
+    if len(key) < SHORTEST_KEY or key.lower() in WELL_KNOWN:
+        raise SettingsError(
+            f"AUTHORIZATION cannot be used: the key of {name} has fewer than "
+            f"{SHORTEST_KEY} characters or is a well-known word, so strangers would guess "
+            "it. openssl rand -hex 16 makes one."
+        )
+    if len(key) < SHORT_KEY:
+        log.warning(
+            "AUTHORIZATION: the key of %s has fewer than %d characters.",
+            name,
+            SHORT_KEY,
+        )
 
 
 def first_key(folder: Path) -> tuple[str, bool]:
@@ -126,11 +177,11 @@ class Access:
         self,
         keys: tuple[Key, ...],
         *,
-        allow_tokens: bool = True,
+        allow_tokens: bool | Literal["any"] = True,
         recognizes: Callable[[str], bool] = bool,
     ) -> None:
         self._keys = keys
-        self._allow_tokens = allow_tokens
+        self._allow_tokens = bool(allow_tokens)
         self._recognizes = recognizes
 
     @property
@@ -141,6 +192,16 @@ class Access:
         """Refuse a header that can be no credential at all, before anything costly is done. Raises RelayError."""
         for credential in parse_authorization(authorization):
             self._find_key(credential)
+
+    def is_proven(self, authorization: str) -> bool:
+        """Whether a header alone shows a right to ask: a client key, or a token of a known form; or none is needed."""
+        if not self._keys:
+            return True
+        try:
+            caller = self.caller(authorization, None)
+        except RelayError:
+            return False
+        return caller.may_spend or caller.token is not None
 
     def caller(self, authorization: str, access_token: str | None) -> Caller:
         """Who asks, by the Authorization header and the access_token field.
@@ -172,7 +233,9 @@ class Access:
         if key is not None:
             return Caller(key.owner, may_spend, token)
         if token is not None:
-            return Caller(Account.of(token).name, may_spend, token, unverified=True)
+            account = Account.of(token)
+            former = account.former_name
+            return Caller(account.name, may_spend, token, True, former)
         return Caller("anonymous", may_spend)
 
     def _is_token(self, credential: Credential) -> bool:
@@ -239,3 +302,32 @@ def _basic_password(encoded: str) -> str:
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+class WrongKeys:
+    """Wrong keys, counted per address: one that showed many within a minute is not listened to for the rest of it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._wrong: dict[str, list[float]] = {}
+        self._lock = Lock()
+
+    def check(self, address: str) -> None:
+        """Raise TooManyAttempts for an address that is not listened to."""
+        since = self._clock() - ATTEMPT_SECONDS
+        times = [at for at in self._wrong.get(address, ()) if at > since]
+        if len(times) >= MOST_ATTEMPTS:
+            wait = max(1, round(times[0] - since))
+            raise TooManyAttempts(
+                "Too many wrong keys came from this address.", retry_after=wait
+            )
+
+    def add(self, address: str) -> None:
+        """Count a wrong key."""
+        now = self._clock()
+        with self._lock:
+            if len(self._wrong) >= MOST_ADDRESSES and address not in self._wrong:
+                self._wrong.clear()  # so many addresses are a flood, which this does not stop
+            times = self._wrong.setdefault(address, [])
+            times.append(now)
+            del times[:-MOST_ATTEMPTS]

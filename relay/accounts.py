@@ -37,10 +37,15 @@ SHORTEST_SECRET = 8  # servers without keys are given words such as none or olla
 
 @dataclass(frozen=True)
 class Account:
-    """An account and its access token. `name` tells accounts apart without showing the token."""
+    """An account and its access token.
+
+    `name` tells accounts apart without showing the token: it is that of a person in a workspace.
+    `former_name` is what an older version called all members of the workspace.
+    """
 
     name: str
     token: str = field(repr=False)
+    former_name: str | None = None
 
     def redact(self, payload: bytes) -> bytes:
         """An upstream's words without the token: some quote it."""
@@ -52,22 +57,31 @@ class Account:
     @classmethod
     def of(cls, token: str) -> Account:
         """The account that a token names: a JWT's claims are read, unverified; other tokens are opaque."""
-        identity = _claimed_identity(token) if is_jwt(token) else None
-        if identity is None:
-            return cls(f"token-{_short_hash(token)}", token)
-        return cls(f"account-{_short_hash(identity)}", token)
+        workspace, person = _claims(token) if is_jwt(token) else ("", "")
+        if workspace and person:
+            name = _account_name(f"{workspace}/{person}")
+            return cls(name, token, _account_name(workspace))
+        if workspace or person:
+            return cls(_account_name(workspace or person), token)
+        return cls(f"token-{_short_hash(token)}", token)
 
 
-def _claimed_identity(token: str) -> str | None:
+def _claims(token: str) -> tuple[str, str]:
+    """The account and the user that a JWT names, each "" where it names none."""
     payload = token.split(".")[1]
     try:
         decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
         claims = orjson.loads(decoded)
         auth = claims.get(_AUTH, {})
-        identity = auth.get("chatgpt_account_id") or auth.get("user_id")
-        return str(identity or claims["sub"])
-    except (KeyError, AttributeError, ValueError, RecursionError, binascii.Error):
-        return None
+        workspace = auth.get("chatgpt_account_id")
+        person = auth.get("user_id") or auth.get("chatgpt_user_id") or claims.get("sub")
+    except (AttributeError, ValueError, RecursionError, binascii.Error):
+        return "", ""
+    return str(workspace or ""), str(person or "")
+
+
+def _account_name(identity: str) -> str:
+    return f"account-{_short_hash(identity)}"
 
 
 def _short_hash(text: str) -> str:
@@ -77,6 +91,11 @@ def _short_hash(text: str) -> str:
 def is_jwt(token: str) -> bool:
     """Whether a token looks like one of ChatGPT's; only such a one can name an account."""
     return token.startswith("eyJ") and token.count(".") >= 2
+
+
+def is_chatgpt_token(token: str) -> bool:
+    """Whether a token has the form of those that ChatGPT checks: a JWT, or an access token of a workspace."""
+    return is_jwt(token) or token.startswith("at-")
 
 
 class Scope(NamedTuple):
@@ -124,7 +143,11 @@ class AccountPool:
 
     def only(self, name: str) -> tuple[Account, ...]:
         """The account of that name alone, for a conversation that lives there. Raises UpstreamGone."""
-        found = tuple(account for account in self._accounts if account.name == name)
+        found = tuple(
+            account
+            for account in self._accounts
+            if name in (account.name, account.former_name)
+        )
         if found:
             return found
         # an opaque token that was renewed has another name; where it is the only one, it is meant

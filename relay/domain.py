@@ -21,13 +21,15 @@ class Caller:
 
     `owner`: whose conversations these are. `may_spend`: whether the server's own credentials may be
     spent. `token`: a credential of the caller's own. `unverified`: the owner is read from a token
-    that no upstream has accepted yet.
+    that no upstream has accepted yet. `former_owner`: the name that an older version gave to this
+    owner and others of the same workspace; what is stored under it belongs to one of them.
     """
 
     owner: str
     may_spend: bool
     token: str | None = field(default=None, repr=False)
     unverified: bool = False
+    former_owner: str | None = None
 
     @property
     def verified_owner(self) -> str:

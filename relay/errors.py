@@ -13,10 +13,12 @@ RelayError
 │   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
 │   ├── TooLarge                413
 │   ├── UnsupportedMediaType    415
+│   ├── TooManyAttempts         429  wrong keys, or asks with tokens that no upstream accepted yet
 │   └── CallerLeft              499  the caller has gone; for the log
 ├── ServiceError                we are to blame
 │   ├── InternalError           500
-│   └── StoreFailed             503  the database cannot be used
+│   ├── StoreFailed             503  the database cannot be used
+│   └── Overloaded              503  no room for this request just now
 └── UpstreamError               the model's side is to blame
     ├── UpstreamRefused         its own status, passed on where it means the same to the caller
     │   ├── TokenRejected       401  the access token is expired, invalid or its account deactivated
@@ -128,6 +130,11 @@ class UnsupportedMediaType(CallerError):
     code = "unsupported_media_type"
 
 
+class TooManyAttempts(CallerError):
+    status = 429
+    code = "too_many_attempts"
+
+
 class CallerLeft(CallerError):
     status = 499
     code = "caller_left"
@@ -148,6 +155,16 @@ class StoreFailed(ServiceError):
     status = 503
     code = "store_failed"
     message = "The database cannot be used just now. Try again; if it stays, look at DATABASE_URL, or DATA_DIR's disk."
+
+
+class Overloaded(ServiceError):
+    status = 503
+    code = "overloaded"
+    may_have_been_sent = False
+    message = "The service has no room for this request just now. Send it again soon."
+
+    def __init__(self, message: str = "", *, retry_after: int | None = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
 
 
 class UpstreamError(RelayError):

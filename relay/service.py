@@ -14,6 +14,7 @@ from relay.accounts import Resting
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.delivery import Background, Clocks
+from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
 from relay.store import Store
@@ -50,6 +51,7 @@ class Service:
     conversations: Conversations
     access: Access
     clocks: Clocks
+    newcomers: Newcomers
     transport: Transport
     background: Background
     upkeep: Upkeep
@@ -91,6 +93,7 @@ class Service:
                 settings.read_timeout,
                 settings.total_timeout,
             ),
+            newcomers=Newcomers(),
             transport=transport,
             background=Background(),
             upkeep=upkeep,
@@ -139,11 +142,25 @@ def access_for(
     settings: Settings, keys: tuple[Key, ...], upstreams: Mapping[str, Upstream]
 ) -> Access:
     checking = [up for up in upstreams.values() if up.accepts_caller_tokens]
+    if keys and checking and settings.allow_caller_tokens:
+        log.info("%s", caller_token_rules(settings, [up.name for up in checking]))
     return Access(
         keys,
         allow_tokens=settings.allow_caller_tokens,
         recognizes=lambda token: any(up.recognizes(token) for up in checking),
     )
+
+
+def caller_token_rules(settings: Settings, checking: list[str]) -> str:
+    """One line for the log: which credentials of callers' own are accepted in a client key's place."""
+    form = "of any form" if settings.allow_caller_tokens == "any" else "of a known form"
+    line = f"Callers' own credentials {form} need no client key ({', '.join(checking)})"
+    if settings.reverse_proxy:
+        line += (
+            "; REVERSE_PROXY is sent them, and must check them: if it spends accounts of "
+            "its own for any token, set ALLOW_CALLER_TOKENS=false"
+        )
+    return line + "."
 
 
 def keys_for(settings: Settings, upstreams: Mapping[str, Upstream]) -> tuple[Key, ...]:

@@ -7,20 +7,25 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response
 from flask.globals import request_ctx
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from relay.access import WrongKeys
 from relay.errors import (
     BadRequest,
+    Forbidden,
     InternalError,
     MethodNotAllowed,
     NotFound,
     RelayError,
     TooLarge,
+    Unauthorized,
 )
 from relay.service import Service
 from relay.web.browsers import BrowserRules
@@ -91,6 +96,7 @@ class Edge:
         self._browsers = BrowserRules(
             service.settings.cors_origins, service.access.needs_key
         )
+        self._wrong_keys = WrongKeys()
         self._by_segment = {
             segment: dialect
             for dialect in dialects
@@ -113,10 +119,14 @@ class Edge:
         if incoming.endpoint in dialect.public:
             return None
         headers = dict(incoming.headers)
+        if not self._service.access.needs_key:
+            check_host(incoming.host, self._service.settings.allowed_hosts)
         self._browsers.check(headers, incoming.host)
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
+        if not self._service.access.is_proven(incoming.credential):
+            self._wrong_keys.check(address_of(incoming))
         if self._view_authenticates(incoming):
             self._service.access.check(incoming.credential)
         else:
@@ -139,6 +149,8 @@ class Edge:
             log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
         incoming.error_code = failure.code
+        if isinstance(failure, Unauthorized):
+            self._wrong_keys.add(address_of(incoming))
         response.headers["X-Error-Source"] = failure.source
         response.headers["X-Error-Code"] = failure.code
         if failure.retry_after is not None:
@@ -166,6 +178,29 @@ class Edge:
             response.call_on_close(callback)
         response.call_on_close(partial(write_access_log, incoming, response))
         return response
+
+
+def check_host(host: str, allowed: tuple[str, ...]) -> None:
+    """Raise Forbidden for a host name that is not this machine's own: a page may have rebound it."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name in allowed:
+        return
+    try:
+        ip_address(name)
+    except ValueError:
+        raise Forbidden(
+            "Without a client key this service answers to addresses and localhost "
+            "alone. Set AUTHORIZATION, or ALLOWED_HOSTS to this host's name."
+        ) from None
+
+
+def address_of(incoming: Incoming) -> str:
+    """The caller's address; that which a proxy on this machine names, where there is one."""
+    peer = incoming.remote_addr or ""
+    forwarded = incoming.headers.get("X-Forwarded-For", "")
+    if forwarded and peer in ("127.0.0.1", "::1", ""):
+        return forwarded.rpartition(",")[2].strip()[:64]
+    return peer
 
 
 def write_access_log(incoming: Incoming, response: Response) -> None:

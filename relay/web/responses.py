@@ -14,6 +14,7 @@ from flask import Response
 from relay.chat import Printer, Turn
 from relay.delivery import BackgroundDelivery, Delivery, DirectDelivery, Silent
 from relay.domain import Ask, Remarks, Reply
+from relay.newcomers import NewcomerDelivery
 from relay.web.incoming import Incoming
 
 MOST_IGNORED = 20
@@ -95,22 +96,33 @@ def _turn_headers(turn: Turn) -> dict[str, str]:
 def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
     """How the answer reaches this caller: one with an idempotency key goes on when its caller leaves."""
     service = incoming.service
-    open_turn = partial(service.chat.open, printer=printer, request_id=incoming.id)
-    clocks = service.clocks
     if ask.idempotency_key is None:
-        delivery: Delivery = DirectDelivery(
-            lambda: open_turn(ask), printer, clocks, ask.timeout, incoming.id
-        )
+        delivery: Delivery = _direct(incoming, ask, printer)
     else:
-        patient = replace(ask, timeout=None)
-        source = DirectDelivery(
-            lambda: open_turn(patient), printer, clocks, None, incoming.id
-        )
+        source = _direct(incoming, replace(ask, timeout=None), printer)
         delivery = BackgroundDelivery(
-            source, service.background, printer, clocks, ask.timeout
+            source, service.background, printer, service.clocks, ask.timeout
         )
     incoming.delivery = delivery
     return delivery
+
+
+def _direct(incoming: Incoming, ask: Ask, printer: Printer) -> DirectDelivery:
+    """A delivery of this ask; one with a token that nobody has checked is counted while it is in flight."""
+    service = incoming.service
+    open_turn = partial(service.chat.open, ask, printer, incoming.id)
+    if ask.caller.token is None or not ask.caller.unverified:
+        return DirectDelivery(
+            open_turn, printer, service.clocks, ask.timeout, incoming.id
+        )
+    return NewcomerDelivery(
+        partial(service.newcomers.enter, ask.caller.token),
+        open_turn,
+        printer,
+        service.clocks,
+        timeout=ask.timeout,
+        request_id=incoming.id,
+    )
 
 
 def _watch(incoming: Incoming, delivery: Delivery) -> Callable[[], None]:

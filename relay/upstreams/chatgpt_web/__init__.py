@@ -32,6 +32,7 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         path=settings.conversation_path,
         extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
         retries=settings.retry_times,
+        any_token=settings.allow_caller_tokens == "any",
         limits=Limits(
             settings.account_concurrency,
             min(settings.first_byte_timeout, settings.total_timeout),

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from relay.accounts import Account, AccountPool, Attempts, is_jwt
+from relay.accounts import Account, AccountPool, Attempts, is_chatgpt_token
 from relay.domain import Question
 from relay.errors import BadRequest, Forbidden, Unauthorized
 from relay.transports import Transport
@@ -21,7 +21,7 @@ class Backend:
 
     `places`: addresses that are used in turn. `allowed`: addresses that a caller may name instead.
     `path`: that of a turn below a caller's address. `retries`: other accounts tried after a
-    refusal. `poll_seconds`: between two looks for an answer that was handed off.
+    refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two looks for an answer that was handed off.
     """
 
     transport: Transport
@@ -33,11 +33,14 @@ class Backend:
     retries: int = 3
     limits: Limits = Limits()
     poll_seconds: float = 5.0
+    any_token: bool = False
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     def recognizes(self, token: str) -> bool:
-        """Whether this may be an access token: ChatGPT's are JWTs, a reverse proxy may give out others."""
-        return bool(self.allowed) or is_jwt(token)
+        """Whether this has the form of ChatGPT's access tokens; a reverse proxy may give out others."""
+        return is_chatgpt_token(token) or (
+            self.any_token and not token.startswith("sk-")
+        )
 
     def account_of(self, token: str) -> Account:
         """The account of a caller's own token. Raises BadRequest for what is no access token."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relay.accounts import Account, AccountPool, Resting
+from relay.accounts import Account, AccountPool, Resting, is_chatgpt_token
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.settings import Settings
@@ -29,14 +29,14 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         retries=settings.retry_times,
         has_keys=bool(keys),
     )
-    return OpenAI(api, any_key=settings.upstream == "openai")
+    return OpenAI(api, any_key=settings.allow_caller_tokens == "any")
 
 
 class OpenAI:
     """Asks a model that stores nothing: the whole conversation goes with every question.
 
-    A server without keys checks none, so a caller's own is no pass to it. `any_key`: callers' own
-    keys may have any form, because the operator named this upstream.
+    Only OpenAI itself is known to check keys: another server may take any, so a caller's own is no
+    pass to it. `any_key`: the operator says that this server checks them, whatever their form.
     """
 
     name = "openai"
@@ -48,11 +48,12 @@ class OpenAI:
     def __init__(self, api: API, any_key: bool = False) -> None:
         self._api = api
         self._any_key = any_key
-        self.accepts_caller_tokens = api.has_keys
+        self.accepts_caller_tokens = any_key or body.is_openai(api.base)
 
     def recognizes(self, token: str) -> bool:
-        is_openai_key = token.startswith("sk-") and not token.startswith("sk-ant-")
-        return self._any_key or is_openai_key
+        if self._any_key:
+            return not is_chatgpt_token(token)
+        return token.startswith("sk-") and not token.startswith("sk-ant-")
 
     def resting(self) -> Sequence[Resting]:
         return self._api.pool.resting()

@@ -51,8 +51,8 @@ def base(address: str) -> str:
     return prefix if prefix.count("/") > 2 else f"{prefix}/v1"
 
 
-def takes_developer_role(base: str) -> bool:
-    """Whether a server is known to take the role `developer`: OpenAI's own alone; others refuse it or drop the text."""
+def is_openai(base: str) -> bool:
+    """Whether this is OpenAI itself: it checks every key, and takes the role `developer`, which others refuse or drop."""
     return urlsplit(base).hostname == OPENAI_HOST
 
 
