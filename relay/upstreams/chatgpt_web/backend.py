@@ -21,7 +21,8 @@ class Backend:
 
     `places`: addresses that are used in turn. `allowed`: addresses that a caller may name instead.
     `path`: that of a turn below a caller's address. `retries`: other accounts tried after a
-    refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two looks for an answer that was handed off.
+    refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two looks for
+    an answer that was handed off.
     """
 
     transport: Transport

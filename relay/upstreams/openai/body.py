@@ -52,7 +52,7 @@ def base(address: str) -> str:
 
 
 def is_openai(base: str) -> bool:
-    """Whether this is OpenAI itself: it checks every key, and takes the role `developer`, which others refuse or drop."""
+    """Whether this is OpenAI itself, which checks every key and takes the role `developer`; others may not."""
     return urlsplit(base).hostname == OPENAI_HOST
 
 

@@ -97,7 +97,7 @@ class OpenAIProcedure:
             self._question,
             self.model,
             self._api.extras,
-            developer_role=body.takes_developer_role(self._api.base),
+            developer_role=body.is_openai(self._api.base),
         )
         headers["Content-Type"] = "application/json"
         headers["Accept"] = "text/event-stream, application/json"
