@@ -32,7 +32,7 @@ def basic(password: str) -> str:
         ("Bearer key-of-alice", "key-of-alice"),
     ],
 )
-def test_a_key_is_shown_in_four_ways(header: str, field: str | None) -> None:
+def test_a_key_is_accepted_in_four_ways(header: str, field: str | None) -> None:
     caller = Access(TWO).caller(header, field)
     assert (caller.owner, caller.may_spend, caller.token) == ("alice", True, None)
 
@@ -57,14 +57,16 @@ def test_owners() -> None:
         "Bearer cw-wrong", basic("wrong"), basic(""), "Digest the-only-key", "Bearer None",
     ],
 )  # fmt: skip
-def test_without_a_valid_key_nothing_of_ours_is_spent(header: str) -> None:
+def test_without_a_valid_key_nobody_may_spend_the_services_credentials(
+    header: str,
+) -> None:
     access = Access(ONE, allow_tokens=False)
     with pytest.raises(Unauthorized):
         access.caller(header, None)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_other_text_opens(header: str, field: str) -> None:
+def test_no_other_text_is_accepted_as_a_key(header: str, field: str) -> None:
     if "the-only-key" in header or "the-only-key" in field:
         return
     try:
@@ -97,13 +99,13 @@ def test_tokens_can_be_switched_off() -> None:
         access.caller("Bearer the-only-key", "own")
 
 
-def test_what_looks_like_our_own_key_never_goes_on() -> None:
+def test_a_text_that_looks_like_a_client_key_is_never_used_as_a_token() -> None:
     for access in (Access(ONE), Access(())):
         with pytest.raises(Unauthorized):
             access.caller("", "cw-not-ours-any-more")
 
 
-def test_what_is_known_to_be_no_token_opens_nothing() -> None:
+def test_a_text_that_no_upstream_recognizes_is_no_token() -> None:
     def recognizes(token: str) -> bool:
         return token.startswith("eyJ")
 
@@ -121,7 +123,7 @@ def test_what_is_known_to_be_no_token_opens_nothing() -> None:
         Access((), recognizes=recognizes).caller("", "dummy")
 
 
-def test_two_tokens_are_one_too_many() -> None:
+def test_two_tokens_are_refused() -> None:
     with pytest.raises(BadRequest):
         Access(()).caller("Bearer one", "two")
 
@@ -148,7 +150,7 @@ def test_no_secret_is_shown() -> None:
         ("x", "x"),
     ],
 )
-def test_keys_that_cannot_be(entries: tuple[str, ...]) -> None:
+def test_invalid_keys_refuse_the_start(entries: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="AUTHORIZATION"):
         parse_keys(entries)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
@@ -56,6 +58,34 @@ def test_an_account_is_named_by_its_token_without_showing_it() -> None:
         )
 
 
+def member(person: str) -> Account:
+    auth = {"chatgpt_account_id": "workspace-1", "user_id": person}
+    return Account.of(jwt(**{"https://api.openai.com/auth": auth}))
+
+
+def test_members_of_one_workspace_are_told_apart() -> None:
+    alice, bob = member("alice"), member("bob")
+    assert alice.name != bob.name and alice.former_name == bob.former_name
+    auth = {"https://api.openai.com/auth": {"chatgpt_account_id": "workspace-1"}}
+    assert Account.of(jwt(**auth)).name == alice.former_name
+    by_subject = Account.of(jwt(**auth, sub="alice"))
+    assert by_subject.name == alice.name, "the claim may have either name"
+    assert Account.of(jwt(sub="alice")).former_name is None
+
+
+def test_a_conversation_of_before_goes_on_at_its_workspaces_accounts() -> None:
+    pool = AccountPool((member("alice"), C))
+    assert pool.only(str(member("alice").former_name)) == (member("alice"),)
+
+
+def test_claims_that_nest_too_deeply_name_nobody() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    payload = base64.urlsafe_b64encode(json.dumps(deep).encode()).decode()
+    assert Account.of(f"eyJ.{payload}.c").name.startswith("token-")
+
+
 def test_accounts_take_turns() -> None:
     pool = AccountPool((A, B, C))
     assert [pool.in_turn()[0].name for _ in range(4)] == ["a", "b", "c", "a"]
@@ -76,7 +106,7 @@ def test_another_account_is_tried_only_after_a_refusal_that_it_may_mend() -> Non
             attempts.refused(error)
 
 
-def test_the_last_refusal_is_told_when_none_is_left() -> None:
+def test_the_last_refusal_is_raised_when_no_account_is_left() -> None:
     attempts = Attempts(AccountPool((A, B)), (A, B), 3)
     attempts.next()
     attempts.refused(TokenRejected("no"))
@@ -122,13 +152,13 @@ def test_only_a_stated_limit_lets_an_account_rest(
     if resting is not None:
         assert resting.retry_after == 10, "the time that is left"
         assert "slow" not in resting.message, (
-            "what was said to one caller is not told to another"
+            "the message for one caller is not passed to another"
         )
     clock.now = rest
     assert pool.limit(A) is None
 
 
-def test_when_all_rest_their_limit_is_told_without_asking() -> None:
+def test_when_all_accounts_rest_their_limit_is_raised_without_asking() -> None:
     pool = AccountPool((A, B))
     for account in (A, B):
         pool.refused(account, RateLimited("slow", retry_after=60))
@@ -139,7 +169,7 @@ def test_when_all_rest_their_limit_is_told_without_asking() -> None:
 WEEK = 7 * 86400
 
 
-def test_a_limit_of_days_silences_an_only_account_for_minutes() -> None:
+def test_a_limit_of_days_rests_an_only_account_for_minutes() -> None:
     """A stated time is an upper bound: one ask may try again after five minutes."""
     clock = Clock()
     pool = AccountPool((A,), clock)
@@ -214,7 +244,7 @@ def test_a_rejected_token_is_tried_after_all_others_for_a_while() -> None:
     assert Attempts(pool, (A, B, C), 3).next() is A
 
 
-def test_a_token_is_taken_out_of_what_is_told() -> None:
+def test_a_token_is_redacted() -> None:
     assert (
         Account("a", "any-key-at-all").redact(b"wrong key: any-key-at-all!")
         == b"wrong key: ...!"

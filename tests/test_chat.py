@@ -60,7 +60,7 @@ def whole(chat: Chat, request: Ask) -> Turn:
     return turn
 
 
-def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(
+def test_a_turn_is_fed_from_a_plain_list_of_byte_pieces(
     chat_with: Callable[..., Chat], store: Store
 ) -> None:
     turn = opened(chat_with(Scripted()), ask(), form.Events(form.SEND_MESSAGE))
@@ -78,8 +78,11 @@ def test_a_turn_is_driven_from_a_plain_list_of_byte_pieces(
         b"",
     ]
     assert printed[-1].startswith(b'event: done\ndata: {"text":"Hello"')
-    kept = store.get("owner", turn.conversation_id)
-    assert kept.newest == reply.message_id and kept.nodes[-1].text == "Hello"
+    conversation = store.get("owner", turn.conversation_id)
+    assert (
+        conversation.newest == reply.message_id
+        and conversation.nodes[-1].text == "Hello"
+    )
 
 
 def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(
@@ -136,7 +139,7 @@ def test_a_refusal_is_forgotten_but_an_unknown_outcome_is_not(
     ]
 
 
-def test_the_upstream_is_asked_with_the_way_from_the_root(
+def test_the_upstream_is_asked_with_all_messages_from_the_root(
     chat_with: Callable[..., Chat],
 ) -> None:
     upstream = Scripted()
@@ -180,14 +183,14 @@ def test_a_conversation_goes_on_at_its_own_upstream(
     first = whole(chat_with(one), ask())
     whole(chat_with(other, one), ask(conversation_id=first.conversation_id))
     assert (len(one.asked), len(other.asked)) == (2, 0)
-    gone = chat_with(other)
+    chat = chat_with(other)
     for _ in range(2):
         with pytest.raises(UpstreamGone, match="upstream one"):
-            gone.open(ask(conversation_id=first.conversation_id), Silent())
+            chat.open(ask(conversation_id=first.conversation_id), Silent())
     whole(chat_with(one), ask(conversation_id=first.conversation_id))
 
 
-def test_ids_that_do_not_fit(chat_with: Callable[..., Chat]) -> None:
+def test_ids_that_do_not_fit_are_refused(chat_with: Callable[..., Chat]) -> None:
     chat = chat_with(Scripted())
     with pytest.raises(BadRequest, match="both, or neither"):
         chat.open(ask(parent_id="p"), Silent())
@@ -195,7 +198,7 @@ def test_ids_that_do_not_fit(chat_with: Callable[..., Chat]) -> None:
         chat.open(ask(conversation_id="c"), Silent())
 
 
-def test_no_caller_names_the_host(chat_with: Callable[..., Chat]) -> None:
+def test_no_caller_chooses_the_host(chat_with: Callable[..., Chat]) -> None:
     upstream = Scripted()
     with pytest.raises(Forbidden, match="reverse_proxy"):
         chat_with(upstream).open(
@@ -217,14 +220,14 @@ def test_an_upstream_that_fails_in_an_unforeseen_way_leaves_no_lease_held(
 
 
 SPENDING = [
-    # protected upstream, by caller -> whose credential travels, or which error
-    pytest.param(OWNER, True, False, "ours", id="key"),
-    pytest.param(STRANGER, True, False, "own", id="own-token"),
+    # caller, accepts_caller_tokens, explicit upstream -> whose credential is sent, or which error
+    pytest.param(OWNER, True, False, "service", id="key"),
+    pytest.param(STRANGER, True, False, "caller", id="own-token"),
     pytest.param(
         Caller("owner", True, "own-token"),
         True,
         False,
-        "own",
+        "caller",
         id="key-and-token-spends-the-token",
     ),
     pytest.param(Caller("anonymous", False), True, False, Unauthorized, id="nothing"),
@@ -238,7 +241,7 @@ SPENDING = [
         BadRequest,
         id="token-that-cannot-be-used",
     ),
-    pytest.param(OWNER, False, True, "ours", id="key-where-no-token-is-checked"),
+    pytest.param(OWNER, False, True, "service", id="key-where-no-token-is-checked"),
 ]
 
 
@@ -258,7 +261,9 @@ def test_who_may_spend_what(
     chat = chat_with(upstream, explicit=explicit)
     if isinstance(outcome, str):
         whole(chat, ask(caller=caller))
-        assert upstream.asked[0].token == (caller.token if outcome == "own" else None)
+        assert upstream.asked[0].token == (
+            caller.token if outcome == "caller" else None
+        )
     else:
         with pytest.raises(outcome):
             chat.open(ask(caller=caller), Silent())

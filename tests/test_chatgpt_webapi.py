@@ -89,10 +89,8 @@ def test_prefix_suffix_and_system(client: FlaskClient) -> None:
         "system": "Be kind.",
     }
     text = body_of(client.post("/send_message", data=fields))["text"]
-    assert (
-        "System prompt: Be kind." in text
-        and "You said: In Chinese.\nhello\nShort." in text
-    )
+    assert "System prompt: Be kind." in text
+    assert "You said: In Chinese.\nhello\nShort." in text
 
 
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
@@ -164,9 +162,9 @@ def test_history_is_listed_read_renamed_and_deleted(client: FlaskClient) -> None
         item["id"] for item in client.get("/conversations?limit=1&offset=1").json
     ] == [ids[1]]
     tree = client.get(f"/conversation/{ids[0]}").json
+    assert tree["title"] == "question 0"
     assert (
-        tree["title"] == "question 0"
-        and tree["mapping"][tree["current_node"]]["message"]["author"]["role"]
+        tree["mapping"][tree["current_node"]]["message"]["author"]["role"]
         == "assistant"
     )
     renamed = client.post(
@@ -258,7 +256,7 @@ def test_every_failure_has_its_routes_shape(
     ids=lambda failure: type(failure).__name__ + str(getattr(failure, "status", "")),
 )
 @pytest.mark.parametrize("route", ["/send_message", "/ask"])
-def test_a_failure_within_a_stream_is_told_in_it_without_an_end(
+def test_a_failure_within_a_stream_is_an_error_event_without_an_end(
     build: Build, route: str, failure: Exception
 ) -> None:
     client = build(Scripted(b"S|Hel|", failure)).test_client()
@@ -304,7 +302,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "message"), WRONG)
-def test_wrong_ways_have_the_own_shape(
+def test_wrong_paths_methods_and_queries_have_the_own_shape(
     client: FlaskClient, method: str, path: str, status: int, message: str
 ) -> None:
     answer = client.open(path, method=method)
@@ -397,16 +395,16 @@ ROUTES = [
 ]
 
 
-def test_the_list_of_routes_is_whole(client: FlaskClient) -> None:
-    known = {
+def test_the_list_of_routes_is_complete(client: FlaskClient) -> None:
+    routes = {
         (method, rule.rule.replace("<conversation_id>", "some-id"))
         for rule in client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert known == {*ROUTES, ("GET", "/healthz"), ("GET", "/")}
+    assert routes == {*ROUTES, ("GET", "/healthz"), ("GET", "/")}
 
 
-def test_what_a_person_opens_first_says_that_it_works(build: Build) -> None:
+def test_the_root_page_says_that_the_service_works(build: Build) -> None:
     client = build(Scripted(needs_client_key=True)).test_client()
     answer = client.get("/", headers={"Accept": "text/html"})
     assert answer.status_code == 200 and answer.mimetype == "text/plain"
@@ -420,18 +418,18 @@ def test_what_a_person_opens_first_says_that_it_works(build: Build) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer ", "Bearer cw-wrong", "wrong", "Basic Ondyb25n", "Bearer the-key-"],
+    ["", "Bearer ", "Bearer cw-wrong", "wrong", "Basic Ondyb25n", "Bearer the-client-key-0-"],
 )
 @pytest.mark.parametrize(
     ("method", "path"),
     [*ROUTES, ("GET", "/nowhere"), ("OPTIONS", "/ask"), ("HEAD", "/conversations")],
 )
-def test_a_stranger_gets_nowhere(
+def test_without_a_key_every_route_is_refused(
     build: Build, method: str, path: str, header: str
 ) -> None:
     upstream = Scripted(needs_client_key=True)
     client = build(
-        upstream, authorization=("the-key",), allow_caller_tokens=False
+        upstream, authorization=("the-client-key-0",), allow_caller_tokens=False
     ).test_client()
     headers = {"Authorization": header} if header else {}
     answer = client.open(
@@ -452,10 +450,8 @@ def test_the_key_made_at_the_first_start(
 ) -> None:
     first = build(Scripted(needs_client_key=True)).test_client()
     keys = [word for word in capsys.readouterr().err.split() if word.startswith("cw-")]
-    assert (
-        len(keys) == 1
-        and (tmp_path / "data" / "client_key").read_text().strip() == keys[0]
-    )
+    assert len(keys) == 1
+    assert (tmp_path / "data" / "client_key").read_text().strip() == keys[0]
     assert first.post("/ask", data={"msg": "x"}).status_code == 401
     answer = body_of(first.post("/ask", data={"msg": "x", "access_token": keys[0]}))
     second = build(Scripted(needs_client_key=True)).test_client()
@@ -481,8 +477,8 @@ def test_an_open_service_says_so_at_every_start(
 
 
 def test_owners_do_not_see_each_other(build: Build) -> None:
-    client = build(authorization=("alice:a-key", "bob:b-key")).test_client()
-    alice, bob = {"Authorization": "Bearer a-key"}, {"Authorization": "Bearer b-key"}
+    client = build(authorization=("alice:alices-client-key", "bob:bobs-client-key-1")).test_client()
+    alice, bob = {"Authorization": "Bearer alices-client-key"}, {"Authorization": "Bearer bobs-client-key-1"}
     conversation_id = body_of(client.post("/ask", data={"msg": "mine"}, headers=alice))[
         "data"
     ]["conversation_id"]
@@ -506,7 +502,7 @@ def test_owners_do_not_see_each_other(build: Build) -> None:
 
 def test_the_servers_credentials_never_travel_with_a_callers_own(build: Build) -> None:
     upstream = Scripted(needs_client_key=True, accepts_caller_tokens=True)
-    client = build(upstream, authorization=("the-key",)).test_client()
+    client = build(upstream, authorization=("the-client-key-0",)).test_client()
     body_of(
         client.post("/send_message", data={"prompt": "x", "access_token": "their-own"})
     )
@@ -514,7 +510,7 @@ def test_the_servers_credentials_never_travel_with_a_callers_own(build: Build) -
         client.post(
             "/send_message",
             data={"prompt": "x"},
-            headers={"Authorization": "Bearer the-key"},
+            headers={"Authorization": "Bearer the-client-key-0"},
         )
     )
     assert [question.token for question in upstream.asked] == ["their-own", None]
@@ -537,7 +533,7 @@ def test_a_page_of_another_origin_is_refused_unless_listed(build: Build) -> None
     answer = closed.post("/ask", data={"msg": "x"}, headers=FOREIGN)
     assert (answer.status_code, answer.json["error"]) == (403, "forbidden")
     listed = build(
-        cors_origins=("https://page.example",), authorization=("the-key",)
+        cors_origins=("https://page.example",), authorization=("the-client-key-0",)
     ).test_client()
     asked = {
         "Access-Control-Request-Method": "POST",
@@ -551,7 +547,7 @@ def test_a_page_of_another_origin_is_refused_unless_listed(build: Build) -> None
     assert refused.status_code == 401, "only a real preflight passes without a key"
     assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
     answered = listed.post(
-        "/ask", data={"msg": "x"}, headers={**FOREIGN, "Authorization": "the-key"}
+        "/ask", data={"msg": "x"}, headers={**FOREIGN, "Authorization": "the-client-key-0"}
     )
     assert (
         answered.status_code == 200
@@ -602,7 +598,7 @@ def test_request_ids(client: FlaskClient) -> None:
     assert client.get("/healthz").headers["Cache-Control"] == "no-store"
 
 
-def test_the_upstream_hears_the_request_id(build: Build) -> None:
+def test_the_request_id_is_sent_upstream(build: Build) -> None:
     upstream = Scripted()
     build(upstream).test_client().post(
         "/ask", data={"msg": "x"}, headers={"X-Request-Id": "mine"}
@@ -621,7 +617,7 @@ def test_no_log_line_holds_a_secret(
         needs_client_key=True,
         accepts_caller_tokens=True,
     )
-    client = build(upstream, authorization=("secret-key",)).test_client()
+    client = build(upstream, authorization=("secret-client-key-0",)).test_client()
     for data in (
         {"msg": "secret-prompt"},
         {"msg": "secret-prompt", "access_token": "secret-token"},
@@ -629,7 +625,7 @@ def test_no_log_line_holds_a_secret(
         client.post(
             "/ask?stream=1",
             data=data,
-            headers={"Authorization": "Bearer secret-key", "Cookie": "a=secret-cookie"},
+            headers={"Authorization": "Bearer secret-client-key-0", "Cookie": "a=secret-cookie"},
             buffered=True,
         )
         client.post(

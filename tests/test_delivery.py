@@ -1,4 +1,4 @@
-"""The loop that reads an upstream: clocks, signs of life, a caller that leaves, failures in every phase."""
+"""The loop that reads an upstream: clocks, keep-alives, a caller that leaves, failures in every phase."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_whole_reply(deliver: Callable[..., DirectDelivery], store: Store) -> 
     )
 
 
-def test_a_stream_is_told_piece_by_piece(
+def test_a_stream_is_delivered_piece_by_piece(
     deliver: Callable[..., DirectDelivery],
 ) -> None:
     pieces = list(deliver(Scripted(b"S|", b"Hel|", b"lo|F|"), EVENTS).stream())
@@ -131,12 +131,12 @@ def test_a_plain_answer_is_never_half(
     delivery.close()
     assert delivery.outcome == error.code
     assert all(stream.closed for stream in upstream.streams)
-    kept = [(node.status, node.text) for node in newest_nodes(store)]
-    assert kept == ([] if error is RateLimited else [("broken", text)])
+    stored = [(node.status, node.text) for node in newest_nodes(store)]
+    assert stored == ([] if error is RateLimited else [("broken", text)])
 
 
 @pytest.mark.parametrize(("script", "error", "text"), PHASES)
-def test_a_stream_fails_with_its_status_or_within(
+def test_a_stream_fails_with_its_status_or_with_an_error_event(
     deliver: Callable[..., DirectDelivery],
     script: list[Any],
     error: type[RelayError],
@@ -186,7 +186,7 @@ def test_a_raw_stream_that_fails_is_broken_off(
     assert broken.value.errno == errno.EPIPE
 
 
-def test_silence_is_filled_with_signs_of_life(
+def test_silence_is_filled_with_keep_alives(
     deliver: Callable[..., DirectDelivery],
 ) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
@@ -203,7 +203,7 @@ def test_silence_is_filled_with_signs_of_life(
     assert rest[-2] == b'data: {"text":"Hi"}\n\n'
 
 
-def test_upstream_pings_that_say_nothing_are_still_silence_to_the_caller(
+def test_upstream_pings_without_an_event_are_still_silence_to_the_caller(
     deliver: Callable[..., DirectDelivery],
 ) -> None:
     clocks = Clocks(first_byte=5, silence=5, total=5, keep_alive=0.05)
@@ -312,7 +312,7 @@ def test_a_caller_that_leaves_while_its_conversation_is_busy(
     holder.close()
 
 
-def test_a_body_that_nobody_reads_to_its_end_is_let_go(
+def test_a_body_that_nobody_reads_to_its_end_closes_the_upstream(
     deliver: Callable[..., DirectDelivery], store: Store
 ) -> None:
     upstream = Scripted(b"S|", b"Hel|", b"lo|F|")

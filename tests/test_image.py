@@ -29,7 +29,7 @@ def all_of(word: str) -> list[str]:
     ]
 
 
-def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
+def test_the_image_runs_without_privileges_and_has_a_health_check() -> None:
     assert (
         all_of("USER") == ["chatgpt"]
         and all_of("HEALTHCHECK")
@@ -39,7 +39,7 @@ def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
 
 
 def test_what_is_copied_is_not_ignored() -> None:
-    kept = {
+    not_ignored = {
         line[1:]
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
@@ -50,7 +50,7 @@ def test_what_is_copied_is_not_ignored() -> None:
         if line.startswith("COPY") and "--from" not in line
         for name in line.split()[1:-1]
     }
-    assert copied == kept
+    assert copied == not_ignored
 
 
 def test_the_steps_of_the_dockerfile_serve(tmp_path: Path) -> None:

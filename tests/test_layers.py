@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "relay.deadline": set(),
     "relay.settings": set(),
     "relay.server": set(),
+    "relay.connection": {"relay.deadline"},
     "relay.logs": set(),
     "relay.sse": VALUES,
     "relay.window": VALUES,

@@ -1,5 +1,5 @@
 """Two processes on one PostgreSQL, forty callers, two thousand asks, one in twenty of them failing upstream: nothing is lost,
-nothing is mixed up, and what was asked is what was kept or told as an error."""
+nothing is mixed up, and every ask is either kept or answered with an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASKS = 50
 
 
 class Caller(threading.Thread):
-    """One key, one conversation, asked through either process in turn; remembers what it was answered."""
+    """One key, one conversation, asked through either process in turn; remembers its answers."""
 
     def __init__(self, number: int, services: list[Service]) -> None:
         super().__init__()
@@ -111,13 +111,15 @@ def test_two_thousand_asks(
         ]
         answers = {row["parent"]: row for row in rows if row["role"] == "assistant"}
         asked = [row for row in rows if row["role"] == "user"]
-        kept = [row["text"] for row in asked if answers[row["id"]]["status"] == "whole"]
-        assert kept == caller.whole, "whole and in order"
+        whole = [
+            row["text"] for row in asked if answers[row["id"]]["status"] == "whole"
+        ]
+        assert whole == caller.whole, "whole and in order"
         assert sorted(
             row["text"] for row in asked if answers[row["id"]]["status"] == "broken"
         ) == sorted(caller.broken)
         outcomes.update(
-            whole=len(kept), broken=len(caller.broken), refused=caller.refused
+            whole=len(whole), broken=len(caller.broken), refused=caller.refused
         )
     assert (
         outcomes.total() == CALLERS * ASKS

@@ -31,7 +31,7 @@ def test_behind_nginx(
     file: Callable[..., tuple[str, str]],
     server: str,
 ) -> None:
-    """One start of both for all that has to be seen: answers, pieces, failures, and a caller that leaves."""
+    """One start of both for all that is checked: answers, pieces, failures, and a caller that leaves."""
     service = serve(server)
     text, url = file(service, tmp_path)
     nginx(text)
@@ -126,17 +126,17 @@ def test_the_deployed_file_takes_large_bodies_and_refuses_plain_http(
     )
 
 
-def test_a_browsers_own_page_is_told_from_another_through_tls(
+def test_a_page_of_the_same_origin_is_distinguished_from_another_through_tls(
     serve: Serve, nginx: Nginx, tmp_path: Path
 ) -> None:
-    service = serve(AUTHORIZATION="the-key")
+    service = serve(AUTHORIZATION="the-client-key-0")
     text, url = deployed(service, tmp_path)
     nginx(text)
     for origin, status in ((url, "200"), ("https://other.example", "403")):
         answer = curl(
             "-k",
             "-u",
-            ":the-key",
+            ":the-client-key-0",
             "-H",
             f"Origin: {origin}",
             "-d",

@@ -30,7 +30,7 @@ general_settings: {{master_key: sk-invented-master}}
 
 @pytest.fixture(scope="module")
 def litellm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The origin of a LiteLLM proxy with mock replies. It reaches nobody else, and is told not to try."""
+    """The origin of a LiteLLM proxy with mock replies. It reaches nobody else, and is configured not to try."""
     folder, port = tmp_path_factory.mktemp("litellm"), free_port()
     program = need("litellm", ROOT / ".venv-peers" / "bin")
     (folder / "config.yaml").write_text(CONFIG)
@@ -78,7 +78,7 @@ def curl(service: Service, path: str, *arguments: str) -> str:
         "-m",
         "40",
         "-u",
-        ":the-key",
+        ":the-client-key-0",
         *arguments,
         f"{service.url}{path}",
     ]
@@ -92,7 +92,7 @@ def test_ten_turns_through_a_kill(
     settings = {
         "OPENAI_BASE_URL": litellm,
         "OPENAI_API_KEY": "sk-invented-master",
-        "AUTHORIZATION": "the-key",
+        "AUTHORIZATION": "the-client-key-0",
     }
     service = serve(**settings, OPENAI_MODEL="mock", DATABASE_URL=database)
     first: dict[str, Any] = json.loads(
@@ -111,7 +111,7 @@ def test_ten_turns_through_a_kill(
         need("curl"),
         "-sS",
         "-u",
-        ":the-key",
+        ":the-client-key-0",
         "-d",
         "model=slow",
         *goes_on,
@@ -164,9 +164,7 @@ def test_ten_turns_through_a_kill(
     payload = json.loads(
         curl(service, "/ask", "--data-urlencode", "msg=x", "-d", "model=unheard-of")
     )
-    assert (
-        payload["source"] == "upstream"
-        and payload["code"] == 1
-        and "unheard-of" in payload["msg"]
-    )
+    assert payload["source"] == "upstream"
+    assert payload["code"] == 1
+    assert "unheard-of" in payload["msg"]
     assert "Traceback" not in service.logged()

@@ -80,11 +80,13 @@ def test_every_route_stands_in_the_readme_and_no_other(
 
 def test_every_error_stands_in_the_readme_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section("Failures"), re.MULTILINE)
-    known = {member.code: member for member in members() if member.code not in ABSTRACT}
-    assert {code for code, _ in rows} == set(known)
+    by_code = {
+        member.code: member for member in members() if member.code not in ABSTRACT
+    }
+    assert {code for code, _ in rows} == set(by_code)
     for code, status in rows:
         if status.isdigit():
-            assert known[code].status == int(status)
+            assert by_code[code].status == int(status)
 
 
 def test_every_field_stands_in_the_readme_and_no_other() -> None:

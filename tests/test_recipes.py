@@ -84,7 +84,7 @@ def slow_service(serve: Start, api: OpenAIBackend) -> Service:
         OPENAI_BASE_URL=api.url,
         OPENAI_API_KEY="sk-invented-1",
         OPENAI_MODEL="tiny-1",
-        AUTHORIZATION="the-key",
+        AUTHORIZATION="the-client-key-0",
     )
 
 
@@ -103,7 +103,7 @@ def test_the_retry_of_the_readme_gets_an_answer_that_a_proxy_cut(
     [command] = re.findall(r"^curl (.*Idempotency-Key.*)$", README, re.MULTILINE)
     assert "--retry 5 --retry-all-errors" in command
     answer = curl(
-        *("-f", "--retry", "5", "--retry-all-errors", "-u", ":the-key"),
+        *("-f", "--retry", "5", "--retry-all-errors", "-u", ":the-client-key-0"),
         *("-H", "Idempotency-Key: 8d1c4e5b", "--data-urlencode", "prompt@question.txt"),
         f"{proxy.url}/send_message",
         cwd=tmp_path,
@@ -131,7 +131,7 @@ def test_a_bot_with_five_seconds_gets_its_answer_by_the_third_delivery(
         answer = requests.post(
             f"{slow_service.url}/send_message",
             data=fields,
-            headers={"Authorization": "the-key"},
+            headers={"Authorization": "the-client-key-0"},
             timeout=5,
         )
         seconds.append(time.monotonic() - began)
@@ -144,7 +144,7 @@ def test_a_bot_with_five_seconds_gets_its_answer_by_the_third_delivery(
     again = requests.post(
         f"{slow_service.url}/send_message",
         data=fields,
-        headers={"Authorization": "the-key"},
+        headers={"Authorization": "the-client-key-0"},
         timeout=5,
     )
     assert again.json()["text"] == text and len(api.completions) == 1

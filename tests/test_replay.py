@@ -36,7 +36,7 @@ ON_BOTH = True
 
 Build = Callable[..., Flask]
 Start = Callable[..., Service]
-KEY = {"Authorization": "Bearer the-key"}
+KEY = {"Authorization": "Bearer the-client-key-0"}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def service(build: Build, api: OpenAIBackend, **settings: Any) -> Flask:
     return build(
         **{
             **defaults,
-            "authorization": ("owner:the-key", "other:other-key"),
+            "authorization": ("owner:the-client-key-0", "other:others-client-key"),
             **settings,
         }
     )
@@ -145,19 +145,19 @@ def test_a_plain_text_has_its_key_in_the_query(
     assert answers[0] == answers[1] and len(api.completions) == 1
 
 
-def test_the_key_is_its_owners(client: FlaskClient, api: OpenAIBackend) -> None:
+def test_a_key_belongs_to_its_owner(client: FlaskClient, api: OpenAIBackend) -> None:
     first = body_of(ask(client))["data"]
     second = body_of(
-        ask(client, headers={"Authorization": "other-key"}, msg="something else")
+        ask(client, headers={"Authorization": "others-client-key"}, msg="something else")
     )["data"]
-    assert (
-        first["conversation_id"] != second["conversation_id"]
-        and len(api.completions) == 2
-    )
+    assert first["conversation_id"] != second["conversation_id"]
+    assert len(api.completions) == 2
 
 
 @pytest.mark.parametrize("key", ["two words", "ü", "x" * 256])
-def test_a_key_that_is_none(client: FlaskClient, api: OpenAIBackend, key: str) -> None:
+def test_an_invalid_key_is_refused(
+    client: FlaskClient, api: OpenAIBackend, key: str
+) -> None:
     answer = client.post("/ask", data={"msg": "x", "request_id": key}, headers=KEY)
     assert answer.status_code == 400 and "idempotency key" in answer.json["msg"]
     both = client.post(
@@ -168,7 +168,7 @@ def test_a_key_that_is_none(client: FlaskClient, api: OpenAIBackend, key: str) -
     assert both.status_code == 400 and not api.completions
 
 
-def test_a_failure_before_it_was_taken_frees_the_key(
+def test_a_failure_before_the_upstream_accepted_frees_the_key(
     client: FlaskClient, api: OpenAIBackend, build: Build
 ) -> None:
     api.mode = Mode(refusals=[(429, {}, b"{}"), (400, {}, b"{}"), (401, {}, b"{}")])
@@ -223,7 +223,7 @@ def test_an_unknown_outcome_is_never_asked_again(
     for _ in range(2):
         again = ask(client)
         assert (again.status_code, again.json["error"]) == (502, "outcome_unknown")
-        assert first.json["msg"] in again.json["msg"], "what is known of it is told"
+        assert first.json["msg"] in again.json["msg"], "the first failure is repeated"
     assert len(api.completions) == 1
     assert "error" in ask(client, stream="true").json
 
@@ -304,10 +304,10 @@ def test_leases_are_renewed_while_keyed_asks_end(store: Store) -> None:
     assert errors == []
 
 
-def test_a_forged_token_is_no_key_to_anothers_answers(
+def test_a_forged_token_does_not_open_anothers_answers(
     build: Build, backend: Backend
 ) -> None:
-    """What a token says of itself is unverified: nothing is told by it before the upstream took it."""
+    """What a token claims is unverified: it reads nothing from the store before the upstream accepted it."""
     client = build(reverse_proxy=backend.url).test_client()
     real, forged = jwt(sub="alice", jti="real"), jwt(sub="alice", jti="forged")
     first = body_of(
@@ -362,7 +362,7 @@ def test_a_repeat_waits_while_the_first_runs(
         assert bodies[0]["data"]["parent_id"] in answer.text
 
 
-def test_it_waits_for_a_busy_conversation_too(
+def test_a_keyed_ask_waits_for_a_busy_conversation(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
     first = body_of(ask(client, key="k0"))["data"]
@@ -379,7 +379,7 @@ def test_it_waits_for_a_busy_conversation_too(
     assert answers[0] == answers[2] != answers[1] and len(api.completions) == 3
 
 
-def test_what_is_deleted_is_not_told_again(
+def test_a_deleted_answer_is_not_replayed(
     client: FlaskClient, api: OpenAIBackend
 ) -> None:
     first = body_of(ask(client))["data"]
@@ -424,7 +424,7 @@ def test_chat_keeps_nothing_but_what_the_key_needs(
 
 def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
     ).test_client()
     first, again = ask(client), ask(client)
     assert body_of(first) == body_of(again) and len(backend.turns) == 1
@@ -434,14 +434,14 @@ def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
     assert "Turn 2." in later["data"]["message"]
 
 
-def test_what_is_deleted_while_it_is_answered_stays_so(
+def test_what_is_deleted_while_it_is_answered_stays_deleted(
     build: Build, backend: Backend
 ) -> None:
     """The index row of a conversation at ChatGPT does not come back, nor is the answer kept for its key."""
     client = build(
         reverse_proxy=backend.url,
         access_token=("t",),
-        authorization=("a:the-key", "b:other"),
+        authorization=("a:the-client-key-0", "b:others-client-key"),
     ).test_client()
     backend.mode.pace = 0.15
     with ThreadPoolExecutor(1) as pool:
@@ -465,13 +465,13 @@ def test_what_is_deleted_while_it_is_answered_stays_so(
     )
 
 
-def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(
+def test_what_is_deleted_before_its_next_answer_begins_stays_deleted(
     build: Build, backend: Backend
 ) -> None:
     client = build(
         reverse_proxy=backend.url,
         access_token=("t",),
-        authorization=("a:the-key", "b:other"),
+        authorization=("a:the-client-key-0", "b:others-client-key"),
     ).test_client()
     conversation_id = body_of(ask(client))["data"]["conversation_id"]
     backend.mode.quiet = 0.8
@@ -491,12 +491,12 @@ def test_what_goes_on_and_is_deleted_before_its_first_word_stays_deleted(
 
 
 @pytest.mark.parametrize("status", [404, 401, 429])
-def test_what_was_taken_is_not_asked_again_though_its_answer_is_refused(
+def test_an_accepted_question_is_not_asked_again_though_its_answer_is_refused(
     build: Build, backend: Backend, status: int
 ) -> None:
-    """ChatGPT handed the answer off, and will not show it."""
+    """ChatGPT handed the answer off, and refuses every poll for it."""
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
     ).test_client()
     backend.mode = ChatGPTMode(
         hand_off=True, refuse_looks=(status, {}, b'{"detail": "no"}')
@@ -517,7 +517,7 @@ def test_what_was_taken_is_not_asked_again_though_its_answer_is_refused(
     assert len(backend.turns) == 2
 
 
-def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None:
+def test_the_states_of_a_key_in_the_store(database: str, tmp_path: Any) -> None:
     from relay.server import in_place
 
     clock = Clock()
@@ -576,7 +576,7 @@ def test_the_store_tells_how_an_ask_stands(database: str, tmp_path: Any) -> None
         store.close()
 
 
-def test_one_of_many_takes_it(store: Store) -> None:
+def test_one_of_many_claims_a_key(store: Store) -> None:
     claim = IdempotencyKey("owner", "k", "print")
     states: list[str] = []
     errors: list[RelayError] = []
@@ -601,7 +601,7 @@ def settings(api: OpenAIBackend, database: str) -> dict[str, str]:
         "OPENAI_API_KEY": "sk-invented-1",
         "OPENAI_MODEL": "tiny-1",
     }
-    return {**defaults, "AUTHORIZATION": "the-key", "DATABASE_URL": database}
+    return {**defaults, "AUTHORIZATION": "the-client-key-0", "DATABASE_URL": database}
 
 
 def hang_up(service: Service, api: OpenAIBackend, key: str) -> None:
@@ -609,14 +609,14 @@ def hang_up(service: Service, api: OpenAIBackend, key: str) -> None:
     count = len(api.completions)
     body = b"msg=hello"
     with socket.create_connection(("127.0.0.1", service.port)) as caller:
-        head = f"POST /ask HTTP/1.1\r\nHost: x\r\nAuthorization: the-key\r\nIdempotency-Key: {key}\r\n"
+        head = f"POST /ask HTTP/1.1\r\nHost: x\r\nAuthorization: the-client-key-0\r\nIdempotency-Key: {key}\r\n"
         head += f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
         caller.sendall(head.encode() + body)
         wait_for(lambda: len(api.completions) > count)
 
 
 def keyed(service: Service, key: str, **fields: str) -> requests.Response:
-    headers = {"Authorization": "the-key", "Idempotency-Key": key}
+    headers = {"Authorization": "the-client-key-0", "Idempotency-Key": key}
     return requests.post(
         f"{service.url}/ask",
         data={"msg": "hello", **fields},
@@ -633,7 +633,7 @@ SERVERS = pytest.mark.parametrize(
 
 
 @SERVERS
-def test_it_outlives_its_caller(
+def test_a_keyed_ask_outlives_its_caller(
     serve: Start, api: OpenAIBackend, database: str, server: str
 ) -> None:
     api.mode = Mode(quiet=1.0)
@@ -652,7 +652,7 @@ def test_it_outlives_its_caller(
 
 
 @SERVERS
-def test_a_stop_lets_it_end(
+def test_a_stop_lets_a_keyed_ask_end(
     serve: Start, api: OpenAIBackend, database: str, server: str
 ) -> None:
     api.mode = Mode(quiet=2.0)

@@ -13,7 +13,12 @@ READ = [
     ("API_PREFIX", "/my/api/", "api_prefix", "/my/api"),
     ("ALLOW_CALLER_TOKENS", "False", "allow_caller_tokens", False),
     ("ALLOW_CALLER_TOKENS", "any", "allow_caller_tokens", "any"),
-    ("ALLOWED_HOSTS", "Chat.Example.org, b", "allowed_hosts", ("chat.example.org", "b")),
+    (
+        "ALLOWED_HOSTS",
+        "Chat.Example.org, b",
+        "allowed_hosts",
+        ("chat.example.org", "b"),
+    ),
     ("MAX_ANSWER", "1MB", "max_answer", 1024**2),
     ("AUTHORIZATION", "a, b:c ,", "authorization", ("a", "b:c")),
     ("AUTHORIZATION_KEY", "a", "authorization", ("a",)),
@@ -174,7 +179,7 @@ def test_another_name_in_the_file_does_not_beat_the_environment(
 ) -> None:
     (tmp_path / ".env").write_text("ACCESS_TOKEN=from-the-file\nAUTHORIZATION_FILE=x\n")
     monkeypatch.setenv("access_token", "from-the-environment")
-    monkeypatch.setenv("AUTHORIZATION_KEY", "a-key")
+    monkeypatch.setenv("AUTHORIZATION_KEY", "alices-client-key")
     settings = Settings.load()
     assert settings.access_token == ("from-the-environment",)
-    assert settings.authorization == ("a-key",)
+    assert settings.authorization == ("alices-client-key",)

@@ -34,7 +34,7 @@ def test_tokens_are_estimated(text: str, cost: int) -> None:
     assert estimate_tokens(Message("user", text)) == cost
 
 
-def test_all_of_it_goes_where_it_fits() -> None:
+def test_a_dialogue_that_fits_is_sent_whole() -> None:
     messages = dialogue("one", "uno", "two", system="Be kind.")
     assert within(messages, sum(map(estimate_tokens, messages))) == (messages, 0)
 
@@ -51,19 +51,19 @@ def test_the_oldest_turns_are_dropped_first_and_whole() -> None:
     )
 
 
-def test_without_a_budget_all_of_it_goes() -> None:
+def test_without_a_budget_the_whole_dialogue_is_sent() -> None:
     messages = dialogue("one" * 1000, "uno", "two", system="Be kind.")
     assert within(messages, 0) == (messages, 0)
 
 
-def test_the_prompt_goes_even_if_it_is_too_much() -> None:
+def test_the_prompt_is_sent_even_if_it_exceeds_the_budget() -> None:
     assert within(dialogue("one", "uno", "x" * 1000, system="s"), 10) == (
         dialogue("x" * 1000, system="s"),
         2,
     )
 
 
-def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
+def test_an_answer_without_a_question_is_sent_if_it_fits() -> None:
     messages = (Message("assistant", "hello"), Message("user", "hi"))
     assert within(messages, 100) == (messages, 0)
 
@@ -77,17 +77,17 @@ def test_an_answer_that_nobody_asked_for_goes_where_it_fits() -> None:
     ),
     st.integers(1, 200),
 )
-def test_what_goes_fits_and_is_an_end_of_what_was_said(
+def test_what_is_sent_fits_and_is_the_end_of_the_dialogue(
     pairs: list[tuple[str, str]], budget: int
 ) -> None:
     messages = tuple(Message(role, text) for role, text in pairs)
-    kept, dropped = within(messages, budget)
-    assert kept[-1] == messages[-1] and dropped == len(messages) - len(kept)
-    assert [message for message in kept if message.role == "system"] == [
+    sent, dropped = within(messages, budget)
+    assert sent[-1] == messages[-1] and dropped == len(messages) - len(sent)
+    assert [message for message in sent if message.role == "system"] == [
         message for message in messages if message.role == "system"
     ]
-    talk = [message for message in messages if message.role != "system"]
-    kept_talk = [message for message in kept if message.role != "system"]
-    assert talk[len(talk) - len(kept_talk) :] == kept_talk
-    free = [message for message in kept[:-1] if message.role != "system"]
-    assert not free or sum(map(estimate_tokens, kept)) <= budget
+    turns = [message for message in messages if message.role != "system"]
+    sent_turns = [message for message in sent if message.role != "system"]
+    assert turns[len(turns) - len(sent_turns) :] == sent_turns
+    free = [message for message in sent[:-1] if message.role != "system"]
+    assert not free or sum(map(estimate_tokens, sent)) <= budget

@@ -154,8 +154,8 @@ def raw(service: Service, request: bytes, wait: float = 5) -> bytes:
         return answer
 
 
-CHUNKED = b"POST /ask HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
-FORM_HEAD = b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /ask HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+FORM_HEAD = b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -174,15 +174,15 @@ def test_a_body_that_is_cut_short_is_never_asked(serve: Serve, server: str) -> N
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
-        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: ten\r\n\r\n",
+        b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         CHUNKED + b"Content-Length: 5\r\n\r\n5\r\nmsg=a\r\n0\r\n\r\n",
         CHUNKED + b"\r\nZZ\r\nmsg=a\r\n0\r\n\r\n",
-        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\nmsg=a",
-        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nmsg=abcde",
+        b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length : 5\r\n\r\nmsg=a",
+        b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nmsg=abcde",
         CHUNKED.replace(b"chunked", b"xchunked") + b"\r\n5\r\nmsg=a\r\n0\r\n\r\n",
         b"NONSENSE\r\n\r\n",
-        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=[
         "length-ten",
@@ -504,7 +504,7 @@ def test_processes_that_start_at_once_on_one_empty_folder(tmp_path: Path) -> Non
         assert "Traceback" not in service.logged()
 
 
-def test_a_busy_conversation_is_waited_for_or_told(one_service: Service) -> None:
+def test_a_busy_conversation_is_waited_for_or_refused(one_service: Service) -> None:
     first = ask(one_service, "hi")
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(ask, one_service, "slow offline:delay=1", **first)
@@ -617,7 +617,7 @@ def test_keep_alives_fill_the_silence(serve: Serve, server: str) -> None:
     assert wire.startswith(b": keep-alive\n\n") and b"event: done" in wire
 
 
-def test_a_port_that_is_taken_is_told(serve: Serve) -> None:
+def test_a_port_in_use_is_an_error_message(serve: Serve) -> None:
     service = serve()
     other = subprocess.run(
         service._command,
@@ -641,10 +641,12 @@ def test_a_caller_that_sent_more_and_left_is_noticed(
     service = serve(server)
     body = b"prompt=hello offline:silence"
     head = (
-        b"POST /send_message HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+        b"POST /send_message HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
         % len(body)
     )
     with socket.create_connection(("127.0.0.1", service.port)) as caller:
-        caller.sendall(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        caller.sendall(
+            head + body + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         wait_for(lambda: conversations(service))
     wait_for(lambda: '"outcome":"caller_left"' in service.logged())

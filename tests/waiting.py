@@ -8,9 +8,9 @@ from typing import Any
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 5) -> Any:
-    """What the condition gives once it is true; fails after `seconds`."""
+    """The condition's first true value; fails after `seconds`."""
     until = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < until, "it did not come to pass"
+        assert time.monotonic() < until, "the condition did not become true"
         time.sleep(0.01)
     return value

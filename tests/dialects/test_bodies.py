@@ -147,7 +147,7 @@ def test_a_good_body_arrives_exactly(
 
 
 @pytest.mark.parametrize("body", LOSSY)
-def test_a_body_that_lost_something_is_refused_with_what_to_do(body: bytes) -> None:
+def test_a_body_that_lost_characters_is_refused_with_a_hint(body: bytes) -> None:
     with pytest.raises(BadRequest, match="--data-urlencode"):
         ask_of(URLENCODED, body)
 
@@ -206,7 +206,7 @@ def test_a_credential_in_the_url_is_refused() -> None:
 
 
 @given(st.text(min_size=1).filter(str.strip).filter(lambda text: "\0" not in text))
-def test_any_text_arrives_by_every_way(text: str) -> None:
+def test_any_text_arrives_in_every_body_format(text: str) -> None:
     assert ask_of(URLENCODED, f"prompt={quote(text, safe='')}".encode()) == text
     assert ask_of(URLENCODED, f"x=1&prompt={quote_plus(text)}&stream=".encode()) == text
     assert ask_of("application/json", orjson.dumps({"prompt": text})) == text

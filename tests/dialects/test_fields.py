@@ -27,7 +27,7 @@ def test_a_flag(value: object, flag: bool) -> None:
 
 
 @pytest.mark.parametrize("value", ["perhaps", 2, [], {}, 1.5])
-def test_what_is_no_flag(value: object) -> None:
+def test_an_invalid_flag(value: object) -> None:
     with pytest.raises(BadRequest, match="true or false"):
         fields.flag_of({"stream": value}, "stream")
 

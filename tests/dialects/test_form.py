@@ -135,7 +135,7 @@ NO_TEXT = [
 
 
 @pytest.mark.parametrize(("reply", "error", "message"), NO_TEXT)
-def test_what_is_no_text_is_an_error_by_the_dialects_policy(
+def test_an_answer_without_text_is_an_error_by_the_dialects_policy(
     reply: Reply, error: type[RelayError], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -44,7 +44,7 @@ def test_a_dialogue_is_asked_whole_and_nothing_is_kept() -> None:
     )
 
 
-def test_what_is_kept_only_when_the_call_says_so() -> None:
+def test_a_call_is_kept_only_if_it_asks_for_it() -> None:
     assert (
         ask(messages=[HI], history_disabled=False).keep
         and ask(messages=[HI], history_disabled="false").keep
@@ -73,10 +73,8 @@ def test_unknown_fields_are_parameters_for_the_model() -> None:
         access_token="t",
         seed=None,
     )
-    assert parsed.options == {"temperature": 0, "top_k": 5} and (
-        parsed.timeout,
-        parsed.idempotency_key,
-    ) == (1.0, "k")
+    assert parsed.options == {"temperature": 0, "top_k": 5}
+    assert (parsed.timeout, parsed.idempotency_key) == (1.0, "k")
 
 
 FORMS = [
@@ -89,24 +87,20 @@ FORMS = [
 @pytest.mark.parametrize("fields", FORMS)
 def test_forms_are_understood(fields: dict[str, str]) -> None:
     parsed = ask(**fields)
-    assert (
-        parsed.preamble == (Message("user", "hi"), Message("assistant", "ho"))
-        and parsed.prompt == "hi"
-    )
+    assert parsed.preamble == (Message("user", "hi"), Message("assistant", "ho"))
+    assert parsed.prompt == "hi"
     assert ask(prompt="just this").prompt == "just this"
 
 
-def test_what_text_cannot_say_goes_on_as_it_was_given() -> None:
+def test_parts_that_are_not_text_are_passed_on_unchanged() -> None:
     parts = [
         {"type": "text", "text": "what is"},
         {"type": "image_url", "image_url": {"url": "data:x"}},
         {"type": "text", "text": "this?"},
     ]
     parsed = ask(messages=[{"role": "user", "content": parts}])
-    assert parsed.prompt == "what is\nthis?" and parsed.payload == {
-        "role": "user",
-        "content": parts,
-    }
+    assert parsed.prompt == "what is\nthis?"
+    assert parsed.payload == {"role": "user", "content": parts}
     tool = {"role": "tool", "content": "7", "tool_call_id": "1"}
     assert ask(messages=[HI, tool]).payload == tool
 
@@ -128,7 +122,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=str)
-def test_what_cannot_be_asked_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_fields_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(BadRequest):
         ask(**fields)
 

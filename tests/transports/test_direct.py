@@ -240,7 +240,7 @@ def test_headers_without_end_are_refused(direct: DirectTransport) -> None:
         read_all(direct.send(Call("GET", peer.url)))
 
 
-def test_an_answer_that_comes_before_the_request_was_taken_whole_is_read(
+def test_an_answer_that_comes_before_the_request_was_read_to_its_end_is_read(
     direct: DirectTransport,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -265,7 +265,7 @@ def test_an_answer_that_comes_before_the_request_was_taken_whole_is_read(
         exchange.close()
 
 
-def test_nobody_there_is_certainly_not_taken(direct: DirectTransport) -> None:
+def test_a_failed_connection_certainly_sent_nothing(direct: DirectTransport) -> None:
     for url in (f"http://127.0.0.1:{free_port()}/", "http://no-such-host.invalid/"):
         with pytest.raises(Unreachable) as unreachable:
             direct.send(Call("POST", url)).head(5)

@@ -21,7 +21,7 @@ from relay.domain import Message, Question
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.upstreams.chatgpt_web import ChatGPTWeb
-from relay.upstreams.chatgpt_web.backend import Backend as Known
+from relay.upstreams.chatgpt_web.backend import Backend as WebBackend
 from relay.upstreams.chatgpt_web.body import place
 from relay.upstreams.http import Limits
 from tests.chatgpt_backend import Backend, Mode
@@ -31,7 +31,7 @@ from tests.tokens import jwt
 from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED, FASTAPI
 
 Build = Callable[..., Flask]
-KEY = {"Authorization": "Bearer the-key"}
+KEY = {"Authorization": "Bearer the-client-key-0"}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def service(build: Build, backend: Backend) -> Callable[..., FlaskClient]:
         defaults = {
             "reverse_proxy": backend.url,
             "access_token": ("token-1",),
-            "authorization": ("the-key",),
+            "authorization": ("the-client-key-0",),
         }
         return build(**{**defaults, **settings}).test_client()
 
@@ -59,6 +59,7 @@ def post(
     )
 
 
+OWN = jwt(sub="their-own")
 ENCODINGS = ["classic", "delta"]
 
 
@@ -171,18 +172,16 @@ def test_the_rest_of_an_answer_is_asked_of_no_other_account(
     text = post(
         service(access_token=("token-1", "token-2")), route="/ask", stream="true"
     ).text
-    assert (
-        '"error":"rate_limited"' in text
-        and "Turn 1." in text
-        and "event: done" not in text
-    )
+    assert '"error":"rate_limited"' in text
+    assert "Turn 1." in text
+    assert "event: done" not in text
     assert (
         len({asked.headers["authorization"] for asked in backend.turns}) == 1
         and len(backend.turns) == 2
     )
 
 
-def test_a_handed_off_answer_is_looked_for(
+def test_a_handed_off_answer_is_polled_for(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=1)
@@ -190,7 +189,7 @@ def test_a_handed_off_answer_is_looked_for(
     assert [asked.method for asked in backend.asked] == ["POST", "GET", "GET"]
 
 
-def test_a_look_that_fails_is_repeated_for_it_asks_nothing_twice(
+def test_a_poll_that_fails_is_repeated_for_it_asks_nothing_twice(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=0, missed_polls=1)
@@ -214,10 +213,8 @@ def test_a_conversation_without_a_known_parent_goes_on_at_its_newest(
         {"action": "next", "messages": [user("before")], "parent_message_id": "x"},
     )
     reply = body_of(post(service(), conversation_id=conversation_id))
-    assert (
-        "Turn 2." in reply["text"]
-        and backend.turns[0].body["parent_message_id"] == answer["id"]
-    )
+    assert "Turn 2." in reply["text"]
+    assert backend.turns[0].body["parent_message_id"] == answer["id"]
 
 
 def user(text: str) -> dict[str, Any]:
@@ -331,7 +328,7 @@ BREAKS = [
 @pytest.mark.parametrize(
     ("mode", "code"), [row[1:] for row in BREAKS], ids=[row[0] for row in BREAKS]
 )
-def test_half_an_answer_is_never_told_as_a_whole_one(
+def test_half_an_answer_is_never_delivered_as_a_whole_one(
     service: Callable[..., FlaskClient],
     backend: Backend,
     mode: Mode,
@@ -378,10 +375,8 @@ def test_a_limited_account_rests_and_another_answers(
     assert tokens.count("Bearer token-1") == 1 and tokens.count("Bearer token-2") == 4
     backend.mode.refuse_tokens["token-2"] = limit
     answer = post(client, route="/ask")
-    assert (answer.status_code, answer.json["error"]) == (
-        429,
-        "rate_limited",
-    ) and 50 <= int(answer.headers["Retry-After"]) <= 60
+    assert (answer.status_code, answer.json["error"]) == (429, "rate_limited")
+    assert 50 <= int(answer.headers["Retry-After"]) <= 60
 
 
 def test_a_conversation_stays_at_its_account(
@@ -444,9 +439,11 @@ def test_a_question_counts_as_asked_from_the_moment_it_is_sent_off(
 ) -> None:
     pool = AccountPool((account := Account.of("token-1"),))
     transport = DirectTransport(DirectDialer(5))
-    known = Known(transport, (place(backend.url),), pool, limits=Limits(concurrency=1))
+    web_backend = WebBackend(
+        transport, (place(backend.url),), pool, limits=Limits(concurrency=1)
+    )
     pool.take(account, 1)
-    stream, _ = ChatGPTWeb(known).ask(
+    stream, _ = ChatGPTWeb(web_backend).ask(
         Question(
             (Message("user", "hello"),),
             question_id="11111111-1111-4111-8111-111111111111",
@@ -475,13 +472,13 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
     settings = {
         "openai_base_url": api.url,
         "chatgpt_base_url": (backend.url,),
-        "authorization": ("a:the-key", "b:k2"),
+        "authorization": ("a:the-client-key-0", "b:others-client-key"),
     }
     client = build(**settings).test_client()
     for mistyped in (
-        "the-keyy",
+        "the-client-key-0y",
         "sk-theirs",
-    ):  # a server that we have no keys for checks none
+    ):  # a server that is not OpenAI itself may check none
         for route in ("/ask", "/chat", "/conversations", "/readyz"):
             method = (
                 client.get if route in ("/conversations", "/readyz") else client.post
@@ -497,7 +494,8 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
                 )
                 assert mistyped not in answer.text
     assert not api.asked and not backend.asked
-    client = build(**{**settings, "openai_api_key": ("sk-invented-1",)}).test_client()
+    settings |= {"openai_api_key": ("sk-invented-1",), "allow_caller_tokens": "any"}
+    client = build(**settings).test_client()
     own = {"Authorization": "Bearer sk-theirs"}
     assert (
         body_of(client.get("/conversations", headers=own)) == [] and not backend.asked
@@ -518,9 +516,9 @@ def test_what_is_neither_a_key_nor_a_token_is_sent_to_nobody(
         data={"msg": "hello"},
         headers={"Authorization": f"Bearer {jwt(sub='me')}"},
     )
-    assert (
-        body_of(answer)["code"] == 0 and len(backend.turns) == 1 and not api.completions
-    )
+    assert body_of(answer)["code"] == 0
+    assert len(backend.turns) == 1
+    assert not api.completions
 
 
 def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
@@ -529,11 +527,14 @@ def test_an_upstream_that_is_named_takes_its_own_kind_of_key(
     settings = {
         "openai_base_url": api.url,
         "chatgpt_base_url": (backend.url,),
-        "authorization": ("the-key",),
+        "authorization": ("the-client-key-0",),
     }
     api.mode.keys = ("gsk_theirs", "gsk_ours")
     client = build(
-        **settings, openai_api_key=("gsk_ours",), upstream="openai"
+        **settings,
+        openai_api_key=("gsk_ours",),
+        upstream="openai",
+        allow_caller_tokens="any",
     ).test_client()
     body_of(post(client, headers={"Authorization": "Bearer gsk_theirs"}))
     assert api.completions[0].headers["authorization"] == "Bearer gsk_theirs"
@@ -571,11 +572,9 @@ def test_no_message_quotes_the_token(
             data={"msg": "x"},
             headers=KEY,
         )
-        assert (
-            answer.status_code == 401
-            and "token ... is expired" in answer.json["msg"]
-            and token not in answer.text
-        )
+        assert answer.status_code == 401
+        assert "token ... is expired" in answer.json["msg"]
+        assert token not in answer.text
     failures = {
         502: {"error": f"bad {token}", "conversation_id": "c"},
         429: {"type": "stream_quota_check", "message": f"bad {token}"},
@@ -583,11 +582,9 @@ def test_no_message_quotes_the_token(
     for status, event in failures.items():
         backend.mode = Mode(raw=b"data: " + json.dumps(event).encode() + b"\n\n")
         answer = post(client, "/ask")
-        assert (
-            answer.status_code == status
-            and "bad ..." in answer.json["msg"]
-            and token not in answer.text
-        )
+        assert answer.status_code == status
+        assert "bad ..." in answer.json["msg"]
+        assert token not in answer.text
 
 
 def test_an_open_service_leaves_alone_what_clients_cannot_but_send(
@@ -609,7 +606,7 @@ def test_an_open_service_leaves_alone_what_clients_cannot_but_send(
     assert (answer.status_code, answer.json["error"]) == (401, "unauthorized")
 
 
-def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
+def test_a_callers_own_token_needs_no_key_and_travels_without_the_services_secrets(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     secrets = {
@@ -619,32 +616,30 @@ def test_a_callers_own_token_needs_no_key_and_carries_nothing_of_ours(
         "Oai-Language": "en",
     }
     client = service(chatgpt_headers=secrets)
-    first = body_of(post(client, headers={}, access_token="their-own"))
+    first = body_of(post(client, headers={}, access_token=OWN))
     asked = backend.turns[0]
     assert asked.headers[
         "authorization"
-    ] == "Bearer their-own" and "ours" not in json.dumps(asked.headers)
+    ] == f"Bearer {OWN}" and "ours" not in json.dumps(asked.headers)
     assert asked.headers["oai-language"] == "en"
     again = post(
         client,
-        headers={"Authorization": "Bearer their-own"},
+        headers={"Authorization": f"Bearer {OWN}"},
         conversation_id=first["conversation_id"],
     )
     assert "Turn 2." in body_of(again)["text"]
     stranger = post(
         client,
         route="/ask",
-        headers={"Authorization": "Bearer other"},
+        headers={"Authorization": f"Bearer {jwt(sub='other')}"},
         conversation_id=first["conversation_id"],
     )
     assert stranger.status_code == 404 and len(backend.turns) == 2, (
         "the index says whose it is"
     )
-    rejected = Mode(
-        refuse_tokens={"their-own": (401, JSON, json.dumps(EXPIRED).encode())}
-    )
+    rejected = Mode(refuse_tokens={OWN: (401, JSON, json.dumps(EXPIRED).encode())})
     backend.mode = rejected
-    answer = post(client, route="/ask", headers={}, access_token="their-own")
+    answer = post(client, route="/ask", headers={}, access_token=OWN)
     assert (answer.status_code, answer.json["error"], answer.json["source"]) == (
         401,
         "token_rejected",
@@ -671,10 +666,8 @@ def test_without_any_token_the_caller_is_told_to_bring_one(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     answer = post(service(access_token=(), authorization=()), route="/ask", headers={})
-    assert (answer.status_code, answer.json["error"]) == (
-        401,
-        "unauthorized",
-    ) and "access_token" in answer.json["msg"]
+    assert (answer.status_code, answer.json["error"]) == (401, "unauthorized")
+    assert "access_token" in answer.json["msg"]
     assert backend.asked == []
 
 
@@ -740,12 +733,13 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
         post(
             client,
             headers={},
-            access_token="own",
+            access_token=OWN,
             reverse_proxy=f"{other.url}/backend-api/conversation",
         )
     )
     assert (
-        other.turns[0].headers["authorization"] == "Bearer own" and backend.asked == []
+        other.turns[0].headers["authorization"] == f"Bearer {OWN}"
+        and backend.asked == []
     )
     for evil in (
         f"{backend.url}/", f"{other.url}.evil.example/", f"{other.url}@evil.example/", other.url.replace("http", "https"),
@@ -753,7 +747,7 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
         f"{other.url}/x?y=http://evil.example", f"{other.url}/#x", "http://169.254.169.254/",
     ):  # fmt: skip
         answer = post(
-            client, route="/ask", headers={}, access_token="own", reverse_proxy=evil
+            client, route="/ask", headers={}, access_token=OWN, reverse_proxy=evil
         )
         assert (answer.status_code, answer.json["error"]) == (403, "forbidden"), evil
     assert backend.asked == [] and len(other.asked) == 1
@@ -764,20 +758,18 @@ def test_only_an_allowed_reverse_proxy_gets_a_token(
     other.server_close()
 
 
-def test_nobody_at_the_address(service: Callable[..., FlaskClient]) -> None:
+def test_an_address_where_nobody_listens(service: Callable[..., FlaskClient]) -> None:
     answer = post(service(reverse_proxy="http://127.0.0.1:1/"), route="/ask")
     assert (answer.status_code, answer.json["error"]) == (502, "upstream_unreachable")
 
 
-def test_a_picture_is_told_not_waited_for(
+def test_an_answer_without_text_is_an_error_at_once(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(hand_off=True, polls=0, no_text=True)
     answer = post(service(), route="/ask")
-    assert (answer.status_code, answer.json["error"]) == (
-        502,
-        "upstream_failed",
-    ) and "no text" in answer.json["msg"]
+    assert (answer.status_code, answer.json["error"]) == (502, "upstream_failed")
+    assert "no text" in answer.json["msg"]
 
 
 def test_an_id_that_could_break_a_header_is_an_error(
@@ -787,10 +779,8 @@ def test_an_id_that_could_break_a_header_is_an_error(
         raw=b'data: {"message":null,"conversation_id":"a\\r\\nX-Evil: 1","error":null}\n\n'
     )
     answer = post(service(), route="/ask")
-    assert (answer.status_code, answer.json["error"]) == (
-        502,
-        "upstream_failed",
-    ) and "X-Evil" not in answer.headers
+    assert (answer.status_code, answer.json["error"]) == (502, "upstream_failed")
+    assert "X-Evil" not in answer.headers
 
 
 def test_history_at_chatgpt(
@@ -893,17 +883,15 @@ def test_chatgpt_finds_a_title(
     conversation_id = body_of(post(client))["conversation_id"]
     for _ in range(2):
         answer = client.post(f"/conversation/{conversation_id}/title", headers=KEY)
-        assert (
-            answer.json == {"code": 0, "msg": "A generated title"}
-            and backend.trees[conversation_id]["title"] == "A generated title"
-        )
+        assert answer.json == {"code": 0, "msg": "A generated title"}
+        assert backend.trees[conversation_id]["title"] == "A generated title"
     assert client.post("/conversation/no-such/title", headers=KEY).status_code == 404
 
 
 def test_history_of_a_callers_own_account(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    client, headers = service(), {"Authorization": "Bearer own"}
+    client, headers = service(), {"Authorization": f"Bearer {OWN}"}
     conversation_id = body_of(post(client, headers=headers))["conversation_id"]
     body_of(post(client))
     assert [
@@ -919,15 +907,18 @@ def test_history_of_a_callers_own_account(
         ).status_code
         == 200
     )
-    backend.mode = Mode(refuse_tokens={"own": (401, JSON, b"{}")})
+    backend.mode = Mode(refuse_tokens={OWN: (401, JSON, b"{}")})
     assert client.get("/conversations", headers=headers).status_code == 401
 
 
 def test_with_several_keys_each_sees_its_own_alone(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
-    client = service(authorization=("alice:a", "bob:b"))
-    alice, bob = {"Authorization": "a"}, {"Authorization": "b"}
+    client = service(authorization=("alice:alices-client-key", "bob:bobs-client-key-1"))
+    alice, bob = (
+        {"Authorization": "alices-client-key"},
+        {"Authorization": "bobs-client-key-1"},
+    )
     conversation_id = body_of(post(client, headers=alice))["conversation_id"]
     before, _, _ = backend.add_turn(
         "token-1",
@@ -952,7 +943,7 @@ def test_with_several_keys_each_sees_its_own_alone(
     assert before in backend.trees and len(backend.turns) == 1
 
 
-def test_a_proxy_that_passes_on_the_asking_alone(
+def test_a_proxy_that_forwards_the_conversation_route_alone(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:
     backend.mode = Mode(only_asking=True)
@@ -1003,7 +994,7 @@ def test_a_caller_that_leaves_in_a_wait_is_gone(
 ) -> None:
     """Within the process: an interrupt of the session reaches the backend, in each of its waits."""
     transport = DirectTransport()
-    known = Known(
+    web_backend = WebBackend(
         transport, (place(backend.url),), AccountPool((Account("a", "token-1"),))
     )
     for mode in (
@@ -1013,7 +1004,7 @@ def test_a_caller_that_leaves_in_a_wait_is_gone(
         Mode(hand_off=True, polls=99),
     ):
         backend.mode = mode
-        stream, decoder = ChatGPTWeb(known).ask(
+        stream, decoder = ChatGPTWeb(web_backend).ask(
             Question((Message("user", "x"),), question_id="q-1")
         )
         threading.Timer(0.3, stream.interrupt).start()
@@ -1023,6 +1014,6 @@ def test_a_caller_that_leaves_in_a_wait_is_gone(
         stream.close()
         assert (
             time.monotonic() - began < 1.3
-            and known.pool.in_flight(Account("a", "")) == 0
+            and web_backend.pool.in_flight(Account("a", "")) == 0
         )
     transport.close()

@@ -97,7 +97,7 @@ PHASES = {
 
 
 def leave(port: int, backend: Backend, kind: dict[str, str]) -> float:
-    """Ask, leave after a moment, and give the seconds until the backend saw it."""
+    """Ask, leave after a moment, and return the seconds until the backend noticed."""
     body = urlencode({"msg": "x", "access_token": "secret-key", **kind}).encode()
     head = "POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
     asked = len(backend.turns)

@@ -1,4 +1,4 @@
-"""The shared HTTP session, shown by an upstream of the tests' own: stateless, SSE, a wire format like nobody else's.
+"""The shared HTTP session, exercised by an upstream of the tests' own: stateless, SSE, a wire format like nobody else's.
 
 The upstream is what somebody writes who adds one: a procedure, a decoder, a class. It is below 80 lines.
 """
@@ -195,8 +195,8 @@ def test_it_answers_a_conversation_through_the_whole_service(
     build: Callable[..., Flask], transport: DirectTransport, poet: Poet
 ) -> None:
     upstream = Haiku(transport, poet.url, "basho")
-    client = build(upstream, authorization=("the-key",)).test_client()
-    key = {"Authorization": "the-key"}
+    client = build(upstream, authorization=("the-client-key-0",)).test_client()
+    key = {"Authorization": "the-client-key-0"}
     poet.scripts = [ANSWER, ANSWER]
     first = body_of(client.post("/ask", data={"msg": "Sing."}, headers=key))["data"]
     assert (first["message"], first["model"]) == ("An old silent pond", "haiku-1")

@@ -108,7 +108,7 @@ def test_delay_pace_and_length_are_rehearsed() -> None:
         "limit=-1",
     ],
 )
-def test_a_word_that_cannot_be_is_refused(word: str) -> None:
+def test_an_invalid_word_is_refused(word: str) -> None:
     with pytest.raises(BadRequest, match="offline:"):
         rehearsed(f"hello offline:{word}")
 
@@ -141,5 +141,5 @@ def test_no_bytes_break_the_decoder(pieces: list[bytes]) -> None:
 
 
 @given(st.text(min_size=1, max_size=200).filter(lambda text: "offline:" not in text))
-def test_any_prompt_is_said_back(prompt: str) -> None:
+def test_any_prompt_is_repeated(prompt: str) -> None:
     assert f"You said: {prompt}" in text_of(events_of(*wire_of(user(prompt))))

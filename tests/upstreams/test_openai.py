@@ -18,7 +18,7 @@ from tests.replies import body_of
 from tests.tokens import jwt
 
 Build = Callable[..., Flask]
-KEY = {"Authorization": "Bearer the-key"}
+KEY = {"Authorization": "Bearer the-client-key-0"}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def service(build: Build, api: OpenAIBackend) -> Callable[..., FlaskClient]:
         defaults = {
             "openai_base_url": api.url,
             "openai_api_key": ("sk-invented-1",),
-            "authorization": ("the-key",),
+            "authorization": ("the-client-key-0",),
         }
         return build(**{**defaults, **settings}).test_client()
 
@@ -116,7 +116,7 @@ def test_what_is_sent(service: Service, api: OpenAIBackend) -> None:
 
 
 @pytest.mark.parametrize("field", [{"temperature": "warm"}, {"n": "2"}])
-def test_parameters_that_cannot_be_are_refused(
+def test_invalid_parameters_are_refused(
     service: Service, api: OpenAIBackend, field: dict[str, str]
 ) -> None:
     answer = ask(service(), **field)
@@ -127,7 +127,7 @@ def test_parameters_that_cannot_be_are_refused(
     )
 
 
-def test_a_parameter_that_the_server_refuses_is_told_in_its_words(
+def test_a_parameter_that_the_server_refuses_is_reported_in_its_words(
     service: Service, api: OpenAIBackend
 ) -> None:
     answer = ask(
@@ -178,7 +178,9 @@ def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
 
 def test_a_callers_own_key_is_spent_alone(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(keys=("sk-invented-1", "sk-own"))
-    client = service(openai_headers={"OpenAI-Organization": "ours"})
+    client = service(
+        openai_headers={"OpenAI-Organization": "ours"}, allow_caller_tokens="any"
+    )
     body_of(ask(client, headers={"Authorization": "Bearer sk-own"}, model="tiny-1"))
     headers = api.completions[0].headers
     assert (
@@ -263,16 +265,22 @@ def test_a_limit_of_the_listed_model_is_one_of_it(
     assert ask(client, model="tiny-2").status_code == 200
 
 
-def test_one_callers_refusal_is_not_told_to_another(
+def test_one_callers_refusal_is_not_passed_to_another(
     service: Service, api: OpenAIBackend
 ) -> None:
     quoting = json.dumps(
         error("Too much for: my diary", code="rate_limit_exceeded")
     ).encode()
     api.mode = Mode(refusals=[(429, {"Retry-After": "30"}, quoting)])
-    client = service(openai_model="tiny-1", authorization=("alice:a-key", "bob:b-key"))
-    assert "my diary" in ask(client, headers={"Authorization": "a-key"}).json["msg"]
-    other = ask(client, headers={"Authorization": "b-key"})
+    client = service(
+        openai_model="tiny-1",
+        authorization=("alice:alices-client-key", "bob:bobs-client-key-1"),
+    )
+    assert (
+        "my diary"
+        in ask(client, headers={"Authorization": "alices-client-key"}).json["msg"]
+    )
+    other = ask(client, headers={"Authorization": "bobs-client-key-1"})
     assert (
         other.status_code == 429
         and "diary" not in other.text
@@ -292,13 +300,14 @@ def test_no_message_shows_a_part_of_the_key(
     )
 
 
-def test_reasoning_is_told_apart(service: Service, api: OpenAIBackend) -> None:
+def test_reasoning_is_returned_apart_from_the_text(
+    service: Service, api: OpenAIBackend
+) -> None:
     api.mode = Mode(reasoning="Let me think about it.")
     client = service()
     data = body_of(ask(client))["data"]
-    assert data["reasoning"] == "Let me think about it." and data["message"].startswith(
-        "Turn 1."
-    )
+    assert data["reasoning"] == "Let me think about it."
+    assert data["message"].startswith("Turn 1.")
     stream = ask(client, stream="true").text
     assert 'event: reasoning\ndata: {"text":"Let m' in stream and stream.index(
         "reasoning"
@@ -346,7 +355,7 @@ NO_ANSWER = [
 
 @pytest.mark.parametrize(("mode", "status", "code"), NO_ANSWER)
 @pytest.mark.parametrize("streamed", ["", "true"])
-def test_what_is_no_answer_is_told_and_never_sent_again(
+def test_a_response_without_an_answer_is_an_error_and_never_sent_again(
     service: Service,
     api: OpenAIBackend,
     mode: Mode,
@@ -385,12 +394,11 @@ def test_servers_that_differ_are_understood(
 ) -> None:
     api.mode = mode
     data = body_of(ask(service()))["data"]
-    assert data["message"] == "Turn 1. You said: hello — 你好 🙂." and data[
-        "usage"
-    ] == (USAGE if mode.usage else None)
+    assert data["message"] == "Turn 1. You said: hello — 你好 🙂."
+    assert data["usage"] == (USAGE if mode.usage else None)
 
 
-def test_a_stop_for_length_is_said(service: Service, api: OpenAIBackend) -> None:
+def test_a_stop_for_length_is_reported(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(finish="length")
     answer = ask(service(), max_tokens="3")
     assert (
@@ -442,9 +450,8 @@ def test_a_failure_says_which_conversation_has_the_question(
     api.mode = Mode(cut_after=4)
     answer = ask(client)
     [item] = body_of(client.get("/conversations", headers=KEY))
-    assert (
-        answer.status_code == 502 and answer.headers["X-Conversation-Id"] == item["id"]
-    )
+    assert answer.status_code == 502
+    assert answer.headers["X-Conversation-Id"] == item["id"]
     api.mode = Mode(refusals=[(400, {}, b"{}")])
     assert "X-Conversation-Id" not in ask(client).headers, (
         "what was refused is not kept"
@@ -502,13 +509,17 @@ def test_upstreams_that_take_no_parameters_say_which_they_left_out(
 def test_the_settings_choose_it(build: Build, api: OpenAIBackend) -> None:
     with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
         build(upstream="openai")
-    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), access_token=("t",), authorization=("k",), upstream="openai").test_client()  # fmt: skip
-    body_of(client.post("/ask", data={"msg": "x"}, headers={"Authorization": "k"}))
+    client = build(openai_base_url=api.url, openai_api_key=("sk-invented-1",), access_token=("t",), authorization=("the-client-key-0",), upstream="openai").test_client()  # fmt: skip
+    body_of(
+        client.post(
+            "/ask", data={"msg": "x"}, headers={"Authorization": "the-client-key-0"}
+        )
+    )
     assert len(api.completions) == 1
     refused = client.post(
         "/ask",
         data={"msg": "x", "reverse_proxy": api.url},
-        headers={"Authorization": "k"},
+        headers={"Authorization": "the-client-key-0"},
     )
     assert refused.status_code == 403
 
@@ -543,17 +554,16 @@ def test_what_is_kept_is_text_alone(service: Service, api: OpenAIBackend) -> Non
 def test_each_conversation_gets_its_own_kind_of_credential(
     service: Service, api: OpenAIBackend
 ) -> None:
-    client = service()
-    first = body_of(ask(client))["data"]["conversation_id"]
-    answer = ask(client, conversation_id=first, access_token=jwt(sub="alice"))
-    assert (
-        answer.status_code == 400
-        and "API keys" in answer.json["msg"]
-        and len(api.completions) == 1
-    )
+    for accepted in (True, "any"):
+        client = service(allow_caller_tokens=accepted)
+        first = body_of(ask(client))["data"]["conversation_id"]
+        count = len(api.completions)
+        answer = ask(client, conversation_id=first, access_token=jwt(sub="alice"))
+        assert answer.status_code == 400 and len(api.completions) == count
+        assert "access_token" in answer.json["msg"] or "API keys" in answer.json["msg"]
 
 
-def test_a_key_is_made_for_it(
+def test_a_client_key_is_made_for_it(
     build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(openai_base_url=api.url)

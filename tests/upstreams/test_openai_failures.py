@@ -27,7 +27,7 @@ from relay.upstreams.openai.body import (
     Extras,
     base,
     completion_body,
-    takes_developer_role,
+    is_openai,
 )
 from tests.openai_backend import error
 
@@ -94,11 +94,9 @@ def test_a_response_becomes_one_error(
     failure = failures.from_response(
         status, headers, body if isinstance(body, bytes) else orjson.dumps(body)
     )
-    assert (
-        type(failure) is kind
-        and (failure.status, failure.retry_after) == (expected, wait)
-        and message in failure.message
-    )
+    assert type(failure) is kind
+    assert (failure.status, failure.retry_after) == (expected, wait)
+    assert message in failure.message
     assert "4321" not in failure.message and "https://" not in failure.message
 
 
@@ -204,7 +202,7 @@ HOSTS = [
 
 @pytest.mark.parametrize(("address", "takes"), HOSTS)
 def test_only_openai_itself_takes_the_role_developer(address: str, takes: bool) -> None:
-    assert takes_developer_role(address) is takes
+    assert is_openai(address) is takes
 
 
 QUESTION = Question(

@@ -13,7 +13,7 @@ from tests.openai_backend import Mode, OpenAIBackend
 from tests.replies import body_of
 
 Build = Callable[..., Flask]
-KEY = {"Authorization": "Bearer the-key"}
+KEY = {"Authorization": "Bearer the-client-key-0"}
 
 
 def service(build: Build, api: OpenAIBackend, **settings: Any) -> Any:
@@ -21,7 +21,7 @@ def service(build: Build, api: OpenAIBackend, **settings: Any) -> Any:
         "openai_base_url": api.url,
         "openai_api_key": ("sk-invented-1",),
         "openai_model": "tiny-1",
-        "authorization": ("the-key",),
+        "authorization": ("the-client-key-0",),
     }
     return build(**{**given, **settings}).test_client()
 

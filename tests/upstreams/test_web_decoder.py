@@ -589,7 +589,7 @@ def test_an_edit_within_a_continuation_keeps_what_came_before() -> None:
     assert final_text(events) == "One, two."
 
 
-def test_a_hand_off_is_looked_for_in_the_conversation() -> None:
+def test_a_handed_off_answer_is_polled_for_in_the_conversation() -> None:
     events, decoder = decoded(recording("handoff.sse"))
     assert decoder.wants == Poll("C4") and events == [Started(None, "C4", None)]
     decoder.again()
@@ -597,7 +597,7 @@ def test_a_hand_off_is_looked_for_in_the_conversation() -> None:
     assert final_text(events) == "Here it is." and isinstance(events[-1], Finished)
 
 
-def test_an_end_without_any_text_is_looked_for_too_but_a_cut_is_a_cut() -> None:
+def test_an_end_without_any_text_is_polled_for_too_but_a_cut_is_a_cut() -> None:
     _, decoder = decoded(
         envelope(
             {

@@ -305,10 +305,8 @@ def test_a_response_becomes_one_error(
 ) -> None:
     failure = failures.from_response(status, headers, encoded(body))
     assert type(failure) is error
-    assert (failure.status, failure.retry_after) == (
-        as_status,
-        wait,
-    ) and message in failure.message
+    assert (failure.status, failure.retry_after) == (as_status, wait)
+    assert message in failure.message
     assert failure.may_have_been_sent == (as_status >= 500)
 
 

@@ -49,7 +49,9 @@ def shouted(error: RelayError, incoming: Incoming) -> Response:
 
 
 FORWARDING = Dialect(forwarding, ("forward",), shouted)
-CARELESS = replace(FORWARDING, first_segments=("forward", "forward-open"), token_in_body=True)
+CARELESS = replace(
+    FORWARDING, first_segments=("forward", "forward-open"), token_in_body=True
+)
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def make(
     return client_with
 
 
-KEY = {"Authorization": "Bearer the-key"}
+KEY = {"Authorization": "Bearer the-client-key-0"}
 BODIES = [
     ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20),
     ("application/octet-stream", bytes(5000)),
@@ -84,7 +86,7 @@ BODIES = [
 def test_a_body_of_any_type_reaches_its_view_untouched(
     make: Callable[..., FlaskClient], kind: str, body: bytes, method: str
 ) -> None:
-    client = make(FORWARDING, authorization=("owner:the-key",))
+    client = make(FORWARDING, authorization=("owner:the-client-key-0",))
     answer = client.open(
         "/forward/to/it?access_token=theirs",
         method=method,
@@ -99,7 +101,7 @@ def test_a_body_of_any_type_reaches_its_view_untouched(
 def test_an_error_has_the_shape_of_the_dialect_that_its_path_is_registered_with(
     make: Callable[..., FlaskClient],
 ) -> None:
-    client = make(FORWARDING, authorization=("the-key",))
+    client = make(FORWARDING, authorization=("the-client-key-0",))
     answer = client.get("/forward/fails", headers=KEY)
     assert (answer.status_code, answer.text) == (502, "UPSTREAM_FAILED!")
     assert answer.headers["X-Error-Code"] == "upstream_failed"
@@ -112,7 +114,7 @@ def test_an_error_has_the_shape_of_the_dialect_that_its_path_is_registered_with(
 def test_a_view_that_forgets_to_authenticate_is_open_to_nobody(
     make: Callable[..., FlaskClient],
 ) -> None:
-    client = make(CARELESS, authorization=("the-key",))
+    client = make(CARELESS, authorization=("the-client-key-0",))
     for headers in ({}, KEY):
         assert client.post("/forward-open", headers=headers).status_code == 401
 

@@ -39,9 +39,8 @@ DONE = {"done": True, "error": False, "content": "[DONE]"}
 def lines(body: bytes) -> list[dict[str, Any]]:
     assert not body.endswith(b"\n"), "the last line has no end"
     frames = [json.loads(line) for line in body.decode().split("\n") if line.strip()]
-    assert frames[-1] == DONE and all(
-        list(line) == ["done", "error", "content"] for line in frames
-    )
+    assert frames[-1] == DONE
+    assert all(list(line) == ["done", "error", "content"] for line in frames)
     return frames
 
 
@@ -55,14 +54,10 @@ def text_of(body: bytes) -> str:
 
 def test_before_the_offline_upstream(client: FlaskClient) -> None:
     answer = chat(client, json=HI)
-    assert (
-        answer.status_code == 200
-        and answer.content_type == "application/x-ndjson; charset=utf-8"
-    )
-    assert (
-        "You said: hi" in text_of(answer.data)
-        and "X-Conversation-Id" not in answer.headers
-    )
+    assert answer.status_code == 200
+    assert answer.content_type == "application/x-ndjson; charset=utf-8"
+    assert "You said: hi" in text_of(answer.data)
+    assert "X-Conversation-Id" not in answer.headers
     assert client.get("/conversations").json == []
 
 
@@ -70,7 +65,7 @@ def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> 
     client = build(
         openai_base_url=api.url,
         openai_api_key=("sk-invented-1",),
-        authorization=("the-key",),
+        authorization=("the-client-key-0",),
     ).test_client()
     dialogue = [
         *HI["messages"],
@@ -80,13 +75,11 @@ def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> 
     answer = chat(
         client,
         json={"messages": dialogue, "temperature": 0.5},
-        headers={"Authorization": "the-key"},
+        headers={"Authorization": "the-client-key-0"},
     )
     assert text_of(answer.data) == "Turn 2. You said: 你好 — 你好 🙂."
-    assert (
-        api.completions[0].body["messages"] == dialogue
-        and api.completions[0].body["temperature"] == 0.5
-    )
+    assert api.completions[0].body["messages"] == dialogue
+    assert api.completions[0].body["temperature"] == 0.5
     parts = [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
         {"type": "text", "text": "what?"},
@@ -94,17 +87,17 @@ def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> 
     chat(
         client,
         json={"messages": [{"role": "user", "content": parts}]},
-        headers={"Authorization": "the-key"},
+        headers={"Authorization": "the-client-key-0"},
     )
     assert api.completions[1].body["messages"][0]["content"] == parts
 
 
 def test_before_chatgpt(build: Build, backend: Backend) -> None:
-    """A temporary chat with the whole dialogue; what names a conversation goes on with it."""
+    """A temporary chat with the whole dialogue; a call that names a conversation continues it."""
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-key",)
+        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
     ).test_client()
-    key = {"Authorization": "the-key"}
+    key = {"Authorization": "the-client-key-0"}
     dialogue = [
         {"role": "system", "content": "s"},
         *HI["messages"],
@@ -112,32 +105,26 @@ def test_before_chatgpt(build: Build, backend: Backend) -> None:
         {"role": "user", "content": "so?"},
     ]
     answer = chat(client, json={"messages": dialogue}, headers=key)
-    assert (
-        "You said: so?" in text_of(answer.data)
-        and "X-Conversation-Id" not in answer.headers
-    )
+    assert "You said: so?" in text_of(answer.data)
+    assert "X-Conversation-Id" not in answer.headers
     sent = backend.turns[0].body
-    assert (
-        sent["history_and_training_disabled"] is True and "conversation_id" not in sent
-    )
+    assert sent["history_and_training_disabled"] is True
+    assert "conversation_id" not in sent
     roles = [message["author"]["role"] for message in sent["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
     conversation_id = client.post("/ask", data={"msg": "one"}, headers=key).json[
         "data"
     ]["conversation_id"]
     reply = chat(client, json={**HI, "conversation_id": conversation_id}, headers=key)
-    assert (
-        "Turn 2." in text_of(reply.data)
-        and backend.turns[-1].body["history_and_training_disabled"] is False
-    )
+    assert "Turn 2." in text_of(reply.data)
+    assert backend.turns[-1].body["history_and_training_disabled"] is False
     image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
     refused = chat(client, json=image, headers=key)
-    assert (
-        refused.status_code == 400 and "text alone" in lines(refused.data)[0]["content"]
-    )
+    assert refused.status_code == 400
+    assert "text alone" in lines(refused.data)[0]["content"]
 
 
-def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
+def test_a_call_is_kept_if_it_asks_for_it(client: FlaskClient) -> None:
     dialogue = [
         {"role": "system", "content": "s"},
         *HI["messages"],
@@ -148,21 +135,21 @@ def test_it_is_kept_where_the_call_says_so(client: FlaskClient) -> None:
     conversation_id = first.headers["X-Conversation-Id"]
     assert "Turn 2." in text_of(first.data)
     second = chat(client, json={**HI, "conversation_id": conversation_id})
-    assert "Turn 3." in text_of(second.data) and "Before that you said: two" in text_of(
-        second.data
-    )
+    assert "Turn 3." in text_of(second.data)
+    assert "Before that you said: two" in text_of(second.data)
     assert len(client.get(f"/conversation/{conversation_id}").json["mapping"]) == 8
 
 
-def test_names_that_no_header_holds_do_no_harm(client: FlaskClient) -> None:
+def test_parameter_names_that_no_header_can_hold_do_no_harm(
+    client: FlaskClient,
+) -> None:
     conversation_id = chat(client, json={**HI, "history_disabled": False}).headers[
         "X-Conversation-Id"
     ]
     parameters = {"a\nb": 1, "ключ": 2, "x\0y": 3, "y" * 300: 4, "top_k": 5}
     answer = chat(client, json={**HI, "conversation_id": conversation_id, **parameters})
-    assert (
-        answer.status_code == 200 and answer.headers["X-Ignored-Parameters"] == "top_k"
-    )
+    assert answer.status_code == 200
+    assert answer.headers["X-Ignored-Parameters"] == "top_k"
     assert "Turn 3." in text_of(
         chat(
             client, json={**HI, "conversation_id": conversation_id, "timeout": 2000}
@@ -178,15 +165,15 @@ def test_the_last_message_is_a_users(client: FlaskClient) -> None:
         assert answer.status_code == 400 and "role must be user" in answer.text
 
 
-def test_all_that_a_dialogue_begins_with_stays(
+def test_all_system_messages_of_a_dialogue_stay(
     build: Build, api: OpenAIBackend
 ) -> None:
     client = build(
         openai_base_url=api.url,
         openai_api_key=("sk-invented-1",),
-        authorization=("the-key",),
+        authorization=("the-client-key-0",),
     ).test_client()
-    key = {"Authorization": "the-key"}
+    key = {"Authorization": "the-client-key-0"}
     system = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}]
     api.mode = Mode(cut_after=4)
     first = chat(
@@ -219,12 +206,10 @@ def test_a_failure_before_the_first_event_has_its_true_status(build: Build) -> N
 def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> None:
     answer = chat(build(Scripted(b"S|", b"Hel|")).test_client(), json=HI)
     frames = lines(answer.data)
-    assert (
-        answer.status_code == 200
-        and frames[0]["content"] == "Hel"
-        and frames[1]["error"]
-        and len(frames) == 3
-    )
+    assert answer.status_code == 200
+    assert frames[0]["content"] == "Hel"
+    assert frames[1]["error"]
+    assert len(frames) == 3
 
 
 @pytest.mark.parametrize(
@@ -248,7 +233,7 @@ def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> No
             {
                 "data": b"x" * 200,
                 "content_type": "text/plain",
-                "headers": {"Authorization": "the-key"},
+                "headers": {"Authorization": "the-client-key-0"},
             },
             413,
         ),
@@ -257,18 +242,16 @@ def test_a_failure_after_it_is_a_line_and_then_the_done_line(build: Build) -> No
 def test_every_failure_has_the_lines(
     build: Build, request_options: dict[str, Any], status: int
 ) -> None:
-    client = build(authorization=("the-key",), max_body=100).test_client()
-    key = {} if status in (401, 403) else {"Authorization": "the-key"}
+    client = build(authorization=("the-client-key-0",), max_body=100).test_client()
+    key = {} if status in (401, 403) else {"Authorization": "the-client-key-0"}
     headers = {**key, **request_options.get("headers", {})}
     answer = chat(client, **{**request_options, "headers": headers})
     frames = lines(answer.data)
-    assert (
-        answer.status_code == status
-        and len(frames) == 2
-        and frames[0]["error"]
-        and frames[0]["content"]
-    )
-    answer_to_get = client.get("/chat", headers={"Authorization": "the-key"})
+    assert answer.status_code == status
+    assert len(frames) == 2
+    assert frames[0]["error"]
+    assert frames[0]["content"]
+    answer_to_get = client.get("/chat", headers={"Authorization": "the-client-key-0"})
     assert answer_to_get.status_code == 405 and lines(answer_to_get.data)
 
 
@@ -291,7 +274,7 @@ ORIGIN = "http://page.example"
 
 
 def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
-    client = build(authorization=("the-key",), cors_origins=(ORIGIN,)).test_client()
+    client = build(authorization=("the-client-key-0",), cors_origins=(ORIGIN,)).test_client()
     page = {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}
     asks = {
         "Access-Control-Request-Method": "POST",
@@ -306,7 +289,7 @@ def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
         and "POST" in preflight.headers["Access-Control-Allow-Methods"]
     )
     for headers, status in (
-        ({"Authorization": "the-key"}, 200),
+        ({"Authorization": "the-client-key-0"}, 200),
         ({}, 401),
         ({"Authorization": "wrong"}, 401),
     ):
@@ -368,7 +351,7 @@ async function streamChat(messages, callback) {
 
 
 class Page(http.server.ThreadingHTTPServer):
-    """One page on a port of its own, which is another origin; it reports what it came to show."""
+    """One page on a port of its own, which is another origin; its script reports what the page shows in the end."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), PageHandler)
@@ -381,7 +364,7 @@ class Page(http.server.ThreadingHTTPServer):
         ).start()
 
     def browsed(self, text: str, folder: Path) -> dict[str, Any]:
-        """What a browser has of the page once its script is done."""
+        """What the page shows in a browser once its script is done."""
         self.text = text
         command = [
             need("chromium"),
@@ -440,13 +423,13 @@ def page() -> Iterator[Page]:
 
 
 @pytest.mark.parametrize(
-    "key", ["", '"Authorization": "the-key"'], ids=["as written", "with a key"]
+    "key", ["", '"Authorization": "the-client-key-0"'], ids=["as written", "with a key"]
 )
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
 def test_the_documents_own_code_in_a_browser_from_another_origin(
     serve: Start, page: Page, tmp_path: Path, key: str, listed: bool
 ) -> None:
-    settings = {"AUTHORIZATION_KEY": "the-key"} if key else {}
+    settings = {"AUTHORIZATION_KEY": "the-client-key-0"} if key else {}
     service = serve(
         CORS_ORIGINS=page.address if listed else "http://other.example", **settings
     )
@@ -512,7 +495,7 @@ def test_every_mode_of_the_upstream_ends_with_the_done_line(
         openai_base_url=api.url,
         openai_api_key=("sk-invented-1",),
         openai_model="tiny-1",
-        authorization=("k",),
+        authorization=("the-client-key-0",),
     ).test_client()
     for mode in (
         Mode(cut_after=4),
@@ -523,5 +506,5 @@ def test_every_mode_of_the_upstream_ends_with_the_done_line(
         Mode(),
     ):
         api.mode = mode
-        frames = lines(chat(client, json=HI, headers={"Authorization": "k"}).data)
+        frames = lines(chat(client, json=HI, headers={"Authorization": "the-client-key-0"}).data)
         assert frames[-2]["error"] == (not (mode.crlf or mode == Mode()))
