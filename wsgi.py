@@ -1,4 +1,5 @@
-"""The service under gevent: `python3 wsgi.py` serves with pywsgi, `gunicorn -k gevent wsgi:app` with gunicorn.
+"""The service under gevent: `python3 wsgi.py` serves with pywsgi, `gunicorn -k gevent -b 127.0.0.1:8080 wsgi:app`
+with gunicorn.
 
 The one place that knows of gevent. It hands in what must: native threads, and how to see that a caller left.
 """
@@ -16,8 +17,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from email.errors import (
+    FirstHeaderLineIsContinuationDefect,
+    MalformedHeaderDefect,
+    MisplacedEnvelopeHeaderDefect,
+    MissingHeaderBodySeparatorDefect,
+)
 from email.message import Message
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 from gevent import pywsgi, threadpool
@@ -28,10 +35,23 @@ from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
 from relay import logs
+from relay.connection import BodyGuard, Connection
 from relay.deadline import Deadline
 from relay.errors import RelayError, StoreFailed
 from relay.server import Run, Server
+from relay.service import Service
 from relay.settings import Settings, SettingsError
+
+HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
+IDLE_SECONDS = 75.0  # between two requests of one connection
+MAX_HEAD = 64 * 1024
+WORKER_BOOT_ERROR = (
+    3  # gunicorn's: the master ends, where it would start workers for ever
+)
+
+BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_poll = monkey.get_original("select", "poll")
@@ -40,17 +60,30 @@ unpatched_poll = monkey.get_original("select", "poll")
 Hub.NOT_ERROR += (RelayError,)
 
 
+def log_failure(hub: Hub, context: object, *failure: Any) -> None:
+    """Log what gevent would print to standard error: a greenlet's exception. The context may hold a key."""
+    logs.log_uncaught(*failure)
+
+
+Hub.print_exception = log_failure  # type: ignore[assignment, method-assign]
+
+
 def native() -> Run:
     """A native thread of its own: what blocks in it stops no greenlet."""
     pool = threadpool.ThreadPool(1)
     return lambda work: pool.apply(work)
 
 
+def connection_of(environ: Mapping[str, Any]) -> Any:
+    """The socket of a request, under either server."""
+    return environ.get("relay.socket") or environ.get("gunicorn.socket")
+
+
 def watch(
     environ: Mapping[str, Any], left: Callable[[], None], seconds: float
 ) -> Callable[[], None]:
     """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
-    connection = environ.get("relay.socket") or environ.get("gunicorn.socket")
+    connection = connection_of(environ)
     # through TLS of our own, an end cannot be peeked at
     if connection is None or hasattr(connection, "getpeercert"):
         return lambda: None
@@ -104,42 +137,111 @@ def redact_request(record: logging.LogRecord) -> bool:
     return True
 
 
-def _is_ambiguous(headers: Message) -> bool:
-    """Whether the framing of a request can be read in more than one way."""
-    if headers.defects:  # a line that is no header hides the ones after it
+HEAD_DEFECTS = (
+    FirstHeaderLineIsContinuationDefect,
+    MisplacedEnvelopeHeaderDefect,
+    MissingHeaderBodySeparatorDefect,
+    MalformedHeaderDefect,
+)
+
+
+def is_ambiguous(headers: Message) -> bool:
+    """Whether a request's head can be read in more than one way."""
+    # a line that is no header hides the ones after it; of bodies, which it has not seen, the parser complains too
+    if any(isinstance(defect, HEAD_DEFECTS) for defect in headers.defects):
+        return True
+    if headers.get_unixfrom():
         return True
     names = headers.keys()
     if any(name != name.strip() or " " in name for name in names):
         return True
+    if len(headers.get_all("host") or []) > 1:
+        return True
+    return _has_ambiguous_framing(headers)
+
+
+def _has_ambiguous_framing(headers: Message) -> bool:
     lengths = headers.get_all("content-length") or []
     if len(lengths) > 1 or not all(text.strip().isdecimal() for text in lengths):
         return True
-    encoding = headers.get("transfer-encoding", "")
-    return bool(encoding) and (bool(lengths) or encoding.lower() != "chunked")
+    encodings = headers.get_all("transfer-encoding") or []
+    if not encodings:
+        return False
+    return bool(lengths) or [text.lower() for text in encodings] != ["chunked"]
+
+
+class HeadLines:
+    """The lines of a request's head, as `http.client` reads them. Raises ValueError where they are too many or odd."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MAX_HEAD
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise ValueError("the head is too large")
+        if b"\r" in line.removesuffix(b"\r\n"):
+            raise ValueError("a line break that other servers do not see")
+        return line
+
+
+class Input(pywsgi.Input):
+    """A body that pywsgi does not drain: a connection with an unread one is closed."""
+
+    def _discard(self) -> None:
+        pass
 
 
 class Handler(pywsgi.WSGIHandler):
-    """Shows the app its socket, and lets idle connections go when the server stops."""
+    """Shows the app its socket, ends connections that send nothing, and lets idle ones go when the server stops."""
 
     server: "GracefulServer"
+    socket: Any  # a Connection, and no attribute once the connection is over
 
     def get_environ(self) -> dict[str, Any]:
-        return {**super().get_environ(), "relay.socket": self.socket}
+        environ = super().get_environ()
+        known: Any = self.wsgi_input
+        self.wsgi_input = Input(
+            self.rfile, self.content_length, known.socket, known.chunked_input
+        )
+        return {
+            **environ,
+            "relay.socket": self.socket,
+            "wsgi.input": self.wsgi_input,
+        }
 
     def read_requestline(self) -> str:
         if self.server.stopping:
             return ""
         self.server.idle.add(self.socket)
         try:
+            self.socket.read_deadline = Deadline.after(IDLE_SECONDS)
+            if not self.rfile.peek(1):
+                return ""
+            self.socket.read_deadline = Deadline.after(HEAD_SECONDS)
             return str(super().read_requestline())
         finally:
             self.server.idle.discard(self.socket)
 
+    def read_request(self, raw_requestline: str) -> Any:
+        is_read = super().read_request(raw_requestline)
+        self.socket.read_deadline = None
+        return is_read
+
     def MessageClass(self, *args: Any) -> Any:
-        headers = super().MessageClass(*args)
-        if _is_ambiguous(headers):
+        file: Any = HeadLines(args[0])
+        headers = super().MessageClass(file, *args[1:])
+        if is_ambiguous(headers):
             raise ValueError("two servers could read two different requests")
         return headers
+
+    def _handle_client_error(self, error: Exception) -> Any:
+        if type(error) in (TimeoutError, ConnectionResetError):
+            return None  # the caller left, or sent no whole head in time
+        self.log_error("")
+        return "400", BAD_REQUEST
 
     def log_error(self, msg: str, *args: object) -> None:
         # pywsgi's own words quote what was sent, and that may be anything
@@ -159,12 +261,16 @@ class Handler(pywsgi.WSGIHandler):
 class GracefulServer(pywsgi.WSGIServer):
     """pywsgi without delays, that lets running answers end."""
 
-    def __init__(self, listener: socket.socket, app: Any) -> None:
+    def __init__(self, listener: socket.socket, app: Any, send_seconds: float) -> None:
         super().__init__(
             listener, app, handler_class=Handler, spawn=Pool(), log=None, error_log=log
         )
+        self._send_seconds = send_seconds
         self.idle: set[socket.socket] = set()
         self.stopping = False
+
+    def handle(self, accepted: socket.socket, address: Any) -> None:
+        super().handle(Connection.adopt(accepted, self._send_seconds), address)
 
     def finish(self, seconds: float) -> None:
         """Take no more requests, and wait for the running ones."""
@@ -193,14 +299,15 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
-    server = GracefulServer(listener, app)
+    server = GracefulServer(listener, app, settings.total_timeout)
     host, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(host).is_loopback:
+    if is_public(host):
         log.warning(
             "Listening on %s: pywsgi is not made for strangers. Put nginx before it, or "
             "use gunicorn.",
             host,
         )
+    warn_if_open(host, service)
     stop = Event()
     watchers = [
         gevent.signal_handler(number, stop.set)
@@ -216,17 +323,69 @@ def serve(settings: Settings) -> None:
     log.info("Stopped.")
 
 
+def is_public(host: str) -> bool:
+    return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def warn_if_open(host: str, service: Service) -> None:
+    """Warn where strangers may reach a service that asks nobody for a key."""
+    if is_public(host) and not service.access.needs_key:
+        log.warning(
+            "Listening on %s without client keys: whoever reaches it may use it. Set "
+            "AUTHORIZATION, or listen on 127.0.0.1.",
+            host,
+        )
+
+
+def adapt_gunicorn(worker_class: Any, service: Service) -> None:
+    """Give the connections of gunicorn's gevent worker our deadlines, and warn when it serves everybody."""
+    handle = worker_class.handle
+    run = worker_class.run
+
+    def handle_connection(
+        worker: Any, listener: Any, accepted: Any, address: Any
+    ) -> None:
+        # what gunicorn wraps in TLS of its own keeps gunicorn's rules
+        if not hasattr(accepted, "getpeercert"):
+            accepted = Connection.adopt(accepted, service.settings.total_timeout)
+        handle(worker, listener, accepted, address)
+
+    def run_worker(worker: Any) -> None:
+        for listener in worker.sockets:
+            address = listener.getsockname()
+            if isinstance(address, tuple):  # a UNIX socket has a path
+                warn_if_open(address[0], service)
+        run(worker)
+
+    worker_class.handle = handle_connection
+    worker_class.run = run_worker
+
+
+def refuse_start(error: Exception) -> NoReturn:
+    """End the process with one line that says why; under gunicorn, the master too."""
+    reason = " ".join(f"chatgpt-webapi cannot start: {error}".split())
+    if logging.getLogger().handlers:
+        log.critical("%s", reason)
+    else:  # LOG_FORMAT could not be read
+        sys.stderr.write(f"{reason}\n")
+    sys.exit(WORKER_BOOT_ERROR if "gunicorn.arbiter" in sys.modules else 1)
+
+
 try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(redact_request)
     app = create_app(settings, server=Server(native, watch, broken_input()))
-    service = app.extensions["service"]
-    atexit.register(service.close)  # the last one: what is registered later runs first
-    # asks that outlive their callers
-    atexit.register(service.wait, settings.total_timeout + 5)
 except (SettingsError, StoreFailed, OSError) as error:
-    sys.exit(f"chatgpt-webapi cannot start: {error}")
+    refuse_start(error)
+
+service: Service = app.extensions["service"]
+app.wsgi_app = BodyGuard(app.wsgi_app, connection_of)  # type: ignore[method-assign]
+if "gunicorn.workers.ggevent" in sys.modules:
+    adapt_gunicorn(sys.modules["gunicorn.workers.ggevent"].GeventWorker, service)
+atexit.register(service.close)  # the last one: what is registered later runs first
+# asks that outlive their callers
+atexit.register(service.wait, settings.total_timeout + 5)
 
 if __name__ == "__main__":
     serve(settings)

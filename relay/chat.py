@@ -18,6 +18,7 @@ import orjson
 
 from relay.domain import (
     Ask,
+    Caller,
     Delta,
     Event,
     Finished,
@@ -36,6 +37,7 @@ from relay.errors import (
     BadRequest,
     Busy,
     Forbidden,
+    NoConversation,
     RelayError,
     StoreFailed,
     Unauthorized,
@@ -43,6 +45,7 @@ from relay.errors import (
     UpstreamGone,
 )
 from relay.keeping import (
+    DeferredKeeper,
     EphemeralKeeper,
     Keeper,
     LocalKeeper,
@@ -51,7 +54,7 @@ from relay.keeping import (
 )
 from relay.replay import ReplayedAnswer, raise_failure
 from relay.store import OpenedTurn, Store, TurnRequest
-from relay.upkeep import LEASE_SECONDS, Leases
+from relay.upkeep import LEASE_SECONDS, Leases, Waiters
 from relay.upstreams import Decoder, Stream, Upstream
 from relay.window import Window, fit
 
@@ -278,6 +281,14 @@ class Routing:
     sole_owner: bool = True
 
 
+@dataclass(frozen=True)
+class PreparedAsk:
+    """What is made of an ask once, however often it is tried. `upstream`: where a new conversation goes."""
+
+    request: TurnRequest
+    upstream: Upstream
+
+
 class Chat:
     """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
@@ -297,22 +308,49 @@ class Chat:
         self._store = store
         self._leases = leases
         self._budget = budget
+        self._waiters: Waiters[PreparedAsk] = Waiters(leases)
 
     def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | None:
         """Store the question and open its stream; nothing is sent before that is read.
 
-        None while the conversation, or the same ask with a key, is being answered.
+        None while the conversation, or the same ask with a key, is being answered: then call it
+        again with the same object. Raises Busy where too many wait already.
         """
+        waiter = self._waiters.find(ask)
+        if waiter is None:
+            prepared = self._prepare(ask)
+        elif self._waiters.is_due(waiter):
+            prepared = waiter.prepared
+        else:
+            return None
+        waits = False
+        try:
+            turn = self._try(ask, prepared, printer, request_id)
+            waits = turn is None
+        finally:
+            if not waits:
+                self._waiters.remove(ask)
+        if waits and waiter is None:
+            self._waiters.add(ask, prepared.request.lease_names, prepared)
+        return turn
+
+    def _prepare(self, ask: Ask) -> PreparedAsk:
         upstream = self._upstream_for(ask)
         self._check(ask, upstream)
-        request = self._turn_request(ask, upstream)
+        return PreparedAsk(self._turn_request(ask, upstream), upstream)
+
+    def _try(
+        self, ask: Ask, prepared: PreparedAsk, printer: Printer, request_id: str
+    ) -> Turn | None:
+        """The turn, if its leases are free."""
+        request = prepared.request
         if request.idempotency_key is not None:
             holder = request.holder
             key = request.idempotency_key
             record = self._store.claim(key, holder, LEASE_SECONDS)
             if record.state != "mine":
                 return _replay(record, request, ask, printer)
-        opened = self._open_stored(ask, request, upstream)
+        opened = self._open_stored(ask, request, prepared.upstream)
         if opened is None:
             return None
         keeper = self._keeper(ask, request, opened)
@@ -355,10 +393,7 @@ class Chat:
     def _turn_request(self, ask: Ask, upstream: Upstream) -> TurnRequest:
         is_new = not ask.conversation_id
         may_adopt = bool(ask.caller.token) or self._routing.sole_owner
-        key = None
-        if ask.idempotency_key:
-            owner = ask.caller.verified_owner
-            key = IdempotencyKey(owner, ask.idempotency_key, _fingerprint(ask))
+        key = _key(ask) if ask.idempotency_key else None
         return TurnRequest(
             conversation_id=ask.conversation_id or str(uuid.uuid4()),
             owner=ask.caller.owner,
@@ -372,6 +407,8 @@ class Chat:
             adopt=upstream.stores_conversations and may_adopt,
             preamble=ask.preamble if is_new else (),
             idempotency_key=key,
+            budget=self._budget,
+            deferred=ask.caller.unverified,
         )
 
     def _open_stored(
@@ -386,23 +423,51 @@ class Chat:
                 remote=upstream.stores_conversations,
             )
             if request.idempotency_key is not None:
-                self._leases.hold(request.holder)
+                self._leases.hold(request.holder, request.lease_names)
             return opened
         opened = None
         try:
-            opened = self._store.open_turn(request, LEASE_SECONDS)
+            opened = self._open_owned(ask.caller, request)
         finally:
             if opened is None and request.idempotency_key is not None:
                 self._store.release(request)
         if opened is not None:
-            self._leases.hold(request.holder)
+            self._leases.hold(request.holder, request.lease_names)
         return opened
+
+    def _open_owned(self, caller: Caller, request: TurnRequest) -> OpenedTurn | None:
+        """Open the turn in a conversation of the caller's, also of one that is about to become the caller's."""
+        try:
+            return self._store.open_turn(request, LEASE_SECONDS)
+        except NoConversation:
+            if request.is_new or not self._take_over(caller, request.conversation_id):
+                raise
+        return self._store.open_turn(request, LEASE_SECONDS)
+
+    def _take_over(self, caller: Caller, conversation_id: str) -> bool:
+        """Make a conversation the caller's that an older version gave to the caller's whole workspace.
+
+        Only its upstream can say whose it is: raises RelayError where that does not show it.
+        """
+        if caller.former_owner is None:
+            return False
+        row = self._store.find(conversation_id)
+        if row is None or not row.remote or row.owner != caller.former_owner:
+            return False
+        upstream = self._upstreams.get(row.upstream)
+        if upstream is None or upstream.history is None:
+            return False
+        upstream.history.read(caller, conversation_id, row.account)
+        self._store.take_over(conversation_id, caller.former_owner, caller.owner)
+        return True
 
     def _keeper(self, ask: Ask, request: TurnRequest, opened: OpenedTurn) -> Keeper:
         if not ask.keep:
             return EphemeralKeeper(self._store, self._leases, request)
         if opened.remote:
             return RemoteKeeper(self._store, self._leases, request, opened)
+        if request.deferred:
+            return DeferredKeeper(self._store, self._leases, request, opened)
         return LocalKeeper(self._store, self._leases, request)
 
     def _start(
@@ -420,7 +485,7 @@ class Chat:
             window.messages,
             question_id=keeper.request.question_id,
             conversation_id=ask.conversation_id if opened.remote else None,
-            parent_id=opened.parent_id,
+            parent_id=opened.parent_id if opened.remote else None,
             account=opened.account,
             model=ask.model,
             options=ask.options if upstream.accepts_options else {},
@@ -434,7 +499,7 @@ class Chat:
         is_stored_here = ask.keep and not opened.remote
         context = TurnContext(
             keeper.request.conversation_id if is_stored_here else "",
-            Remarks(window.dropped, _ignored(ask, upstream)),
+            Remarks(opened.dropped + window.dropped, _ignored(ask, upstream)),
             ask.check,
             window.tokens,
         )
@@ -485,7 +550,7 @@ class Chat:
                 f"The upstream {upstream.name} takes no access token; it asks for a "
                 "client key."
             )
-        if ask.caller.token and self._routing.explicit:
+        if ask.caller.token and (self._routing.explicit or ask.conversation_id):
             raise BadRequest(
                 f"The upstream {upstream.name} takes no access token: leave "
                 "access_token out."
@@ -515,6 +580,14 @@ def _replay(
     keeper = ReplayKeeper(request, returns_ids=bool(conversation_id))
     context = TurnContext(conversation_id, Remarks(replayed=True), ask.check)
     return Turn(answer, answer, keeper, printer, context)
+
+
+def _key(ask: Ask) -> IdempotencyKey:
+    """The ask's key as it is stored: of an unverified caller nothing but hashes."""
+    name = str(ask.idempotency_key)
+    if ask.caller.unverified:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return IdempotencyKey(ask.caller.verified_owner, name, _fingerprint(ask))
 
 
 def _fingerprint(ask: Ask) -> str:

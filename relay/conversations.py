@@ -117,7 +117,8 @@ class Conversations:
                 changes = {"is_visible": False}
                 found.history.change(caller, conversation_id, found.account, changes)
         except NoConversation:
-            if found.row is not None:  # it was deleted there before
+            # it was deleted there before; what a token merely claims proves nothing
+            if found.row is not None and not caller.unverified:
                 self._store.delete(caller.owner, conversation_id)
             raise
         if found.row is not None:
@@ -133,7 +134,8 @@ class Conversations:
             if not reachable:
                 raise NoConversation()
             return Located(None, reachable[0])
-        if row.owner != caller.owner:
+        is_former = row.remote and row.owner == caller.former_owner
+        if row.owner != caller.owner and not is_former:
             raise NoConversation()
         if not row.remote:
             return Located(row, None)
@@ -142,7 +144,18 @@ class Conversations:
                 f"This conversation lives at the upstream {row.upstream}, which is not "
                 "open any more."
             )
-        return Located(row, self._histories[row.upstream])
+        history = self._histories[row.upstream]
+        if is_former:
+            self._take_over(caller, row, history)
+        return Located(row, history)
+
+    def _take_over(self, caller: Caller, row: Conversation, history: History) -> None:
+        """Make a conversation the caller's that an older version gave to the caller's whole workspace.
+
+        Only its upstream can say whose it is: raises RelayError where that does not show it.
+        """
+        history.read(caller, row.id, row.account)
+        self._store.take_over(row.id, row.owner, caller.owner)
 
     def _reachable(self, caller: Caller) -> Sequence[History]:
         """The histories whose conversations this caller may see without an index row, too."""

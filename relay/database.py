@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
@@ -38,6 +39,10 @@ Work: TypeAlias = Callable[[Connection], T]
 
 BUSY_SECONDS = 8  # how long a write waits for another process's lock: less than a lease lives unrenewed
 LARGEST_COMMIT = 100
+ERASE_SECONDS = (
+    2.0  # how long what is erased soon waits, so that many are erased at once
+)
+OTHERS = 0o077  # the bits of a file's mode that let others than its owner use it
 POOL_SIZE = 10
 POOL_SECONDS = 20  # how long a turn waits for a connection of the pool
 START_LOCK = 0x63772D776562  # of pg_advisory_xact_lock, while the tables are made
@@ -71,6 +76,9 @@ class Database(Protocol):
 
     def erase(self) -> None:
         """Remove deleted text from the database's files too, as far as the database allows."""
+
+    def erase_soon(self) -> None:
+        """As `erase`, in the background within a few seconds: once for many calls. Does not block."""
 
     def close(self) -> None:
         """Close all connections. Called once, after the last work has ended."""
@@ -165,6 +173,9 @@ class PostgreSQL:
     def erase(self) -> None:
         """Nothing to do: the server's own vacuum does that."""
 
+    def erase_soon(self) -> None:
+        """Nothing to do, as for `erase`."""
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -197,11 +208,16 @@ class SQLite:
 
     def prepare(self, work: Work[None]) -> None:
         self.write(work)
+        self.erase()  # what a process that was killed had no time to erase
 
     def erase(self) -> None:
         self._writer.checkpoint()
 
+    def erase_soon(self) -> None:
+        self._writer.checkpoint_soon()
+
     def close(self) -> None:
+        self._writer.close()
         self._reading.dispose()
         self._writing.dispose()
 
@@ -226,7 +242,7 @@ def _engine(url: str, begin: str) -> Engine:
 
 
 def _create_file(path: Path) -> None:
-    """Create the database's file for its owner alone. Raises StoreFailed."""
+    """Create the database's file for its owner alone. Raises StoreFailed, also where others may read it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)  # its log gets the same mode
@@ -234,6 +250,21 @@ def _create_file(path: Path) -> None:
         raise StoreFailed(
             f"The database cannot be used: {path}: {error.strerror}. Look at DATABASE_URL, or DATA_DIR."
         ) from error
+    check_private(path)
+
+
+def check_private(path: Path) -> None:
+    """Raise StoreFailed where others than its owner may use a file or folder. One that is not there is private."""
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    if not status.st_mode & OTHERS:
+        return
+    mode = "700" if stat.S_ISDIR(status.st_mode) else "600"
+    raise StoreFailed(
+        f"{path} can be read by others than its owner. Say: chmod {mode} {path}"
+    )
 
 
 def _set_up_connection(connection: Any, _record: object) -> None:
@@ -270,6 +301,9 @@ class Writer:
         self._waiting: deque[_Write[Any]] = deque()
         self._commit_lock = Lock()
         self._log_is_due = False
+        self._closed = False
+        self._timer: Timer | None = None
+        self._timer_lock = Lock()
 
     def __call__(self, work: Work[T]) -> T:
         """The result of `work`, once it is committed. Raises RelayError."""
@@ -296,7 +330,32 @@ class Writer:
         after each of the next writes.
         """
         with self._commit_lock:
-            self._run(self._empty_log)
+            if not self._closed:
+                self._run(self._empty_log)
+
+    def checkpoint_soon(self) -> None:
+        """Have a `checkpoint` within ERASE_SECONDS, in a thread of its own: one for all calls until then."""
+        with self._timer_lock:
+            if self._timer is not None:
+                return
+            self._timer = Timer(ERASE_SECONDS, self._checkpoint_now)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _checkpoint_now(self) -> None:
+        with self._timer_lock:
+            self._timer = None
+        self.checkpoint()
+
+    def close(self) -> None:
+        """Do what is due. Nothing is written afterwards."""
+        with self._timer_lock:
+            timer = self._timer
+        if timer is not None:
+            timer.cancel()
+            self.checkpoint()
+        with self._commit_lock:
+            self._closed = True
 
     def _empty_log(self) -> None:
         connection = self._engine.raw_connection()

@@ -2,17 +2,27 @@
 
 A delivery reads the upstream, pushes the turn, enforces the time limits and notices that the caller
 left. All failures leave it as RelayError; here stands the one handler that catches everything.
+
+What stops which clock, while the upstream is read:
+
+- the total clock: nothing. It ends answers without end, be they words or comments;
+- the silence clock, and the first-byte clock before it: bytes of the answer's body, also those that
+  decode to no event. Upstreams send comments and pings while they think;
+- bytes that are no body are silence: headers, 1xx responses, trailers, chunk extensions, and
+  everything before an answer that is read whole has come to its end;
+- once the answer is complete, nothing: its trailer has TRAILER_SECONDS, whatever comes;
+- the caller's own time counts for the total clock alone: a slow reader makes no upstream silent.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from queue import Empty, Queue
+from threading import Condition, Thread
 from threading import Event as Flag
-from threading import Thread
 from typing import NoReturn
 
 from relay.chat import Printer, Turn
@@ -29,11 +39,12 @@ from relay.errors import (
 
 log = logging.getLogger(__name__)
 
-TRAILER_SECONDS = (
-    5.0  # how long the end of a stream is waited for whose answer is complete
-)
+#: how long the end of a stream is waited for whose answer is complete
+TRAILER_SECONDS = 5.0
 SHORTEST_PAUSE = 0.02  # between two looks at a busy conversation
 LONGEST_PAUSE = 0.5
+LARGEST_BACKLOG = 1024 * 1024  # bytes of output that wait for one follower
+COST_OF_CHUNK = 64  # bytes that each chunk of it counts as, at least
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,11 @@ class Delivery:
         self.turn: Turn | None = None
         self.outcome = "open"
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the total clock has run out."""
+        return self._deadline.left
+
     def chunks(self) -> Iterator[bytes | None]:
         """The output, read by read; None for a time of silence. Every failure is a RelayError."""
         raise NotImplementedError
@@ -112,8 +128,10 @@ class Delivery:
         """
         chunks = self.chunks()
         first: bytes | None = None
+        keep_alive = Deadline.after(self._clocks.keep_alive)
         for first in chunks:
-            if first is None or first or (self.turn and self.turn.started):
+            has_started = self.turn is not None and self.turn.started
+            if first is None or first or has_started or keep_alive.passed:
                 break
         return self._body(first or self._printer.keep_alive, chunks)
 
@@ -131,6 +149,26 @@ class Delivery:
             if self._last_chunk is None:
                 raise BodyAborted() from None
             yield self._last_chunk
+
+
+class SilenceClock:
+    """The clock for the first byte, then for silence within the answer, then for the trailer after it."""
+
+    def __init__(self, clocks: Clocks) -> None:
+        self._silence = clocks.silence
+        self._is_trailer = False
+        self.limit = clocks.first_byte
+        self.deadline = Deadline.after(self.limit)
+
+    def restart(self, is_complete: bool) -> None:
+        """Something of the body came. While the answer is complete, that moves nothing."""
+        if is_complete and self._is_trailer:
+            return
+        self._is_trailer = is_complete
+        self.limit = self._silence
+        if is_complete:
+            self.limit = min(TRAILER_SECONDS, self._silence)
+        self.deadline = Deadline.after(self.limit)
 
 
 class DirectDelivery(Delivery):
@@ -195,15 +233,9 @@ class DirectDelivery(Delivery):
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
-        limit = self._clocks.first_byte
-        silence = Deadline.after(limit)
+        silence = SilenceClock(self._clocks)
         while not turn.over:
-            try:
-                piece = self._read_piece(turn, silence, limit)
-            except (UpstreamCut, UpstreamTimeout):
-                if turn.complete and not self._caller_left.is_set():
-                    break  # nothing of the answer is missing
-                raise
+            piece = self._read_piece(turn, silence)
             if piece == b"":
                 break
             if piece is None:
@@ -211,40 +243,43 @@ class DirectDelivery(Delivery):
                 continue
             output = turn.feed(piece)
             turn.accepted()
-            limit = self._silence_limit(turn)
-            silence = Deadline.after(limit)
             if output or turn.failure is None:
                 yield output
             if turn.failure is not None:
                 raise turn.failure
+            silence.restart(turn.complete)
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield turn.end()
 
-    def _silence_limit(self, turn: Turn) -> float:
-        if turn.complete:
-            return min(TRAILER_SECONDS, self._clocks.silence)
-        return self._clocks.silence
+    def _read_piece(self, turn: Turn, silence: SilenceClock) -> bytes | None:
+        """What has arrived; None for one keep-alive of silence, b"" at the end."""
+        try:
+            return self._read_in_time(turn, silence)
+        except (UpstreamCut, UpstreamTimeout):
+            if turn.complete and not self._caller_left.is_set():
+                return b""  # nothing of the answer is missing
+            raise
 
-    def _read_piece(self, turn: Turn, silence: Deadline, limit: float) -> bytes | None:
-        """What has arrived; None for one keep-alive of silence. Raises where a clock ran out."""
-        self._check_clocks(silence, limit)
-        next_clock = min(self._deadline, silence)
+    def _read_in_time(self, turn: Turn, silence: SilenceClock) -> bytes | None:
+        """The same. Raises where a clock ran out."""
+        self._check_clocks(silence)
+        next_clock = min(self._deadline, silence.deadline)
         piece = turn.stream.read(min(next_clock.left, self._clocks.keep_alive))
         if piece is None:
-            self._check_clocks(silence, limit)
+            self._check_clocks(silence)
         return piece
 
-    def _check_clocks(self, silence: Deadline, limit: float) -> None:
+    def _check_clocks(self, silence: SilenceClock) -> None:
         if self._caller_left.is_set():
             raise CallerLeft()
         if self._deadline.passed:
             raise UpstreamTimeout(
                 f"The answer was not whole within {self.seconds:g} s; it was given up."
             )
-        if silence.passed:
+        if silence.deadline.passed:
             raise UpstreamTimeout(
-                f"The upstream was silent for {limit:g} s; it was given up."
+                f"The upstream was silent for {silence.limit:g} s; it was given up."
             )
 
     def _fail(self, error: RelayError) -> None:
@@ -286,10 +321,70 @@ class Background:
             thread.join(deadline.left)
 
 
+class Backlog:
+    """Output on its way from the thread that reads to the one that follows, LARGEST_BACKLOG bytes at most."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes | None] = deque()
+        self._size = 0
+        self._is_followed = True
+        self._is_over = False
+        self._changed = Condition()
+
+    @property
+    def drained(self) -> bool:
+        """Everything was taken, and nothing more will come."""
+        return self._is_over and not self._chunks
+
+    def put(self, chunk: bytes | None, seconds: float) -> None:
+        """Add a chunk, or None for a time of silence. While it is full, waits for `seconds` at most."""
+        with self._changed:
+            self._changed.wait_for(self._has_room, seconds)
+            if self._is_followed:
+                self._chunks.append(chunk)
+                self._size += _cost(chunk)
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return self._size < LARGEST_BACKLOG or not self._is_followed
+
+    def get(self, seconds: float) -> bytes | None:
+        """The next chunk; None where none comes within `seconds`, or none will come."""
+        with self._changed:
+            self._changed.wait_for(self._has_news, seconds)
+            if not self._chunks:
+                return None
+            chunk = self._chunks.popleft()
+            self._size -= _cost(chunk)
+            self._changed.notify_all()
+            return chunk
+
+    def _has_news(self) -> bool:
+        return bool(self._chunks) or self._is_over or not self._is_followed
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody follows any more: drop what is here, and what is still to come."""
+        with self._changed:
+            self._is_followed = False
+            self._chunks.clear()
+            self._changed.notify_all()
+
+
+def _cost(chunk: bytes | None) -> int:
+    return COST_OF_CHUNK + len(chunk or b"")
+
+
 class BackgroundDelivery(Delivery):
     """A turn that goes on without its caller: read in the background, and followed from here.
 
-    `timeout` only ends the following. Output that nobody follows any more is dropped.
+    `timeout` only ends the following. A follower that is slower than the upstream holds the reading
+    back, as the caller of a DirectDelivery does; output that nobody follows any more is dropped.
     """
 
     def __init__(
@@ -303,34 +398,34 @@ class BackgroundDelivery(Delivery):
         super().__init__(printer, clocks, timeout)
         self._source = source
         self._background = background
-        self._output: Queue[bytes | None] = Queue()
-        self._finished = Flag()
+        self._backlog = Backlog()
         self._error: RelayError | None = None
         self._caller_left = Flag()
 
     def leave(self) -> None:
+        self._stop_following()
+
+    def _stop_following(self) -> None:
         self._caller_left.set()
         self._source.stop_waiting()
-        self._output.put(None)
+        self._backlog.close()
 
     def _run(self) -> None:
         try:
             for chunk in self._source.chunks():
-                if not self._caller_left.is_set():
-                    self._output.put(chunk)
+                self._backlog.put(chunk, self._source.seconds_left)
         except RelayError as error:
             self._error = error
         finally:
             try:
                 self._source.close()
             finally:
-                self._finished.set()
-                self._output.put(None)
+                self._backlog.end()
 
     def chunks(self) -> Iterator[bytes | None]:
         self._background.start(self._run)
         silence = Deadline.after(self._clocks.keep_alive)
-        while not (self._finished.is_set() and self._output.empty()):
+        while not self._backlog.drained:
             self._check()
             chunk = self._next_chunk()
             self.turn = self._source.turn
@@ -344,11 +439,7 @@ class BackgroundDelivery(Delivery):
         self.outcome = "whole"
 
     def _next_chunk(self) -> bytes | None:
-        seconds = min(self._deadline.left, self._clocks.keep_alive)
-        try:
-            return self._output.get(timeout=seconds)
-        except Empty:
-            return None
+        return self._backlog.get(min(self.seconds_left, self._clocks.keep_alive))
 
     def _check(self) -> None:
         if self._caller_left.is_set():
@@ -368,7 +459,6 @@ class BackgroundDelivery(Delivery):
 
     def close(self) -> None:
         """The following is over; what is followed goes on, if it was begun."""
-        self._caller_left.set()
-        self._source.stop_waiting()
+        self._stop_following()
         if self.outcome == "open":
             self.outcome = CallerLeft.code

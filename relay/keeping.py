@@ -11,7 +11,7 @@ from relay.domain import Conversation, KeyRecord, Reply, Started
 from relay.errors import RelayError, StoreFailed
 from relay.replay import completed_record, failed_record
 from relay.store import OpenedTurn, Store, TurnRequest
-from relay.upkeep import Leases
+from relay.upkeep import LEASE_SECONDS, Leases
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,53 @@ class LocalKeeper(_StoreKeeper):
     def failed(
         self, text: str, model: str | None, error: RelayError, sent: bool
     ) -> bool:
-        self._leases.drop(self.request.holder)
-        if not sent and not text:
-            self._store.discard_turn(self.request)
-            return False
-        record = failed_record(error, self.request.conversation_id)
-        self._store.break_turn(self.request, text, model, error.code, record)
-        return True
+        try:
+            if not sent and not text:
+                self._store.discard_turn(self.request)
+                return False
+            record = failed_record(error, self.request.conversation_id)
+            self._store.break_turn(self.request, text, model, error.code, record)
+            return True
+        finally:
+            self._leases.drop(self.request.holder)
+
+
+class DeferredKeeper(LocalKeeper):
+    """Stores a question with its acceptance: before it, nobody has checked the token that it came with."""
+
+    def __init__(
+        self, store: Store, leases: Leases, request: TurnRequest, opened: OpenedTurn
+    ) -> None:
+        super().__init__(store, leases, request)
+        self._opened = opened
+        self._is_stored = False
+
+    def accepted(self, started: Started) -> None:
+        self._store_question()
+
+    def _store_question(self) -> None:
+        """Raises StoreFailed."""
+        if not self._is_stored:
+            self._store.accept_turn(self.request, self._opened, LEASE_SECONDS)
+            self._is_stored = True
+
+    def completed(self, reply: Reply) -> None:
+        self._store_question()
+        super().completed(reply)
+
+    def failed(
+        self, text: str, model: str | None, error: RelayError, sent: bool
+    ) -> bool:
+        if self._is_stored:
+            return super().failed(text, model, error, sent)
+        has_lease = not self.request.is_new
+        try:
+            if has_lease or self.request.idempotency_key is not None:
+                record = failed_record(error) if sent or text else None
+                self._store.release(self.request, record)
+        finally:
+            self._leases.drop(self.request.holder)
+        return False
 
 
 class EphemeralKeeper(_StoreKeeper):
@@ -94,8 +134,8 @@ class EphemeralKeeper(_StoreKeeper):
         has_key = self.request.idempotency_key is not None
         if row is None and not has_key and self.request.is_new:
             return
-        self._leases.drop(self.request.holder)
         self._try(lambda: self._store.release(self.request, record, row))
+        self._leases.drop(self.request.holder)
 
     def _try(self, write: Callable[[], None]) -> bool:
         """Write what is not the answer itself; a failure is no reason to withhold the answer."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+import threading
+from types import TracebackType
 from typing import Any
 
 import orjson
+
+log = logging.getLogger("chatgpt_webapi")
 
 
 class TextLines(logging.Formatter):
@@ -17,7 +23,8 @@ class TextLines(logging.Formatter):
         line = f"{self.formatTime(record)} {record.levelname} {message}"
         line += "".join(f" {name}={_quoted(value)}" for name, value in fields.items())
         if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info)}"
+            traceback = self.formatException(record.exc_info)
+            line += "".join(f"\n  {_one_line(part)}" for part in traceback.split("\n"))
         return line
 
 
@@ -32,10 +39,12 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry | getattr(record, "fields", {})).decode()
+        return _json(entry | getattr(record, "fields", {}))
 
 
 def _one_line(message: str) -> str:
+    if message.isprintable():
+        return message
     return "".join(
         character if character.isprintable() else repr(character)[1:-1]
         for character in message
@@ -46,11 +55,47 @@ def _quoted(value: object) -> str:
     text = str(value)
     if text.isascii() and text.isprintable() and " " not in text:
         return text
-    return orjson.dumps(text).decode()
+    return _json(text)
+
+
+def _json(value: object) -> str:
+    """JSON in printable characters alone: C1 controls, DEL and other line ends are legal in it, but not in a log."""
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # lone surrogates, integers beyond 64 bits, objects
+        return json.dumps(value, default=str)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else json.dumps(character)[1:-1]
+        for character in text
+    )
+
+
+def formatter(form: str) -> logging.Formatter:
+    """The formatter of a LOG_FORMAT, "text" or "json"."""
+    return JsonLines() if form == "json" else TextLines()
 
 
 def configure(level: str, form: str) -> None:
-    """Send the whole process's log to standard error, from `level` on."""
+    """Send the whole process's log to standard error, from `level` on; warnings and uncaught exceptions too."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def log_uncaught(
+    kind: type[BaseException],
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    """Log an exception that nobody caught; what only ends a process or a thread is none."""
+    if not issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        log.critical("Uncaught exception: %s", kind.__name__, exc_info=error)
+
+
+def _log_uncaught_in_thread(failure: threading.ExceptHookArgs) -> None:
+    log_uncaught(failure.exc_type, failure.exc_value, failure.exc_traceback)

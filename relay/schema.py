@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -34,6 +35,8 @@ conversations = Table(
     Column("newest", Text),
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
+    # of its stored messages, as `relay.tables.messages.size_of` counts it
+    Column("size", BigInteger, nullable=False),
     Index("conversations_of_owner", "owner", "updated"),
 )
 messages = Table(
@@ -84,6 +87,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX ix_requests_conversation_id ON requests (conversation_id)",
         "CREATE INDEX ix_requests_updated ON requests (updated)",
         "CREATE TABLE schema_version (version INTEGER NOT NULL)",
+    ),
+    (
+        "ALTER TABLE conversations ADD COLUMN size BIGINT NOT NULL DEFAULT 0",
+        "UPDATE conversations SET size = coalesce((SELECT sum(length(text) + 1024) FROM messages "
+        "WHERE messages.conversation_id = conversations.id), 0)",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

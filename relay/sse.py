@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from relay.errors import UpstreamFailed
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-LONGEST_EVENT = 32 * 1024 * 1024
+LONGEST_EVENT = 8 * 1024 * 1024
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
 

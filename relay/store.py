@@ -27,9 +27,11 @@ from relay.domain import (
     Node,
     Reply,
 )
-from relay.errors import NoConversation, RelayError
+from relay.errors import NoConversation, RelayError, TooLarge
 from relay.server import Run
-from relay.tables import conversations, idempotency, leases, messages
+from relay.tables import conversations, history, idempotency, leases, messages
+
+LARGEST_CONVERSATION = 64 * 2**20  # as `messages.size_of` counts it: 64 MB of text
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class TurnRequest:
 
     `is_new`: of a new conversation, which begins with `preamble`; otherwise `parent_id` None means
     the newest answer. `adopt`: a conversation without an index row may go on too, at `upstream`,
-    which stores it. With an `idempotency_key`, the turn's end is recorded for it as well.
+    which stores it. With an `idempotency_key`, the turn's end is recorded for it as well. `budget`:
+    tokens of history and prompt that are loaded; 0: all. `deferred`: the question is stored only by
+    `Store.accept_turn`.
     """
 
     conversation_id: str
@@ -53,24 +57,37 @@ class TurnRequest:
     adopt: bool = False
     preamble: tuple[Message, ...] = field(default=(), repr=False)
     idempotency_key: IdempotencyKey | None = None
+    budget: int = 0
+    deferred: bool = False
 
     @property
     def holder(self) -> str:
         """The holder of the turn's leases."""
         return self.answer_id
 
+    @property
+    def lease_names(self) -> tuple[str, ...]:
+        """The leases that the turn takes: its conversation's, and its key's if it has one."""
+        conversation = conversations.conversation_lease(self.conversation_id)
+        if self.idempotency_key is None:
+            return (conversation,)
+        return conversation, idempotency.key_lease(self.idempotency_key)
+
 
 @dataclass(frozen=True)
 class OpenedTurn:
-    """A turn that holds its conversation's lease.
+    """A turn that holds its conversation's lease; a new one whose question is deferred needs none yet.
 
-    `history`: the messages from the root up to the prompt, without it. Of a `remote` conversation,
-    whose text lives at the upstream, it is empty; `parent_id` and `account` say where the question
-    belongs, as far as is known, and `indexed` whether the index has a row of it.
+    `history`: the messages from the root up to the prompt, without it; `dropped`: how many of them
+    do not fit the budget. Of a `remote` conversation, whose text lives at the upstream, it is empty;
+    `parent_id` and `account` say where the question belongs, as far as is known, and `indexed`
+    whether the index has a row of it. Of a deferred question, `parent_id` is the message that it
+    follows.
     """
 
     upstream: str
     history: tuple[Message, ...] = field(repr=False)
+    dropped: int = 0
     remote: bool = False
     parent_id: str | None = None
     account: str | None = None
@@ -158,10 +175,15 @@ class Store:
     def open_turn(self, request: TurnRequest, seconds: float) -> OpenedTurn | None:
         """Take the conversation's lease, keep the question and an open answer, and load the history.
 
-        Of a remote conversation only the lease is taken. None while another turn holds the lease.
-        Raises NoConversation where the owner has no such conversation or it has no such parent, and
-        BadRequest where the parent is a question.
+        Of a remote conversation only the lease is taken, and so it is for a deferred question; for
+        one that begins a conversation nothing is written. None while another turn holds the lease.
+        Raises NoConversation where the owner has no such conversation or it has no such parent,
+        BadRequest where the parent is a question, and TooLarge for a conversation that may not grow.
         """
+        if request.is_new:
+            _check_size(request, _size_before(request))
+            if request.deferred:
+                return OpenedTurn(request.upstream, request.preamble)
         lease_name = conversations.conversation_lease(request.conversation_id)
 
         def work(connection: Connection) -> OpenedTurn | None:
@@ -175,6 +197,29 @@ class Store:
 
         return self._write(work)
 
+    def accept_turn(
+        self, request: TurnRequest, opened: OpenedTurn, seconds: float
+    ) -> None:
+        """Keep a deferred question and an open answer, with the conversation and its lease if it is new.
+
+        Of a conversation that was deleted meanwhile nothing is kept.
+        """
+        lease_name = conversations.conversation_lease(request.conversation_id)
+
+        def work(connection: Connection) -> None:
+            now = self._clock()
+            parent = opened.parent_id
+            if request.is_new:
+                self._take_lease(connection, lease_name, request.holder, now, seconds)
+                parent = _insert_conversation(connection, request, now)
+            elif not conversations.lock_conversation(
+                connection, request.conversation_id
+            ):
+                return
+            _insert_turn(connection, request, parent, now)
+
+        self._write(work)
+
     def complete_turn(
         self, request: TurnRequest, reply: Reply, record: KeyRecord | None = None
     ) -> None:
@@ -187,7 +232,11 @@ class Store:
         def work(connection: Connection) -> None:
             now = self._clock()
             conversations.advance_newest(
-                connection, request.conversation_id, request.answer_id, now
+                connection,
+                request.conversation_id,
+                request.answer_id,
+                now,
+                messages.size_of(request.prompt, reply.text + reply.reasoning),
             )
             _delete_conversation_lease(connection, request)
             is_kept = messages.complete_answer(connection, request.answer_id, reply)
@@ -211,9 +260,8 @@ class Store:
 
         def work(connection: Connection) -> None:
             now = self._clock()
-            conversations.update_conversation(
-                connection, request.conversation_id, {"updated": now}
-            )
+            added_size = messages.size_of(request.prompt, text)
+            conversations.add_size(connection, request.conversation_id, now, added_size)
             _delete_conversation_lease(connection, request)
             is_kept = messages.break_answer(
                 connection, request.answer_id, text, model, error_code
@@ -224,7 +272,10 @@ class Store:
         self._write(work)
 
     def discard_turn(self, request: TurnRequest) -> None:
-        """Undo a turn that no upstream accepted, and delete the leases: its key is free again."""
+        """Undo a turn that no upstream accepted, and delete the leases: its key is free again.
+
+        Its text leaves the database's files soon, not at once.
+        """
 
         def work(connection: Connection) -> None:
             if request.is_new:
@@ -236,6 +287,7 @@ class Store:
             _end_key(connection, request, None, self._clock())
 
         self._write(work)
+        self._database.erase_soon()
 
     def release(
         self,
@@ -271,6 +323,14 @@ class Store:
                 conversations.insert_conversation(connection, added)
 
         self._write(work)
+
+    def take_over(self, conversation_id: str, former_owner: str, owner: str) -> None:
+        """Make a conversation of `former_owner` the `owner`'s. Any other stays as it is."""
+        self._write(
+            lambda connection: conversations.take_over(
+                connection, conversation_id, former_owner, owner
+            )
+        )
 
     def find(self, conversation_id: str) -> Conversation | None:
         """A conversation's index row, whoever owns it."""
@@ -401,18 +461,46 @@ def _open_turn(
             indexed=True,
         )
     if row is None:
-        upstream = request.upstream
         parent = _insert_conversation(connection, request, now)
-    else:
-        upstream = row.upstream
-        parent = messages.find_parent(
-            connection, request.conversation_id, request.parent_id, row.newest
-        )
-    path = messages.load_history(connection, parent)
+        _insert_turn(connection, request, parent, now)
+        return OpenedTurn(request.upstream, request.preamble)
+    _check_size(request, row.size)
+    parent = messages.find_parent(
+        connection, request.conversation_id, request.parent_id, row.newest
+    )
+    question = Message("user", request.prompt)
+    path = history.load_history(connection, parent, question, request.budget)
+    if request.deferred:
+        return OpenedTurn(row.upstream, path.messages, path.dropped, parent_id=parent)
+    _insert_turn(connection, request, parent, now)
+    return OpenedTurn(row.upstream, path.messages, path.dropped)
+
+
+def _size_before(request: TurnRequest) -> int:
+    """What a new conversation has before its question."""
+    return messages.size_of(*(message.text for message in request.preamble))
+
+
+def _check_size(request: TurnRequest, size: int) -> None:
+    """Raise TooLarge where a conversation of this size cannot take the question. Its answer may exceed the limit."""
+    if size + messages.size_of(request.prompt) <= LARGEST_CONVERSATION:
+        return
+    limit = f"{LARGEST_CONVERSATION // 2**20} MB"
+    if request.is_new:
+        raise TooLarge(f"A conversation may have {limit} of text. Begin with less.")
+    raise TooLarge(
+        f"With this question the conversation would have more than {limit} of text. "
+        "Leave conversation_id out to begin a new one."
+    )
+
+
+def _insert_turn(
+    connection: Connection, request: TurnRequest, parent: str | None, now: float
+) -> None:
+    """Add a question and its open answer."""
     question = Node(request.question_id, parent, "user", request.prompt, "whole", now)
     answer = Node(request.answer_id, question.id, "assistant", "", "open", now)
     messages.insert_messages(connection, request.conversation_id, (question, answer))
-    return OpenedTurn(upstream, path)
 
 
 def _insert_conversation(
@@ -438,7 +526,8 @@ def _insert_conversation(
         created=now,
         updated=now,
     )
-    conversations.insert_conversation(connection, conversation)
+    size = _size_before(request)
+    conversations.insert_conversation(connection, conversation, size)
     if nodes:
         messages.insert_messages(connection, request.conversation_id, nodes)
     return parent

@@ -1,15 +1,19 @@
-"""What runs in the background: leases are renewed while turns run, and old conversations are deleted."""
+"""What runs beside the turns: leases are renewed and waited for, and old conversations are deleted."""
 
 from __future__ import annotations
 
 import logging
 import uuid
+import weakref
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from threading import Event as Flag
 from threading import Lock, Thread
 from time import sleep
+from typing import Any, Generic, TypeVar
 
-from relay.errors import StoreFailed
+from relay.deadline import Deadline
+from relay.errors import Busy, StoreFailed
 from relay.store import Store
 
 log = logging.getLogger(__name__)
@@ -17,13 +21,22 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0  # a conversation whose process was killed is free again after this
 RENEW_SECONDS = 5.0
 UPKEEP_SECONDS = 3600.0
+MOST_WAITERS = 20  # for one lease, in this process
+WAIT_SECONDS = 0.25  # the longest that a look at a waiter blocks
+POLL_SECONDS = (
+    5.0  # between two looks at the database while this process itself has the lease
+)
+GONE_SECONDS = 3.0  # a waiter that nobody has looked at for so long has given up
+
+T = TypeVar("T")
 
 
 class Leases:
     """Renews the leases of running turns: one write every few seconds for all of them, none when idle.
 
     `renew(holders, seconds)` is called from a thread of its own; it may block and raise StoreFailed.
-    `every`: seconds between two calls.
+    `every`: seconds between two calls. Who waits for a lease that a turn of this process has, is woken
+    when it is free.
     """
 
     def __init__(
@@ -34,21 +47,36 @@ class Leases:
         self._renew = renew
         self._every = every
         self._held: set[str] = set()
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._freed: dict[str, Flag] = {}
         self._running = False
         self._lock = Lock()
 
-    def hold(self, holder: str) -> None:
-        """Renew the holder's leases from now on."""
+    def hold(self, holder: str, names: tuple[str, ...] = ()) -> None:
+        """Renew the holder's leases from now on. `names`: theirs, for those who wait for them."""
         with self._lock:
             self._held.add(holder)
+            self._names[holder] = names
+            for name in names:
+                self._freed.setdefault(name, Flag())
             if not self._running:
                 self._running = True
                 Thread(target=self._run, name="leases", daemon=True).start()
 
     def drop(self, holder: str) -> None:
-        """Renew the holder's leases no more; they are not deleted."""
+        """Renew the holder's leases no more; they are not deleted. Wakes those who wait for them."""
         with self._lock:
             self._held.discard(holder)
+            names = self._names.pop(holder, ())
+            freed = [self._freed.pop(name) for name in names if name in self._freed]
+        for flag in freed:
+            flag.set()
+
+    def freed(self, names: tuple[str, ...]) -> Flag | None:
+        """Is set when the first of these leases is free that a turn of this process has; None where none has."""
+        with self._lock:
+            flags = (self._freed.get(name) for name in names)
+            return next((flag for flag in flags if flag is not None), None)
 
     def _run(self) -> None:
         failed = True
@@ -71,6 +99,77 @@ class Leases:
                 self._renew(held, LEASE_SECONDS)
             except StoreFailed as error:
                 log.warning("Leases could not be renewed: %s", error)
+
+
+@dataclass(eq=False)
+class Waiter(Generic[T]):
+    """An ask that waits for its leases. `prepared`: what was made of it, once."""
+
+    ask: weakref.ref[Any]
+    names: tuple[str, ...]
+    prepared: T
+    next_poll: Deadline
+    gives_up: Deadline
+
+
+class Waiters(Generic[T]):
+    """The asks of this process that wait for a lease, so that each is prepared once and few wait for one lease.
+
+    An ask is known by its identity. One that is given up is forgotten, at the latest when it is deleted.
+    """
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._waiting: dict[int, Waiter[T]] = {}
+
+    def find(self, ask: Any) -> Waiter[T] | None:
+        waiter = self._waiting.get(id(ask))
+        if waiter is None or waiter.ask() is not ask:
+            return None
+        return waiter
+
+    def add(self, ask: Any, names: tuple[str, ...], prepared: T) -> None:
+        """From now on the ask waits for the leases of these names. Raises Busy where enough asks do."""
+        waiting = list(self._waiting.values())
+        for name in names:
+            count = sum(
+                name in other.names and not other.gives_up.passed for other in waiting
+            )
+            if count >= MOST_WAITERS:
+                raise Busy()
+        key = id(ask)
+        # no lock: it may be called while another thread, or this one, is anywhere here
+        reference = weakref.ref(ask, lambda gone: self._forget(key, gone))
+        self._waiting[key] = Waiter(
+            reference,
+            names,
+            prepared,
+            Deadline.after(POLL_SECONDS),
+            Deadline.after(GONE_SECONDS),
+        )
+
+    def is_due(self, waiter: Waiter[T]) -> bool:
+        """Whether to try again: a lease was freed here, or another process may have freed it.
+
+        Blocks for WAIT_SECONDS at most.
+        """
+        freed = self._leases.freed(waiter.names)
+        is_due = True
+        if freed is not None:
+            is_due = freed.wait(WAIT_SECONDS) or waiter.next_poll.passed
+        if is_due:
+            waiter.next_poll = Deadline.after(POLL_SECONDS)
+        waiter.gives_up = Deadline.after(GONE_SECONDS)
+        return is_due
+
+    def remove(self, ask: Any) -> None:
+        """The ask waits no more."""
+        self._waiting.pop(id(ask), None)
+
+    def _forget(self, key: int, gone: object) -> None:
+        waiter = self._waiting.get(key)
+        if waiter is not None and waiter.ask is gone:
+            del self._waiting[key]
 
 
 class Upkeep:

@@ -30,6 +30,35 @@ def estimate_tokens(message: Message) -> int:
     return -(-ascii_characters // 4) + others + PER_MESSAGE
 
 
+def least_cost(length: int) -> int:
+    """What a message of so many characters costs at least."""
+    return -(-length // 4) + PER_MESSAGE
+
+
+class Room:
+    """Decides how much of a dialogue fits `tokens`, message by message, the newest first.
+
+    `left`: tokens that are free. `in_whole_turns`: how many of the messages that fit belong to turns
+    of which nothing is missing.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.left = tokens
+        self.in_whole_turns = 0
+        self._fitting = 0
+
+    def take(self, message: Message) -> bool:
+        """Whether the message, the next older one, fits too. After one that does not, nothing is taken."""
+        cost = estimate_tokens(message)
+        if cost > self.left:
+            return False
+        self.left -= cost
+        self._fitting += 1
+        if message.role == "user":
+            self.in_whole_turns = self._fitting
+        return True
+
+
 def fit(messages: tuple[Message, ...], budget: int) -> Window:
     """What of the messages fits `budget` tokens (0: all of them): whole turns, the oldest dropped first.
 
@@ -39,7 +68,10 @@ def fit(messages: tuple[Message, ...], budget: int) -> Window:
     costs = [estimate_tokens(message) for message in messages]
     stays = [message.role in SYSTEM_ROLES for message in messages]
     stays[-1] = True
-    first = _first_that_fits(messages, costs, stays, budget) if budget else 0
+    first = 0
+    if budget:
+        fixed = sum(cost for cost, stay in zip(costs, stays, strict=True) if stay)
+        first = _first_that_fits(messages, stays, Room(budget - fixed))
     kept = [at for at in range(len(messages)) if stays[at] or at >= first]
     return Window(
         tuple(messages[at] for at in kept),
@@ -49,16 +81,14 @@ def fit(messages: tuple[Message, ...], budget: int) -> Window:
 
 
 def _first_that_fits(
-    messages: tuple[Message, ...], costs: list[int], stays: list[bool], budget: int
+    messages: tuple[Message, ...], stays: list[bool], room: Room
 ) -> int:
     """Where the oldest turn begins that fits beside what stays."""
-    left = budget - sum(cost for cost, fixed in zip(costs, stays, strict=True) if fixed)
     first = len(messages)
     for at in range(len(messages) - 1, -1, -1):
         if stays[at]:
             continue
-        left -= costs[at]
-        if left < 0:
+        if not room.take(messages[at]):
             return first
         if messages[at].role == "user":
             first = at

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
-from relay.database import BUSY_SECONDS, open_database
+from relay.database import BUSY_SECONDS, check_private, open_database
 from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
 from relay.schema import NEWEST_VERSION
 from relay.server import in_place
 from relay.store import OpenedTurn, Store, TurnRequest
+from relay.tables.messages import MESSAGE_SIZE
 from tests.postgresql import PostgreSQL
 from tests.turns import answered, following, new_turn, texts
 from tests.waiting import wait_for
@@ -90,6 +91,29 @@ def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
     assert len(modes) == 3 and set(modes.values()) == {0o600}
 
 
+def test_a_database_that_others_may_read_refuses_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "test.db"
+    for mode in (0o644, 0o640, 0o604, 0o620):
+        path.touch()
+        path.chmod(mode)
+        with pytest.raises(StoreFailed, match=f"chmod 600 {path}"):
+            Store(f"sqlite:///{path}", in_place)
+    path.chmod(0o600)
+    Store(f"sqlite:///{path}", in_place).close()
+
+
+def test_a_folder_that_others_may_read_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    check_private(folder)  # it will be made for its owner alone
+    for mode in (0o755, 0o750, 0o701):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode)
+        with pytest.raises(StoreFailed, match=f"chmod 700 {folder}"):
+            check_private(folder)
+    folder.chmod(0o700)
+    check_private(folder)
+
+
 def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None:
     """While one write is being made, others gather; they are then committed together."""
     first = answered(store, new_turn())
@@ -146,6 +170,7 @@ def test_a_database_that_fails_raises_store_failed(
 def test_a_file_that_is_no_database_raises_store_failed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "test.db").touch(mode=0o600)
     (tmp_path / "test.db").write_bytes(
         b"not a database, but long enough to be looked at" * 100
     )
@@ -204,11 +229,23 @@ def run(url: str, statements: str) -> None:
     engine.dispose()
 
 
+def sizes(url: str) -> list[int]:
+    """What the index says of each conversation's size."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT size FROM conversations")).scalars()
+        result = list(found)
+    engine.dispose()
+    return result
+
+
 def test_an_older_versions_database_is_migrated_and_its_conversations_go_on(
     database: str, tmp_path: Path
 ) -> None:
     url = address(database, tmp_path)
     postgres = url.startswith("postgresql")
+    if not postgres:
+        (tmp_path / "test.db").touch(mode=0o600)
     run(
         url,
         VERSION_1.format(
@@ -224,6 +261,7 @@ def test_an_older_versions_database_is_migrated_and_its_conversations_go_on(
             store.discard_turn(old)
         finally:
             store.close()
+    assert sizes(url) == [len("old question") + len("old answer") + 2 * MESSAGE_SIZE]
     fresh = f"sqlite:///{tmp_path}/fresh.db"
     if postgres:
         fresh = url.rpartition("/")[0] + "/fresh_" + url.rpartition("_")[2]

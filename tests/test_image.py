@@ -38,6 +38,14 @@ def test_the_image_runs_without_privileges_and_has_a_health_check() -> None:
     assert len([line for line in LINES if line.startswith("FROM")]) == 2
 
 
+def test_the_deployed_files_take_privileges_away() -> None:
+    compose = (ROOT / "deploy" / "compose.yaml").read_text()
+    for line in ("read_only: true", "- ALL", "- no-new-privileges:true", "- /tmp"):
+        assert line in compose
+    unit = (ROOT / "deploy" / "chatgpt-webapi.service").read_text().splitlines()
+    assert {"LimitNOFILE=65536", "NoNewPrivileges=true", "RestartSec=5"} <= set(unit)
+
+
 def test_what_is_copied_is_not_ignored() -> None:
     not_ignored = {
         line[1:]

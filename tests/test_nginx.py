@@ -20,6 +20,7 @@ Serve = Callable[..., Service]
 
 FILES = [stock, deployed, of_seed_2]
 FORM = ["--data-urlencode"]
+STRICT = {"rate=50r/s": "rate=1r/s", "burst=500": "burst=20"}
 
 
 @pytest.mark.parametrize("server", ["pywsgi", "gunicorn"])
@@ -148,3 +149,21 @@ def test_a_page_of_the_same_origin_is_distinguished_from_another_through_tls(
             f"{url}/ask",
         )
         assert answer.stdout == status
+
+
+def test_the_deployed_file_bounds_one_address_but_no_scripts(
+    serve: Serve, nginx: Nginx, tmp_path: Path
+) -> None:
+    service = serve()
+    for change, statuses in (({}, {200}), (STRICT, {200, 429})):
+        text, url = deployed(service, tmp_path)
+        for known, strict in change.items():
+            assert known in text
+            text = text.replace(known, strict)
+        nginx(text)
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = str(tmp_path / "fullchain.pem")
+        answers = [session.get(f"{url}/healthz", timeout=5) for _ in range(60)]
+        assert {answer.status_code for answer in answers} == statuses
+        session.close()

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_qp
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import orjson
-from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import (
-    Data,
-    Epilogue,
-    Field,
-    File,
-    MultipartDecoder,
-    NeedData,
-)
 
+from relay.dialects import multipart
 from relay.errors import BadRequest, TooLarge, UnsupportedMediaType
 
 Fields: TypeAlias = dict[str, Any]
+Pause: TypeAlias = Callable[[], object]
 
-MOST_PARTS = 1000
+MOST_PAIRS = 1000
+LONGEST_CONTENT_TYPE = 1024
+LONGEST_NAME = 1000
+#: JSON up to this size may have any structure; a larger one at most MOST_MARKS brackets, commas and colons
+SMALL_JSON = 1024 * 1024
+MOST_MARKS = 200_000
+DEEPEST_JSON = 100
 PLAIN_BODY = ""  # the name of the field that a body makes which is only a prompt
 SECRETS = (
     "access_token",
@@ -53,35 +52,53 @@ _CHARSETS = {
     **dict.fromkeys(("iso-8859-1", "latin1", "windows-1252"), "cp1252"),
     **{name: name for name in ("big5", "shift_jis", "euc-jp", "euc-kr")},
 }
-_LONE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _CUT_NAME = re.compile(rb"[\s\"'\x80-\xff+]")
-_UNESCAPED = re.compile(rb"[\s\"\x80-\xff]")
-_ESCAPED = re.compile(rb"\+|%[0-9A-Fa-f]{2}")
+_UNESCAPED = b' \t\n\r\f\v"' + bytes(range(0x80, 0x100))
+_SLICE = 256 * 1024
+#: each byte as its class: a hexadecimal digit (0), % (itself), any other (x)
+_HEX_DIGITS = b"0123456789abcdefABCDEF"
+_CLASSES = b"".join(
+    b"0" if byte in _HEX_DIGITS else bytes((byte,)) if byte == ord("%") else b"x"
+    for byte in range(256)
+)
+#: the bits in which % and = differ, and a table that keeps them alone
+_FLIP = ord("%") ^ ord("=")
+_FLIPS_ALONE = bytes(byte if byte == _FLIP else 0 for byte in range(256))
+_MARKS = (b"[", b"{", b",", b":")
 _BOM = b"\xef\xbb\xbf"
 _TEXT_TYPES = ("", "text/plain", "application/octet-stream")
 
 
-def read(content_type: str, body: bytes) -> Fields:
+def _no_pause() -> None:
+    """For a caller that has nothing else to do meanwhile."""
+
+
+def read(content_type: str, body: bytes, pause: Pause = _no_pause) -> Fields:
     """The fields of a body; one that is only a prompt is the field PLAIN_BODY.
 
-    Raises BadRequest, TooLarge or UnsupportedMediaType.
+    Takes linear time, and at most about four times the body's memory. `pause` is called now and
+    then: a large body takes a while. Raises BadRequest, TooLarge or UnsupportedMediaType.
     """
+    if len(content_type) > LONGEST_CONTENT_TYPE:
+        raise UnsupportedMediaType(
+            f"The Content-Type has more than {LONGEST_CONTENT_TYPE} characters."
+        )
     mimetype, options = parse_options_header(content_type)
     mimetype = mimetype.lower()
     charset = _charset(options.get("charset", "utf-8"))
     if mimetype == "application/json" or mimetype.endswith("+json"):
-        return _json(body)
+        return _json(body, pause)
     if mimetype == "multipart/form-data":
-        return _multipart(body, options.get("boundary", ""), charset)
-    if _is_json_object(mimetype, body):
-        return _json(body)
+        return _multipart(body, options.get("boundary", ""), charset, pause)
+    if _is_json_object(mimetype, body, pause):
+        return _json(body, pause)
     if mimetype == "application/x-www-form-urlencoded":
-        return _urlencoded(body, charset)
+        return _urlencoded(body, charset, pause)
     if mimetype in _TEXT_TYPES:
         return {PLAIN_BODY: _text(body, charset, "The body")} if body else {}
     raise UnsupportedMediaType(
-        f"This route does not read {mimetype}: send a form (curl --data-urlencode), "
-        "JSON, or text/plain."
+        f"This route does not read {mimetype[:80]}: send a form (curl "
+        "--data-urlencode), JSON, or text/plain."
     )
 
 
@@ -99,18 +116,18 @@ def read_query(query: Mapping[str, list[str]]) -> Fields:
     return {name: values[-1] for name, values in query.items() if name in QUERY_FIELDS}
 
 
-def _is_json_object(mimetype: str, body: bytes) -> bool:
+def _is_json_object(mimetype: str, body: bytes, pause: Pause) -> bool:
     """Whether a body is JSON under another type: curl -d says urlencoded, fetch() says text/plain."""
     if body.lstrip()[:1] != b"{":
         return False
-    return mimetype != "text/plain" or _has_prompt(body)
+    return mimetype != "text/plain" or _has_prompt(body, pause)
 
 
-def _has_prompt(body: bytes) -> bool:
+def _has_prompt(body: bytes, pause: Pause) -> bool:
     """Whether a text is a JSON object with a prompt."""
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        fields = parse_json(body, pause)
+    except (orjson.JSONDecodeError, BadRequest, TooLarge):
         return False
     if not isinstance(fields, dict):
         return False
@@ -119,11 +136,11 @@ def _has_prompt(body: bytes) -> bool:
     return has_prompt or isinstance(fields.get("messages"), list)
 
 
-def _json(body: bytes) -> Fields:
-    if not body.strip():
+def _json(body: bytes, pause: Pause) -> Fields:
+    if not body or body.isspace():
         return {}
     try:
-        fields = orjson.loads(body.removeprefix(_BOM))
+        fields = parse_json(body.removeprefix(_BOM), pause)
     except orjson.JSONDecodeError as error:
         raise BadRequest(
             f"The body is not JSON: {error}. A form needs no JSON: {HINT}"
@@ -133,60 +150,175 @@ def _json(body: bytes) -> Fields:
     return fields
 
 
-def _urlencoded(body: bytes, charset: str) -> Fields:
-    if body.count(b"&") >= MOST_PARTS:
+def parse_json(text: str | bytes, pause: Pause = _no_pause) -> Any:
+    """JSON as Python's values, within bounds: a value takes up to 100 times the memory of its text.
+
+    Raises JSONDecodeError; TooLarge for too many values in a large text; BadRequest for lists and
+    objects that are nested too deep: what is printed as JSON again must not be.
+    """
+    if len(text) > SMALL_JSON:
+        raw = text.encode() if isinstance(text, str) else text
+        if _has_too_many_values(raw, pause):
+            raise TooLarge(
+                f"The JSON has more than {MOST_MARKS} brackets, commas and colons "
+                "outside of its texts."
+            )
+        pause()
+    value = orjson.loads(text)
+    if _is_deeper_than(DEEPEST_JSON, value):
+        raise BadRequest(
+            f"The JSON is nested more than {DEEPEST_JSON} levels deep: nothing was "
+            "asked."
+        )
+    return value
+
+
+def _has_too_many_values(raw: bytes, pause: Pause) -> bool:
+    """Whether the structure of a JSON text is too large; what is within its strings does not count.
+
+    Slice by slice: what an escape's first half ends with is carried into the next one.
+    """
+    marks = 0
+    in_string = False
+    carried = b""
+    for start in range(0, len(raw), _SLICE):
+        part = carried + raw[start : start + _SLICE]
+        part = part.replace(rb"\\", b"")
+        carried = b"\\" if part.endswith(b"\\") else b""
+        texts = part.removesuffix(carried).replace(rb"\"", b"").split(b'"')
+        outside_of_strings = b"".join(texts[in_string::2])
+        marks += sum(outside_of_strings.count(mark) for mark in _MARKS)
+        if marks > MOST_MARKS:
+            return True
+        in_string ^= len(texts) % 2 == 0
+        pause()
+    return False
+
+
+def _is_deeper_than(most: int, value: Any) -> bool:
+    """Whether lists and objects are nested deeper; level by level, because recursion has a limit of its own."""
+    level = [value]
+    for _ in range(most + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def _urlencoded(body: bytes, charset: str, pause: Pause) -> Fields:
+    if body.count(b"&") >= MOST_PAIRS:
         raise TooLarge(
-            f"The form has more than {MOST_PARTS} fields, or an unescaped text in one. "
+            f"The form has more than {MOST_PAIRS} fields, or an unescaped text in one. "
             f"{HINT}"
         )
     fields: Fields = {}
-    for pair in filter(None, body.rstrip(b"\r\n").split(b"&")):
-        raw_name, equals, raw_value = pair.partition(b"=")
-        if not equals or _CUT_NAME.search(raw_name):
+    for start, equals, end in _pairs(body):
+        name = body[start:equals]
+        if equals == end or len(name) > LONGEST_NAME or _CUT_NAME.search(name):
             raise BadRequest(
                 "An unescaped & or line cut a field short: nothing was asked. " + HINT
             )
-        if _UNESCAPED.search(raw_value) and _ESCAPED.search(raw_value):
+        if _is_lossy(body, equals + 1, end, pause):
             raise BadRequest(
                 "A field was sent unescaped, so its + or % would be lost: nothing was "
                 f"asked. {HINT}"
             )
-        name = _text(_unescape(raw_name), charset, "A field's name")
-        value = _text(_unescape(raw_value), charset, f"The field {name[:40]}")
-        _add(fields, name, value)
+        field = _text(_unescape(name), charset, "A field's name")
+        value = _unescape(body, equals + 1, end, pause)
+        _add(fields, field, _text(value, charset, f"The field {field[:40]}"))
     return fields
 
 
-def _unescape(raw: bytes) -> bytes:
-    """Percent-escapes as bytes, in C: they are quoted-printable with another sign."""
-    escaped = _LONE_PERCENT.sub(b"%25", raw.replace(b"+", b" "))
-    return a2b_qp(escaped.replace(b"=", b"%3D").replace(b"%", b"="))
+def _pairs(body: bytes) -> Iterator[tuple[int, int, int]]:
+    """Where each pair of a form starts, has its "=" and ends; without one, "=" is at the end.
+
+    Positions, because slices would be copies of a body that may be large.
+    """
+    last = len(body.rstrip(b"\r\n"))
+    start = 0
+    while start < last:
+        end = body.find(b"&", start, last)
+        if end < 0:
+            end = last
+        equals = body.find(b"=", start, end)
+        if equals < 0:
+            equals = end
+        if start < end:
+            yield start, equals, end
+        start = end + 1
 
 
-def _multipart(body: bytes, boundary: str, charset: str) -> Fields:
+def _slices(raw: bytes, start: int, end: int) -> Iterator[bytes]:
+    """The bytes from `start` to `end` in slices that cut no escape in two."""
+    while start < end:
+        cut = min(start + _SLICE, end)
+        if cut < end:
+            percent = raw.rfind(b"%", cut - 2, cut)
+            if percent >= 0:
+                cut = percent
+        yield raw[start:cut]
+        start = cut
+
+
+def _is_lossy(raw: bytes, start: int, end: int, pause: Pause) -> bool:
+    """Whether a value has both what is only in unescaped text and what only escaping makes."""
+    is_unescaped = False
+    is_escaped = False
+    for part in _slices(raw, start, end):
+        # translate deletes, and so compares a whole slice at the speed of C
+        is_unescaped |= len(part.translate(None, _UNESCAPED)) < len(part)
+        is_escaped |= b"+" in part or b"%00" in part.translate(_CLASSES)
+        if is_unescaped and is_escaped:
+            return True
+        pause()
+    return False
+
+
+def _unescape(
+    raw: bytes, start: int = 0, end: int | None = None, pause: Pause = _no_pause
+) -> bytearray:
+    """What is between `start` and `end` without its percent-escapes."""
+    unescaped = bytearray()
+    for part in _slices(raw, start, len(raw) if end is None else end):
+        unescaped += _unescape_slice(part)
+        pause()
+    return unescaped
+
+
+def _unescape_slice(raw: bytes) -> bytes:
+    """Percent-escapes as bytes, in C whatever they are: they are quoted-printable with another sign.
+
+    Only a % with two digits is an escape; each of these, and no other %, becomes the sign "=".
+    """
+    raw = raw.replace(b"+", b" ")
+    classes = raw.translate(_CLASSES)
+    escapes = classes.count(b"%00")
+    if not escapes:
+        return raw
+    if b"=" in raw:
+        raw = raw.replace(b"=", b"%3D")
+        classes = raw.translate(_CLASSES)
+        escapes = classes.count(b"%00")
+    if escapes == raw.count(b"%"):
+        return a2b_qp(raw.replace(b"%", b"="))
+    marked = classes.replace(b"%00", bytes((_FLIP, 0, 0))).translate(_FLIPS_ALONE)
+    flipped = int.from_bytes(raw, "little") ^ int.from_bytes(marked, "little")
+    return a2b_qp(flipped.to_bytes(len(raw), "little"))
+
+
+def _multipart(body: bytes, boundary: str, charset: str, pause: Pause) -> Fields:
     fields: Fields = {}
-    name = ""
-    pieces: list[bytes] = []
-    try:
-        decoder = MultipartDecoder(boundary.encode("latin-1"), max_parts=MOST_PARTS)
-        decoder.receive_data(body)
-        decoder.receive_data(None)
-        while not isinstance(event := decoder.next_event(), (Epilogue, NeedData)):
-            if isinstance(event, (Field, File)):
-                name = event.name or ""
-                pieces = []
-            elif isinstance(event, Data):
-                pieces.append(event.data)
-                if not event.more_data:
-                    value = b"".join(pieces)
-                    _add(fields, name, _text(value, charset, f"The field {name[:40]}"))
-    except RequestEntityTooLarge:
-        raise TooLarge(f"The form has more than {MOST_PARTS} parts.") from None
-    except (ValueError, UnicodeEncodeError):
-        raise BadRequest(
-            "The multipart body is broken or cut short: nothing was asked. Send it "
-            "again."
-        ) from None
+    for part in multipart.parts(body, boundary):
+        value = body[part.start : part.end]
+        subject = f"The field {part.name[:40]}"
+        _add(fields, part.name, _text(value, charset, subject))
+        pause()
     return fields
 
 
@@ -206,7 +338,7 @@ def _charset(name: str) -> str:
     return _CHARSETS[name.lower()]
 
 
-def _text(raw: bytes, charset: str, subject: str) -> str:
+def _text(raw: bytes | bytearray, charset: str, subject: str) -> str:
     try:
         return raw.decode(charset)
     except UnicodeDecodeError:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from relay.dialects.bodies import PLAIN_BODY, Fields
+from relay.dialects.bodies import PLAIN_BODY, Fields, parse_json
 from relay.errors import BadRequest
 
 LONGEST_TITLE = 200
@@ -34,6 +34,8 @@ PARAMETERS = {
     "user": False,
     "prompt_cache_key": False,
 }
+#: the largest value of each whole number of a query string
+COUNTS = {"offset": 999_999_999, "limit": 1000}
 _MAY_BE_TEXT = ("stop", "response_format")
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("", "false", "0", "no", "off")
@@ -122,9 +124,10 @@ def milliseconds_of(fields: Fields, name: str) -> float | None:
 
 
 def count_of(value: str, name: str) -> int:
-    """A whole number of a query string."""
-    if not re.fullmatch(r"[0-9]{1,9}", value):
-        raise BadRequest(f"{name} must be a whole number of at most nine digits.")
+    """A whole number of a query string, by its name in COUNTS."""
+    most = COUNTS[name]
+    if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) > most:
+        raise BadRequest(f"{name} must be a whole number, and at most {most}.")
     return int(value)
 
 
@@ -189,7 +192,7 @@ def options_of(fields: Fields, *, known_only: bool = True) -> dict[str, Any]:
 
 def _json_or_text(name: str, value: str) -> Any:
     try:
-        return orjson.loads(value)
+        return parse_json(value)
     except orjson.JSONDecodeError:
         if name not in _MAY_BE_TEXT:
             raise BadRequest(f"The field {name} must be a number, or JSON.") from None

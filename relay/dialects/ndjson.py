@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from relay.dialects import fields as read
-from relay.dialects.bodies import PLAIN_BODY, SECRETS, Fields
+from relay.dialects.bodies import PLAIN_BODY, SECRETS, Fields, parse_json
 from relay.dialects.policy import text_only
 from relay.domain import Ask, Caller, Delta, Event, Message, Reply, Restarted
 from relay.errors import BadRequest, RelayError
@@ -122,7 +122,7 @@ def _messages(fields: Fields) -> list[Message]:
     found: Any = fields.get("messages")
     if isinstance(found, str) and found.strip():
         try:
-            found = orjson.loads(found)
+            found = parse_json(found)
         except orjson.JSONDecodeError:
             raise BadRequest(
                 "The field messages is no JSON. Send the body as JSON, or "
@@ -130,8 +130,10 @@ def _messages(fields: Fields) -> list[Message]:
             ) from None
     if found is None or found == "":
         found = _bracketed(fields)
-    if not isinstance(found, list) or len(found) > MOST_MESSAGES:
+    if not isinstance(found, list):
         raise BadRequest(f"The field messages must be a list. {_EXAMPLE}")
+    if len(found) > MOST_MESSAGES:
+        raise BadRequest(f"There are more than {MOST_MESSAGES} messages.")
     return [_message(message) for message in found]
 
 

@@ -69,13 +69,18 @@ LOCK_EXPIRED = (
 )
 INSERT_CONVERSATION = insert(conversations)
 UPDATE_CONVERSATION = update(conversations).where(_THIS_CONVERSATION)
-ADVANCE_NEWEST = UPDATE_CONVERSATION.values(
-    updated=bindparam("now"),
+ADD_SIZE = UPDATE_CONVERSATION.values(
+    updated=bindparam("now"), size=conversations.c.size + bindparam("added_size")
+)
+ADVANCE_NEWEST = ADD_SIZE.values(
     newest=case(
         (_LEASED_BY_HOLDER, bindparam("answer_id", type_=Text)),
         else_=conversations.c.newest,
     ),
 )
+TAKE_OVER = UPDATE_CONVERSATION.where(
+    conversations.c.owner == bindparam("former_owner")
+).values(owner=bindparam("new_owner"))
 DELETE_CONVERSATION = delete(conversations).where(_THIS_CONVERSATION)
 
 
@@ -124,8 +129,10 @@ def lock_expired(connection: Connection, before: float, now: float) -> list[str]
     return list(connection.execute(LOCK_EXPIRED, parameters).scalars())
 
 
-def insert_conversation(connection: Connection, conversation: Conversation) -> None:
-    """Add an index row."""
+def insert_conversation(
+    connection: Connection, conversation: Conversation, size: int = 0
+) -> None:
+    """Add an index row. `size`: of the messages that are stored with it."""
     values = {
         "id": conversation.id,
         "owner": conversation.owner,
@@ -136,6 +143,7 @@ def insert_conversation(connection: Connection, conversation: Conversation) -> N
         "newest": conversation.newest,
         "created": conversation.created,
         "updated": conversation.updated,
+        "size": size,
     }
     connection.execute(INSERT_CONVERSATION, values)
 
@@ -149,17 +157,49 @@ def update_conversation(
 
 
 def advance_newest(
-    connection: Connection, conversation_id: str, answer_id: str, now: float
+    connection: Connection,
+    conversation_id: str,
+    answer_id: str,
+    now: float,
+    added_size: int,
 ) -> None:
-    """Make an answer the conversation's newest, if the answer still holds the conversation's lease."""
+    """Make an answer the conversation's newest, if the answer still holds the conversation's lease.
+
+    `added_size`: of the answer and its question.
+    """
     parameters = {
         "conversation_id": conversation_id,
         "answer_id": answer_id,
         "lease_name": conversation_lease(conversation_id),
         "lease_holder": answer_id,
         "now": now,
+        "added_size": added_size,
     }
     connection.execute(ADVANCE_NEWEST, parameters)
+
+
+def add_size(
+    connection: Connection, conversation_id: str, now: float, added_size: int
+) -> None:
+    """The conversation changed now, and its messages have become larger by `added_size`."""
+    parameters = {
+        "conversation_id": conversation_id,
+        "now": now,
+        "added_size": added_size,
+    }
+    connection.execute(ADD_SIZE, parameters)
+
+
+def take_over(
+    connection: Connection, conversation_id: str, former_owner: str, owner: str
+) -> None:
+    """Make a conversation `owner`'s, if it is `former_owner`'s."""
+    parameters = {
+        "conversation_id": conversation_id,
+        "former_owner": former_owner,
+        "new_owner": owner,
+    }
+    connection.execute(TAKE_OVER, parameters)
 
 
 def update_remote(connection: Connection, row: Conversation, now: float) -> bool:

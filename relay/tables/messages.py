@@ -1,7 +1,6 @@
-"""The messages of a conversation in the database, as a tree.
+"""The messages of a conversation in the database, as a tree: a message names its parent.
 
-Each function works on a connection of the caller's own transaction. A message names its parent; the
-history of a message is the path from the root to it.
+Each function works on a connection of the caller's own transaction.
 """
 
 from __future__ import annotations
@@ -13,35 +12,19 @@ import orjson
 from sqlalchemy import (
     Connection,
     Row,
-    Select,
     bindparam,
     delete,
     insert,
-    literal,
     select,
     update,
 )
 
-from relay.domain import ROOT, SYSTEM_ROLES, Message, Node, Reply, Status
+from relay.domain import ROOT, SYSTEM_ROLES, Node, Reply, Status
 from relay.errors import BadRequest, NoConversation
 from relay.schema import messages
 
-
-def _select_path() -> Select[Any]:
-    """From one message to the root; `depth` grows upwards."""
-    columns = (
-        messages.c.id,
-        messages.c.parent,
-        messages.c.role,
-        messages.c.text,
-        messages.c.status,
-    )
-    start = select(*columns, literal(0).label("depth"))
-    path = start.where(messages.c.id == bindparam("message_id")).cte(recursive=True)
-    parents = select(*columns, path.c.depth + 1).where(messages.c.id == path.c.parent)
-    path = path.union_all(parents)
-    return select(path).order_by(path.c.depth)
-
+# what a message counts beside its text, so that their number is bounded too
+MESSAGE_SIZE = 1024
 
 _OF_CONVERSATION = messages.c.conversation_id == bindparam("conversation_id")
 
@@ -55,7 +38,6 @@ SELECT_SYSTEM_MESSAGES = (
     .where(_OF_CONVERSATION, messages.c.role.in_(SYSTEM_ROLES))
     .order_by(messages.c.number)
 )
-SELECT_PATH = _select_path()
 UPDATE_ANSWER = update(messages).where(
     messages.c.id == bindparam("answer_id"), messages.c.status == "open"
 )
@@ -63,6 +45,17 @@ DELETE_TURN = delete(messages).where(
     messages.c.id.in_((bindparam("question_id"), bindparam("answer_id")))
 )
 DELETE_MESSAGES = delete(messages).where(_OF_CONVERSATION)
+
+
+def size_of(*texts: str) -> int:
+    """What messages of these texts count in a conversation's size: their bytes in UTF-8, and a share for each."""
+    size = 0
+    for text in texts:
+        length = len(text)
+        if not text.isascii():
+            length = len(text.encode("utf-8", "surrogatepass"))
+        size += length + MESSAGE_SIZE
+    return size
 
 
 def find_parent(
@@ -92,21 +85,6 @@ def find_parent(
             "The parent id names a question. Send the id of an answer, as an earlier reply gave it."
         )
     return wanted
-
-
-def load_history(connection: Connection, message_id: str | None) -> tuple[Message, ...]:
-    """The messages from the root to this one, without broken answers and their questions."""
-    if message_id is None:
-        return ()
-    history: list[Message] = []
-    unanswered = ""
-    for row in connection.execute(SELECT_PATH, {"message_id": message_id}):
-        if row.status != "whole":
-            unanswered = row.parent
-        elif row.id != unanswered:
-            history.append(Message(row.role, row.text))
-    history.reverse()
-    return tuple(history)
 
 
 def select_messages(connection: Connection, conversation_id: str) -> list[Row[Any]]:

@@ -17,11 +17,12 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs: Pairs = tuple(pairs)
-        self._values: dict[str, str] = {}
+        values: dict[str, list[str]] = {}
         for name, value in self.pairs:
-            key = name.lower()
-            known = self._values.get(key)
-            self._values[key] = f"{known}, {value}" if known else value
+            same_name = values.setdefault(name.lower(), [])
+            if value:
+                same_name.append(value)
+        self._values = {name: ", ".join(each) for name, each in values.items()}
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()]
@@ -65,7 +66,10 @@ class Exchange(Protocol):
 
     Owned by one thread, which calls `head` until it gives one, then `read` until b"", then `close`;
     only `interrupt` may be called from others. Raises only RelayError: Unreachable where nothing
-    was sent, UpstreamCut where the connection ended early, UpstreamFailed for what is no HTTP.
+    was sent, UpstreamCut where the connection ended early, UpstreamFailed for what is no HTTP,
+    BadRequest for what no HTTP can carry. No message names the host: callers may be strangers.
+
+    Lets other threads and greenlets run, also where data is always there and no call has to wait.
     """
 
     def head(self, seconds: float) -> Head | None:
@@ -75,7 +79,10 @@ class Exchange(Protocol):
         """
 
     def read(self, seconds: float) -> bytes | None:
-        """What has arrived of the body; b"" at its end, None if nothing came within `seconds`."""
+        """What has arrived of the body; b"" at its end, None if nothing came within `seconds`.
+
+        What is no part of the body is nothing: headers, trailers, chunk extensions.
+        """
 
     def interrupt(self) -> None:
         """Make a call that is waiting return or raise at once, and every later one too."""
@@ -88,7 +95,7 @@ class Transport(Protocol):
     """Makes exchanges; shared by all threads."""
 
     def send(self, call: Call) -> Exchange:
-        """An exchange that has sent nothing yet. Never blocks; raises nothing."""
+        """An exchange that has sent nothing yet. Never blocks; raises Unreachable for what is no address."""
 
     def close(self) -> None:
         """Close all idle connections; running exchanges go on."""

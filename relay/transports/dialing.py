@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
 from relay.errors import Unreachable
+
+log = logging.getLogger(__name__)
 
 
 class Dialer(Protocol):
@@ -18,7 +21,8 @@ class Dialer(Protocol):
         """A connected socket. Raises Unreachable, and whatever `opened` raises.
 
         `opened` is called with every socket before it connects, so that another thread can
-        shut it down; it raises to stop dialing.
+        shut it down; it raises to stop dialing. The socket's timeout is the dialer's own. The
+        error is for callers, who may be strangers: it does not name the host, the log does.
         """
 
 
@@ -49,8 +53,9 @@ class DirectDialer:
             except TimeoutError:
                 reason = f"it accepted no connection within {self._connect_seconds:g} s"
             except OSError as error:
-                reason = error.strerror or "no connection"
+                reason = (error.strerror or "no connection").lower()
             finally:
                 if not connected:
                     connection.close()
-        raise Unreachable(f"{host}:{port} cannot be reached: {reason}.")
+        log.warning("%s:%d cannot be reached: %s.", host, port, reason)
+        raise Unreachable(f"The upstream cannot be reached: {reason}.")

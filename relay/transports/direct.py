@@ -3,10 +3,16 @@
 httptools parses (llhttp, as Node has it). The sockets are our own, because a read must give what
 has arrived and no less, must be resumable after a silence, and must end at once when the caller
 leaves. Redirects are answers like any other.
+
+A peer may send whatever it likes, as fast or as slowly as it likes. So every wait has a deadline
+that bytes do not move, what is no part of a body has a bound (LONGEST_HEAD), what is given at a time
+has one too (LARGEST_READ), and after every LONGEST_RUN bytes other threads and greenlets run.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
 import ssl
 import time
@@ -21,17 +27,29 @@ from urllib.parse import urlsplit
 import httptools
 
 from relay.deadline import Deadline
-from relay.errors import Unreachable, UpstreamCut, UpstreamFailed
+from relay.errors import (
+    BadRequest,
+    RelayError,
+    Unreachable,
+    UpstreamCut,
+    UpstreamFailed,
+)
 from relay.transports import Call, Exchange, Head, Headers
 from relay.transports.dialing import Dialer, DirectDialer
+from relay.transports.sockets import is_quiet, receive, shake_hands, shut_down
 
-LONGEST_HEAD = 256 * 1024
+log = logging.getLogger(__name__)
+
+LONGEST_HEAD = 256 * 1024  # bytes in a row that are no part of a body
 LARGEST_READ = (
-    1024 * 1024
+    64 * 1024
 )  # of an unpacked body; a small packet can unpack to a large one
+LONGEST_RUN = 64 * 1024  # bytes between two times that other greenlets run
+COST_OF_CALL = 1024  # bytes that each call counts as, at least
 MOST_IDLE = 20  # connections to one origin
 SEND_SECONDS = 30.0
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_UNSENDABLE = re.compile(r"[^\t -~\x80-\xff]")
 
 
 class Origin(NamedTuple):
@@ -40,26 +58,40 @@ class Origin(NamedTuple):
     port: int
 
 
-@contextmanager
-def translate_errors(host: str) -> Iterator[None]:
-    """Foreign errors as ours. A socket's timeout passes: it is no failure."""
-    try:
-        yield
-    except TimeoutError:
-        raise
-    except ssl.SSLCertVerificationError as error:
-        reason = error.verify_message
-        raise Unreachable(
-            f"The certificate of {host} cannot be trusted: {reason}."
-        ) from error
-    except (OSError, ssl.SSLError) as error:
-        raise UpstreamCut(f"The connection to {host} broke.") from error
-    except (
-        httptools.HttpParserError,
-        httptools.HttpParserUpgrade,
-        zlib.error,
-    ) as error:
-        raise UpstreamFailed(f"{host} sent what is no HTTP.") from error
+class Target(NamedTuple):
+    """What a URL means: where to connect, the Host header, and the path with its query."""
+
+    origin: Origin
+    authority: str
+    path: str
+
+    @classmethod
+    def of(cls, url: str) -> Target:
+        """Raises Unreachable for what is no http or https address."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or DEFAULT_PORTS[parts.scheme]
+        except (ValueError, KeyError):
+            raise Unreachable("The upstream's address cannot be used.") from None
+        if not parts.hostname:
+            raise Unreachable("The upstream's address cannot be used.")
+        origin = Origin(parts.scheme, parts.hostname, port)
+        query = f"?{parts.query}" if parts.query else ""
+        return cls(origin, parts.netloc, parts.path + query)
+
+
+class TimeSlice:
+    """Lets others run from time to time: where data is always there, no call would ever wait for it."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def use(self, size: int) -> None:
+        """So many bytes were handled."""
+        self._used += COST_OF_CALL + size
+        if self._used > LONGEST_RUN:
+            self._used = 0
+            time.sleep(0)
 
 
 class DirectTransport:
@@ -71,7 +103,7 @@ class DirectTransport:
         self.dialer = dialer or DirectDialer()
         self._idle_seconds = idle_seconds
         self._tls = ssl.create_default_context()
-        self._idle: defaultdict[Origin, deque[tuple[float, socket.socket]]]
+        self._idle: defaultdict[Origin, deque[tuple[Deadline, socket.socket]]]
         self._idle = defaultdict(deque)
         self._lock = Lock()
 
@@ -84,16 +116,21 @@ class DirectTransport:
             with self._lock:
                 if not self._idle[origin]:
                     return None
-                since, connection = self._idle[origin].pop()
-            if time.monotonic() - since < self._idle_seconds and _is_quiet(connection):
+                deadline, connection = self._idle[origin].pop()
+            if not deadline.passed and is_quiet(connection):
                 return connection
             connection.close()
 
     def give_back(self, origin: Origin, connection: socket.socket) -> None:
+        """Keep a connection for the next exchange, and close those of any origin whose time is over."""
         with self._lock:
-            self._idle[origin].append((time.monotonic(), connection))
-            while len(self._idle[origin]) > MOST_IDLE:
+            deadline = Deadline.after(self._idle_seconds)
+            self._idle[origin].append((deadline, connection))
+            if len(self._idle[origin]) > MOST_IDLE:
                 self._idle[origin].popleft()[1].close()
+            for idle in self._idle.values():
+                while idle and idle[0][0].passed:
+                    idle.popleft()[1].close()
 
     def wrap(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
         """A connection with TLS, before its handshake."""
@@ -107,18 +144,6 @@ class DirectTransport:
                 for _, connection in idle:
                     connection.close()
             self._idle.clear()
-
-
-def _is_quiet(connection: socket.socket) -> bool:
-    """Whether an idle connection is still open: anything to read on it, an end above all, says it is not."""
-    try:
-        connection.settimeout(0)
-        connection.recv(1)
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return True
-    except OSError:
-        pass
-    return False
 
 
 class Body:
@@ -136,7 +161,10 @@ class Body:
         self._pieces.append(piece)
 
     def take(self) -> bytes:
-        """What has arrived since, LARGEST_READ of it at most where it was packed. Raises zlib.error."""
+        """What has arrived since, LARGEST_READ of it at most where it was packed. Raises zlib.error.
+
+        What follows the end of a packed body is dropped.
+        """
         if self._unpacker is None:
             arrived = b"".join(self._pieces)
             self._pieces.clear()
@@ -144,6 +172,8 @@ class Body:
         unpacked = b""
         while self._pieces and not unpacked:
             packed = self._pieces.popleft()
+            if self._unpacker.eof:
+                continue
             unpacked = self._unpacker.decompress(packed, LARGEST_READ)
             if self._unpacker.unconsumed_tail:
                 self._pieces.appendleft(self._unpacker.unconsumed_tail)
@@ -154,11 +184,7 @@ class DirectExchange:
     """One request and its answer over a connection of the transport's."""
 
     def __init__(self, transport: DirectTransport, call: Call) -> None:
-        url = urlsplit(call.url)
-        port = url.port or DEFAULT_PORTS[url.scheme]
-        self._origin = Origin(url.scheme, url.hostname or "", port)
-        self._host = url.netloc
-        self._target = url.path + (f"?{url.query}" if url.query else "")
+        self._target = Target.of(call.url)
         self._transport = transport
         self._call = call
         self._connection: socket.socket | None = None
@@ -167,7 +193,8 @@ class DirectExchange:
         self._fields: list[tuple[str, str]] = []
         self._head: Head | None = None
         self._body = Body()
-        self._received = 0
+        self._slice = TimeSlice()
+        self._overhead = 0  # bytes since the last that were part of the body
         self._complete = False
         self._framed = False
         self._reusable = False
@@ -213,15 +240,45 @@ class DirectExchange:
                 return None
             arrived = self._take()
             if deadline.passed and not arrived and not self._complete:
-                return None  # chunk extensions or trailers: they come for ever, if the peer likes
+                return None  # what comes is no body, and it may come for ever
         return arrived
 
     def _take(self) -> bytes:
-        with translate_errors(self._host):
-            return self._body.take()
+        with self._translated_errors():
+            arrived = self._body.take()
+        if arrived:
+            self._overhead = 0
+            self._slice.use(len(arrived))
+        return arrived
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """Foreign errors as ours. A socket's timeout passes: it is no failure."""
+        try:
+            yield
+        except TimeoutError:
+            raise
+        except OSError as error:
+            cut = UpstreamCut("The connection to the upstream broke.")
+            raise self._logged(cut, error) from error
+        except (
+            httptools.HttpParserError,
+            httptools.HttpParserUpgrade,
+            zlib.error,
+        ) as error:
+            failure = UpstreamFailed("The upstream sent what is no HTTP.")
+            raise self._logged(failure, error) from error
+
+    def _logged(self, failure: RelayError, reason: object = "") -> RelayError:
+        """The failure for the caller. Which host it was stands in the log alone."""
+        if not self._interrupted:
+            _, host, port = self._target.origin
+            log.warning("%s:%d: %s %s", host, port, failure.message, reason)
+        return failure
 
     def _dispatch(self) -> None:
-        connection = self._transport.take(self._origin) or self._connect()
+        origin = self._target.origin
+        connection = self._transport.take(origin) or self._connect(origin)
         self._opened(connection)
         try:
             self._send(connection)
@@ -254,41 +311,51 @@ class DirectExchange:
     def _request_head(self, length: int | None, chunked: bool) -> bytes:
         headers = self._call.headers
         pairs = headers.pairs if isinstance(headers, Headers) else headers.items()
-        lines = [f"{self._call.method} {self._target} HTTP/1.1", f"Host: {self._host}"]
+        lines = [f"{self._call.method} {self._target.path} HTTP/1.1"]
+        lines.append(f"Host: {self._target.authority}")
         lines += [f"{name}: {value}" for name, value in pairs]
         if length is not None:
             lines.append(f"Content-Length: {length}")
         if chunked:
             lines.append("Transfer-Encoding: chunked")
+        if _UNSENDABLE.search("".join(lines)):
+            raise BadRequest(
+                "The request holds characters that no address and no header can carry."
+            )
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
         try:
             connection.sendall(data)
         except TimeoutError:
-            raise UpstreamCut(
-                f"{self._host} did not take the request within {SEND_SECONDS:g} s."
-            ) from None
+            failure = UpstreamCut(
+                f"The upstream did not take the request within {SEND_SECONDS:g} s."
+            )
+            raise self._logged(failure) from None
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            raise UpstreamCut(f"The connection to {self._host} broke.") from error
+            failure = UpstreamCut("The connection to the upstream broke.")
+            raise self._logged(failure, error) from error
 
-    def _connect(self) -> socket.socket:
-        origin = self._origin
+    def _connect(self, origin: Origin) -> socket.socket:
         connection = self._transport.dialer.dial(origin.host, origin.port, self._opened)
         if origin.scheme != "https":
             return connection
+        deadline = Deadline.after(connection.gettimeout() or SEND_SECONDS)
         secure = self._transport.wrap(connection, origin.host)
         agreed = False
         try:
             self._opened(secure)
-            with translate_errors(self._host):
-                secure.do_handshake()
+            shake_hands(secure, deadline)
             agreed = True
             return secure
-        except (TimeoutError, UpstreamCut):
-            raise Unreachable(f"{self._host} did not agree on TLS.") from None
+        except ssl.SSLCertVerificationError as error:
+            failure = Unreachable("The upstream's certificate cannot be trusted.")
+            raise self._logged(failure, error.verify_message) from error
+        except (OSError, UpstreamCut) as error:
+            failure = Unreachable("The upstream did not agree on TLS.")
+            raise self._logged(failure, error) from error
         finally:
             if not agreed:
                 secure.close()
@@ -298,26 +365,29 @@ class DirectExchange:
         assert self._connection is not None
         if self._interrupted:
             raise UpstreamCut()
-        with translate_errors(self._host):
-            try:
-                self._connection.settimeout(deadline.left)
-                piece = self._connection.recv(65536)
-            except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+        with self._translated_errors():
+            piece = receive(self._connection, deadline)
+            if piece is None:
                 return False
             if not piece:
                 self._end()
                 return True
-            self._received += len(piece)
+            self._overhead += len(piece)
+            self._slice.use(len(piece))
             self._parser.feed_data(piece)
-        if self._head is None and self._received > LONGEST_HEAD:
-            raise UpstreamFailed(f"{self._host} sent headers without end.")
+        if self._overhead > LONGEST_HEAD and not self._complete:
+            failure = UpstreamFailed("The upstream sent headers without end.")
+            raise self._logged(failure)
         return True
 
     def _end(self) -> None:
         if self._interrupted:
             raise UpstreamCut()
         if self._head is None:
-            raise UpstreamCut(f"{self._host} closed the connection without an answer.")
+            failure = UpstreamCut(
+                "The upstream closed the connection without answering."
+            )
+            raise self._logged(failure)
         if self._framed:
             raise UpstreamCut()
         self._complete = True
@@ -325,19 +395,16 @@ class DirectExchange:
     def interrupt(self) -> None:
         self._interrupted = True
         connection = self._connection
-        if connection is None:
-            return
-        try:
-            connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            connection.close()  # it is not connected yet, or no more
+        if connection is not None:
+            shut_down(connection)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
+        self._connection = None
         if connection is None:
             return
         whole = self._complete and self._framed and not self._interrupted
         if whole and self._reusable:
-            self._transport.give_back(self._origin, connection)
+            self._transport.give_back(self._target.origin, connection)
         else:
             connection.close()

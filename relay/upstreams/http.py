@@ -11,6 +11,9 @@ needs a socket, a clock or another account is here, once:
 - bytes that the procedure yields go to the decoder, as if they had been streamed;
 - an error that leaves the procedure is a refusal: the steps begin again with another account,
   where that may help and the question was not accepted yet.
+
+How much an upstream may send is bounded by `Limits.answer`, for all streams of an answer together
+and for each body that is read whole. Who calls the session has the clocks.
 """
 
 from __future__ import annotations
@@ -30,9 +33,12 @@ from relay.errors import (
     UpstreamFailed,
 )
 from relay.transports import Call, Exchange, Head, Transport
+from relay.upstreams.wording import Secrets
 
 LARGEST_ERROR = 64 * 1024
-LARGEST_BODY = 32 * 1024 * 1024
+LARGEST_ANSWER = 32 * 1024 * 1024
+REPETITION = 32  # so many bytes that repeat earlier ones count as one
+TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 ADMISSION_SECONDS = 0.1  # between two looks at an account that has enough to do
 SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep busy
 LONGEST_PAUSE = 8.0  # and one that others keep busy
@@ -48,30 +54,34 @@ def never() -> bool:
     return False
 
 
+def nothing() -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Step:
     """One request of a procedure.
 
     `asks`: it carries the question itself, so it is dispatched once. `streams`: an event stream is
-    the expected answer; `ended` says when no more of it is needed. `pause`: seconds before it is
-    sent. `largest`: bytes of a body that is read whole.
+    the expected answer; `ended` says when no more of it is needed, `repeated` how many bytes of all
+    streams so far only repeated earlier ones. `pause`: seconds before it is sent.
     """
 
     call: Call
     asks: bool = False
     streams: bool = False
     ended: Callable[[], bool] = never
+    repeated: Callable[[], int] = nothing
     pause: float = 0.0
-    largest: int = LARGEST_BODY
 
 
 @dataclass(frozen=True)
 class WholeResponse:
-    """An answer that was read whole. `redacted`: its body without the account's token, to be quoted."""
+    """An answer that was read whole. `redacted`: its body, to be quoted, without what the call kept secret."""
 
     head: Head
     body: bytes = field(repr=False)
-    account: Account
+    call: Call
 
     @property
     def status(self) -> int:
@@ -79,7 +89,7 @@ class WholeResponse:
 
     @property
     def redacted(self) -> bytes:
-        return self.account.redact(self.body)
+        return Secrets(self.call.headers).redact_body(self.body)
 
 
 Steps: TypeAlias = Generator[Step | bytes, WholeResponse | None, None]
@@ -107,9 +117,9 @@ class Procedure(Protocol):
 class BodyReader:
     """An answer that is read to its end, within a bound. A read may be resumed after a silence."""
 
-    def __init__(self, exchange: Exchange, account: Account, largest: int) -> None:
+    def __init__(self, exchange: Exchange, call: Call, largest: int) -> None:
         self._exchange = exchange
-        self._account = account
+        self._call = call
         self._largest = largest
         self._pieces: list[bytes] = []
         self._size = 0
@@ -140,11 +150,12 @@ class BodyReader:
             if len(self._opening) < LONGEST_OPENING:
                 self._opening += piece[:LONGEST_OPENING]
         is_error = head.status >= 400
-        if piece and self._size < (LARGEST_ERROR if is_error else self._largest):
+        largest = min(LARGEST_ERROR, self._largest) if is_error else self._largest
+        if piece and self._size <= largest:
             return None
         if piece and not is_error:
-            raise UpstreamFailed("The upstream's answer is larger than is read here.")
-        return WholeResponse(head, self.body, self._account)
+            raise UpstreamFailed(TOO_LARGE)
+        return WholeResponse(head, self.body, self._call)
 
     def _piece(self, head: Head, seconds: float) -> bytes | None:
         try:
@@ -158,15 +169,17 @@ class BodyReader:
 def fetch(
     transport: Transport,
     call: Call,
-    account: Account,
     seconds: float,
-    largest: int = LARGEST_BODY,
+    largest: int = LARGEST_ANSWER,
 ) -> WholeResponse:
-    """One request and its whole answer. Blocks; raises UpstreamFailed after `seconds`."""
+    """One request and its whole answer, of `largest` bytes at most. Blocks.
+
+    Raises UpstreamFailed for a larger one, and after `seconds`.
+    """
     deadline = Deadline.after(seconds)
     exchange = transport.send(call)
     try:
-        answer = BodyReader(exchange, account, largest)
+        answer = BodyReader(exchange, call, largest)
         while (response := answer.read(deadline.left)) is None:
             if deadline.passed:
                 raise UpstreamFailed(
@@ -179,10 +192,15 @@ def fetch(
 
 @dataclass(frozen=True)
 class Limits:
-    """`concurrency`: asks at once per account, 0 for no bound. `patience`: seconds to wait for a busy one."""
+    """Bounds of one question.
+
+    `concurrency`: asks at once per account, 0 for no bound. `patience`: seconds to wait for a busy
+    one. `answer`: bytes of all streams of its answer together, and of each body that is read whole.
+    """
 
     concurrency: int = 0
     patience: float = 120.0
+    answer: int = LARGEST_ANSWER
 
 
 class HttpSession:
@@ -202,6 +220,7 @@ class HttpSession:
         self._pool = pool
         self._attempts = attempts
         self._concurrency = limits.concurrency
+        self._largest = limits.answer
         self._patience = Deadline.after(limits.patience)
         self._pause = 1.0
         self._interrupted = Flag()
@@ -210,6 +229,7 @@ class HttpSession:
         self._exchange: Exchange | None = None
         self._body: BodyReader | None = None
         self._first = b""
+        self._streamed = 0
         self._streaming = False
         self._accepted = False
         self._over = False
@@ -263,7 +283,7 @@ class HttpSession:
             self._holds_account = True
         self.dispatched = self.dispatched or step.asks
         self._exchange = self._transport.send(step.call)
-        self._body = BodyReader(self._exchange, self._account, step.largest)
+        self._body = BodyReader(self._exchange, step.call, self._largest)
         if self._interrupted.is_set():  # it came before there was an exchange
             raise UpstreamCut()
         return True
@@ -311,7 +331,16 @@ class HttpSession:
         if piece == b"":
             self._release()
             return self._resume(None)
+        if piece:
+            self._check_size(step, len(piece))
         return piece
+
+    def _check_size(self, step: Step, size: int) -> None:
+        """Count what was streamed. Raises UpstreamFailed where that is more than an answer may have."""
+        self._streamed += size
+        repeated = step.repeated()
+        if self._streamed - repeated + repeated // REPETITION > self._largest:
+            raise UpstreamFailed(TOO_LARGE)
 
     def _finish_step(self, step: Step, response: WholeResponse) -> bytes | None:
         """A whole answer has come: give it to the procedure."""

@@ -15,10 +15,15 @@ from typing import Any
 
 import orjson
 
+from relay.accounts import SHORTEST_SECRET
+
 LONGEST_TEXT = 300
 LONGEST_WAIT = 10**8  # seconds, three years: what is longer is no statement of a wait
 LONGEST_HEADER = 100
 DEEPEST_ERROR = 6
+MOST_VALUES = (
+    500_000  # of one JSON text: each costs some 100 bytes, and time to be made
+)
 
 #: escapes of JSON that stay as they are, or a surrogate alone
 _ESCAPE = re.compile(
@@ -30,6 +35,15 @@ _SECRET = re.compile(
 _MESSAGE_KEYS = ("message", "description", "hint")
 _CODE_KEYS = ("code", "error_code")
 _WAIT_KEYS = ("clears_in", "resets_in_seconds", "resets_in", "retry_after")
+#: what a request says without any secret in it
+_PUBLIC_HEADERS = (
+    "accept",
+    "accept-encoding",
+    "content-type",
+    "user-agent",
+    "x-request-id",
+)
+_SECRET_PARTS = re.compile(r"[\s,;=]+")
 _CHALLENGE_SIGNS = (
     b"just a moment",
     b"cf_chl_opt",
@@ -93,6 +107,35 @@ def redacted(text: str) -> str:
     return line if len(line) <= LONGEST_TEXT else line[:LONGEST_TEXT] + "…"
 
 
+class Secrets:
+    """What a request's headers keep secret: the token, and what the operator added. Some upstreams quote them."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        secrets: set[str] = set()
+        for name, value in headers.items():
+            if name.lower() not in _PUBLIC_HEADERS:
+                secrets.update((value, *_SECRET_PARTS.split(value)))
+        longest_first = sorted(secrets, key=len, reverse=True)
+        self._secrets = [
+            secret.encode("utf-8", "surrogateescape")
+            for secret in longest_first
+            if len(secret) >= SHORTEST_SECRET
+        ]
+
+    def redact(self, text: bytes) -> bytes:
+        """A text without them."""
+        for secret in self._secrets:
+            text = text.replace(secret, b"...")
+        return text
+
+    def redact_body(self, body: bytes) -> bytes:
+        """A body without them, also where it is JSON that has them escaped."""
+        payload = parse_json(body)
+        if isinstance(payload, (dict, list)):
+            body = orjson.dumps(replaced_in_texts(payload, self.redact))
+        return self.redact(body)
+
+
 def replaced_in_texts(
     payload: Any, replace: Callable[[bytes], bytes], depth: int = DEEPEST_ERROR
 ) -> Any:
@@ -145,8 +188,20 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
     return whole_seconds(max(1.0, seconds))
 
 
+def has_too_many_values(text: bytes) -> bool:
+    """Whether a JSON text may have more than MOST_VALUES. Signs within its texts count too: that is cheap."""
+    if len(text) < MOST_VALUES:
+        return False
+    return text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_VALUES
+
+
 def parse_json(body: bytes) -> Any:
-    """A body as JSON; None where it is none. Half an emoji, as servers that cut texts anywhere send it, is U+FFFD."""
+    """A body as JSON; None where it is none, or too much of it.
+
+    Half an emoji, as servers that cut texts anywhere send it, is U+FFFD.
+    """
+    if has_too_many_values(body):
+        return None
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import time
 import uuid
+import weakref
 from collections.abc import Callable
+from io import BytesIO
+from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
 
 from relay.delivery import Delivery
 from relay.domain import Caller
-from relay.errors import BadRequest, TooLarge, Unauthorized
+from relay.errors import BadRequest, Overloaded, RelayError, TooLarge, Unauthorized
 from relay.service import Service
 
 if TYPE_CHECKING:
@@ -22,7 +25,65 @@ TOO_LARGE = "The body is larger than MAX_BODY allows."
 CUT_SHORT = (
     "The request's body was cut short or is broken: nothing was asked. Send it again."
 )
+NEEDS_HEADER = (
+    "A body over 64 KB is read only with a credential in the headers: send the client "
+    "key or the access token as the header 'Authorization: Bearer KEY', not in a field."
+)
+MAX_UNPROVEN_BODY = 64 * 1024
+#: bytes of a body that count as nothing, bytes that all bodies may hold together, and seconds to wait for them
+UNCOUNTED = 64 * 1024
+MOST_IN_MEMORY = 32 * 1024 * 1024
+WAIT_FOR_MEMORY = 5.0
+_PIECE = 64 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class BodyMemory:
+    """Bounds the memory of all bodies together: what has arrived counts, until its request is answered.
+
+    For the oldest of the bodies that are being read the others of these do not count, so that of
+    many that wait for one another one gets on. All hold twice the bound at most. Shared by all threads.
+    """
+
+    def __init__(self, wait: float = WAIT_FOR_MEMORY) -> None:
+        self._wait = wait
+        self._reading: dict[object, int] = {}  # in the order of their first bytes
+        self._read: dict[object, int] = {}
+        self._changed = Condition()
+
+    def reserve(self, holder: object, size: int, most: int) -> None:
+        """Let the body of `holder` grow to `size` where all of them hold `most` at most.
+
+        Waits a little for others to end; raises Overloaded where they do not.
+        """
+        with self._changed:
+            self._reading.setdefault(holder, 0)
+            has_room = self._changed.wait_for(
+                lambda: self._held_beside(holder) + size <= most, self._wait
+            )
+            if not has_room:
+                raise Overloaded()
+            self._reading[holder] = size
+
+    def _held_beside(self, holder: object) -> int:
+        """What counts for a body beside itself."""
+        held = sum(self._read.values())
+        is_oldest = next(iter(self._reading)) is holder
+        if not is_oldest:
+            held += sum(self._reading.values()) - self._reading[holder]
+        return held
+
+    def finish(self, holder: object) -> None:
+        """The body is read; it is held until it is released."""
+        with self._changed:
+            self._read[holder] = self._reading.pop(holder)
+            self._changed.notify_all()
+
+    def release(self, holder: object) -> None:
+        with self._changed:
+            self._reading.pop(holder, None)
+            self._read.pop(holder, None)
+            self._changed.notify_all()
 
 
 class Incoming(Request):
@@ -34,6 +95,8 @@ class Incoming(Request):
 
     service: Service
     dialect: Dialect
+    #: one for the process, because its memory is what is bounded
+    body_memory = BodyMemory()
 
     def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
         super().__init__(environ, *args, **options)
@@ -44,6 +107,7 @@ class Incoming(Request):
         self.error_code = "-"
         self.when_sent: list[Callable[[], None]] = []
         self._caller: Caller | None = None
+        self._memory_holder: object | None = None
 
     def _own_id(self) -> str:
         """The caller's own X-Request-Id, where it is a valid one."""
@@ -71,14 +135,60 @@ class Incoming(Request):
         self._caller = self.service.access.caller(self.credential, access_token)
 
     def whole_body(self) -> bytes:
-        """The body, whole: a server may take one that was cut short for whole. Raises BadRequest or TooLarge."""
+        """The body, whole: a server may take one that was cut short for whole.
+
+        Of a caller that showed no credential in the headers it reads MAX_UNPROVEN_BODY at most.
+        Raises BadRequest, TooLarge, Unauthorized or Overloaded.
+        """
+        limit = self._body_limit()
+        announced = self.content_length
+        if announced is not None and announced > limit:
+            raise self._body_over(limit)
         try:
-            body = self.get_data(cache=False)
+            body = self._read_body(limit)
         except self.service.server.broken_input:
             raise BadRequest(CUT_SHORT) from None
-        announced = self.content_length
-        if announced is None and len(body) >= (self.max_content_length or 0):
-            raise TooLarge(TOO_LARGE)  # werkzeug stops reading a chunked body there
         if announced not in (None, len(body)):
             raise BadRequest(CUT_SHORT)
         return body
+
+    def _body_limit(self) -> int:
+        limit = self.service.settings.max_body
+        if self.service.access.is_proven(self.credential):
+            return limit
+        return min(limit, MAX_UNPROVEN_BODY)
+
+    def _body_over(self, limit: int) -> RelayError:
+        """The error of a body that is larger."""
+        if limit == self.service.settings.max_body:
+            return TooLarge(TOO_LARGE)
+        return Unauthorized(NEEDS_HEADER)
+
+    def _read_body(self, limit: int) -> bytes:
+        body = BytesIO()
+        while piece := self.stream.read(_PIECE):
+            size = body.tell() + len(piece)
+            if size > limit:
+                raise self._body_over(limit)
+            if size > UNCOUNTED:
+                self._reserve_memory(size)
+            body.write(piece)
+        if self._memory_holder is not None:
+            self.body_memory.finish(self._memory_holder)
+        return body.getvalue()
+
+    def _reserve_memory(self, size: int) -> None:
+        """Take memory for a large body; it is given back once the response is sent, or the request forgotten."""
+        if self._memory_holder is None:
+            self._memory_holder = object()
+            release = weakref.finalize(
+                self, self.body_memory.release, self._memory_holder
+            )
+            self.when_sent.append(release)
+        most = max(MOST_IN_MEMORY, self.service.settings.max_body)
+        self.body_memory.reserve(self._memory_holder, size, most)
+
+
+def pause() -> None:
+    """Let other requests go on, in the middle of work that takes long."""
+    time.sleep(0)

@@ -7,7 +7,7 @@ from flask import Response
 from relay.dialects import bodies, fields, form, ndjson
 from relay.dialects.bodies import Fields
 from relay.errors import BadRequest, RelayError
-from relay.web.incoming import Incoming
+from relay.web.incoming import Incoming, pause
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -41,7 +41,8 @@ def authenticate_by_fields(incoming: Incoming) -> Fields:
     Raises RelayError.
     """
     found = read_query(incoming)
-    found |= bodies.read(incoming.content_type or "", incoming.whole_body())
+    content_type = incoming.content_type or ""
+    found |= bodies.read(content_type, incoming.whole_body(), pause)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
     incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
     return found

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.accounts import Account
 from relay.domain import Delta, Event, Finished, Restarted, Started
 from relay.errors import (
     Blocked,
@@ -29,6 +28,7 @@ from relay.upstreams.chatgpt_web.citations import (
 )
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents
+from relay.upstreams.wording import Secrets
 from tests.chatgpt_backend import classic, delta
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -487,7 +487,7 @@ def test_a_token_is_never_quoted_and_no_depth_is_too_deep() -> None:
         nested = "[" * depth + "]" * depth
         for message in (f"bad {token}", "x" * 1190 + token):
             decoder = WebDecoder()
-            decoder.account = Account("owner", token)
+            decoder.redact = Secrets({"Authorization": f"Bearer {token}"}).redact
             wire = (
                 f'data: {{"error": {{"message": "{message}", "more": {nested}}}}}\n\n'
             )

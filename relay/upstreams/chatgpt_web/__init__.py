@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Question
 from relay.settings import Settings
 from relay.transports import Transport
+from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
@@ -17,12 +19,19 @@ from relay.upstreams.http import HttpSession, Limits
 
 
 def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
-    """ChatGPT as the settings describe it; it is always there, for callers with a token of their own."""
+    """ChatGPT as the settings describe it; it is always there, for callers with a token of their own.
+
+    Raises SettingsError for an address that cannot be used.
+    """
     addresses = settings.chatgpt_base_url
+    name = "CHATGPT_BASE_URL"
     allowed = settings.reverse_proxy_allow
     if settings.reverse_proxy:
         addresses = (settings.reverse_proxy,)
+        name = "REVERSE_PROXY"
         allowed = allowed or (settings.reverse_proxy,)
+    for address in addresses:
+        check_setting(name, address)
     accounts = tuple(Account.of(token) for token in settings.access_token)
     backend = Backend(
         transport=transport,
@@ -36,6 +45,7 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         limits=Limits(
             settings.account_concurrency,
             min(settings.first_byte_timeout, settings.total_timeout),
+            settings.max_answer,
         ),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
@@ -67,7 +77,7 @@ class ChatGPTWeb:
         limits = backend.limits
         if question.timeout:
             patience = min(limits.patience, question.timeout)
-            limits = Limits(limits.concurrency, patience)
+            limits = replace(limits, patience=patience)
         session = HttpSession(
             backend.transport,
             WebProcedure(backend, question, decoder),

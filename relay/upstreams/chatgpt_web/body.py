@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import orjson
 
 from relay.domain import Question
 from relay.errors import BadRequest
+from relay.upstreams.addresses import parse_address
 
 USER_AGENT = "chatgpt-webapi"
 DEFAULT_MODEL = "auto"
@@ -52,17 +53,7 @@ def conversation_path(conversation_id: str) -> str:
 
 def place(address: str, path: str = "conversation") -> Place:
     """What an address means: an origin, a prefix (`.../api/`), or a full conversation URL. Raises ValueError."""
-    url = urlsplit(address.strip())
-    if (
-        url.scheme not in ("http", "https")
-        or not url.hostname
-        or url.username
-        or url.query
-        or url.fragment
-    ):
-        raise ValueError(
-            "it must be an http or https address without user, query and fragment"
-        )
+    url = parse_address(address.strip())
     prefix = url.path.rstrip("/")
     for ending in ("/f/conversation", "/conversation"):
         if not prefix.endswith(ending):

@@ -12,12 +12,14 @@
   the answer stopped for its length (the rest is another answer, appended to the text); `Poll`, where the answer was
   handed off, or none came at all (it is to be read from the conversation, and fed here as a classic stream). Nothing
   more is consumed until `again` is called, before the first piece of the next stream.
+- A message that is sent whole again and again makes a stream long, and its answer no longer: how much of what came was
+  there before is counted in `repeated`, for those who bound an answer's size.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,11 @@ from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.answer import Answer, identifier_of, part_of
 from relay.upstreams.chatgpt_web.delta import Documents
-from relay.upstreams.wording import error_text, replaced_in_texts
+from relay.upstreams.wording import (
+    error_text,
+    has_too_many_values,
+    replaced_in_texts,
+)
 
 MOST_CONTINUATIONS = 10
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
@@ -62,7 +68,7 @@ def _checked_id(identifier: str) -> str:
 class WebDecoder:
     """Decodes one turn. `wants`: what must be asked for before more bytes can come; `again` begins the next stream.
 
-    `account`: whose stream this is; its token is taken out of what a failure quotes.
+    `account`: whose stream this is. `redact` takes what was sent in secret out of what a failure quotes.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class WebDecoder:
     ) -> None:
         self.conversation_id = conversation_id
         self.account: Account | None = None
+        self.redact: Callable[[bytes], bytes] = bytes
+        self.repeated = 0
         self.wants: Continue | Poll | None = None
         self.started = False
         self._answer = Answer(known)
@@ -80,6 +88,8 @@ class WebDecoder:
         self._handed_off = False
         self._garbled = False
         self._continuations = 0
+        self._previous: object = None  # the id of the message that came last
+        self._previous_size = 0
 
     @property
     def complete(self) -> bool:
@@ -119,15 +129,30 @@ class WebDecoder:
             return self._end(announced=True)
         if event.name == "delta_encoding":
             return self._begin_documents(data)
+        return self._payload(event.name, data.encode())
+
+    def _payload(self, name: str, content: bytes) -> list[Event]:
+        """An event with JSON. `name`: the event's."""
+        if has_too_many_values(content):
+            raise UpstreamFailed("The upstream sent an event of too many values.")
         try:
-            payload = orjson.loads(data)
+            payload = orjson.loads(content)
         except orjson.JSONDecodeError:
             return self._garbage()
         if not isinstance(payload, dict):
             return []
-        if self._is_frame(event.name, payload):
-            return self._frame(payload)
+        if self._is_frame(name, payload):
+            return self._frame(payload, content)
+        self._count_repetition(payload, len(content))
         return self._envelope(payload)
+
+    def _count_repetition(self, payload: dict[str, Any], size: int) -> None:
+        """Of a message that is sent once more, only what it has grown is new."""
+        identifier = part_of(payload, "message").get("id")
+        if identifier is not None and identifier == self._previous:
+            self.repeated += min(size, self._previous_size)
+        self._previous = identifier
+        self._previous_size = size
 
     def _stray(self, line: str) -> list[Event]:
         """A line that is no field of an event: the backend's own failure comes so."""
@@ -167,13 +192,15 @@ class WebDecoder:
             return True
         return isinstance(payload["v"], dict) and "message" in payload["v"]
 
-    def _frame(self, frame: dict[str, Any]) -> list[Event]:
+    def _frame(self, frame: dict[str, Any], content: bytes) -> list[Event]:
+        """`content`: the frame as it was sent."""
         assert self._documents is not None
         edit = self._documents.apply(frame)
         if edit.only_appended:
             candidate = self._answer.id
             is_candidate = candidate and edit.document["message"].get("id") == candidate
             return self._answer.append(edit.appended) if is_candidate else []
+        self._documents.count_values(content)
         if not isinstance(edit.document, dict):
             return []
         message = part_of(edit.document, "message")
@@ -226,10 +253,8 @@ class WebDecoder:
             raise failures.from_event(message, code, payload)
 
     def _redacted(self, payload: dict[str, Any]) -> Any:
-        """A failure without the account's token."""
-        if self.account is None:
-            return payload
-        return replaced_in_texts(payload, self.account.redact)
+        """A failure without what was sent in secret."""
+        return replaced_in_texts(payload, self.redact)
 
     def _start(self) -> list[Event]:
         """Started, once the conversation's id is known."""

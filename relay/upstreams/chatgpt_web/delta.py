@@ -28,6 +28,7 @@ LONGEST_LIST = 10_000
 LONGEST_PATH = 1000
 DEEPEST_PATH = 32
 DEEPEST_PATCH = 10
+MOST_VALUES = 500_000  # of all documents; each costs some 100 bytes
 MOST_COPIED = (
     64 * 1024 * 1024
 )  # characters of text that are joined or edited in one stream
@@ -62,6 +63,7 @@ class Documents:
         self._appended: list[str] = []
         self._text_edited = False
         self._copied = 0
+        self._values = 0
 
     def apply(self, frame: dict[str, Any]) -> Edit:
         """Edit a document. Raises UpstreamFailed for a frame that fits none, and for one that makes it too large."""
@@ -80,6 +82,12 @@ class Documents:
             text_edited=self._text_edited,
             text_length=self._text_length(),
         )
+
+    def count_values(self, content: bytes) -> None:
+        """Count what a frame may have added, other than text. Raises UpstreamFailed for more than can be kept."""
+        self._values += content.count(b",") + content.count(b"[") + content.count(b"{")
+        if self._values > MOST_VALUES:
+            raise UpstreamFailed("The upstream sent edits of too many values.")
 
     def join_text(self) -> None:
         """Join what was appended to the last frame's document into it, so that its text can be read."""

@@ -12,7 +12,7 @@ from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamR
 from relay.transports import Call
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
-from relay.upstreams.chatgpt_web.procedure import LARGEST_TREE, parse_tree
+from relay.upstreams.chatgpt_web.procedure import parse_tree
 from relay.upstreams.http import WholeResponse, fetch
 from relay.upstreams.wording import error_text, parse_json
 
@@ -75,7 +75,7 @@ class WebHistory:
             response = self._fetch(caller, candidate, "GET", path)
             is_unknown = response.status == 404 and _has_reason(response)
             if is_only_place or not is_unknown:
-                return parse_tree(response)
+                return _printable(parse_tree(response))
         raise NoConversation()
 
     def change(
@@ -147,13 +147,30 @@ class WebHistory:
             headers["Content-Type"] = "application/json"
         url = f"{self._backend.place_for(None).base}/{path}"
         call = Call(method, url, headers, content)
-        return fetch(
-            self._backend.transport, call, account, self._seconds, LARGEST_TREE
-        )
+        largest = self._backend.limits.answer
+        return fetch(self._backend.transport, call, self._seconds, largest)
 
 
 def _is_item(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("id"), str)
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+        return False
+    return _is_printable(item)
+
+
+def _is_printable(payload: Any) -> bool:
+    """Whether JSON can be printed again: more can be read than can be printed."""
+    try:
+        orjson.dumps(payload)
+    except orjson.JSONEncodeError:
+        return False
+    return True
+
+
+def _printable(tree: dict[str, Any]) -> dict[str, Any]:
+    """A conversation as it is. Raises UpstreamFailed for one that cannot be printed."""
+    if not _is_printable(tree):
+        raise UpstreamFailed("The upstream nests a conversation too deep.")
+    return tree
 
 
 def _has_reason(response: WholeResponse) -> bool:

@@ -28,9 +28,8 @@ from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.http import Step, Steps, WholeResponse
-from relay.upstreams.wording import error_text, parse_json
+from relay.upstreams.wording import Secrets, error_text, parse_json
 
-LARGEST_TREE = 64 * 1024 * 1024
 MOST_MISSES = 5
 SIGN_OF_LIFE = (
     b": polling\n\n"  # a comment: the decoder leaves it out, the silence clock does not
@@ -55,6 +54,7 @@ class WebProcedure:
 
     def steps(self, account: Account) -> Steps:
         self._decoder.account = account
+        self._decoder.redact = Secrets(self._headers(account)).redact
         parent = self._question.parent_id
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
@@ -89,6 +89,7 @@ class WebProcedure:
             asks=True,
             streams=True,
             ended=lambda: self._decoder.wants is not None,
+            repeated=lambda: self._decoder.repeated,
         )
 
     def _continue(self, account: Account, wanted: Continue) -> Step:
@@ -107,7 +108,7 @@ class WebProcedure:
     ) -> Lookup:
         """Get a conversation with all its messages."""
         call = Call("GET", self._place.of(conversation_id), self._headers(account))
-        response = yield Step(call, pause=pause, largest=LARGEST_TREE)
+        response = yield Step(call, pause=pause)
         assert response is not None
         return parse_tree(response)
 

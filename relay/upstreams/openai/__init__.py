@@ -9,16 +9,22 @@ from relay.domain import Question
 from relay.errors import BadRequest
 from relay.settings import Settings
 from relay.transports import Transport
-from relay.upstreams.http import HttpSession
+from relay.upstreams.addresses import check_setting
+from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.openai import body
 from relay.upstreams.openai.decoder import OpenAIDecoder
 from relay.upstreams.openai.procedure import API, KEYLESS, OpenAIProcedure
 
 
 def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
-    """The API as the settings describe it; None where they name neither a key nor an address."""
+    """The API as the settings describe it; None where they name neither a key nor an address.
+
+    Raises SettingsError for an address that cannot be used.
+    """
     if not settings.openai_api_key and not settings.openai_base_url:
         return None
+    if settings.openai_base_url:
+        check_setting("OPENAI_BASE_URL", settings.openai_base_url)
     keys = tuple(Account.of(key) for key in settings.openai_api_key)
     api = API(
         transport=transport,
@@ -28,6 +34,7 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         extras=body.Extras(settings.openai_headers, settings.openai_body),
         retries=settings.retry_times,
         has_keys=bool(keys),
+        limits=Limits(answer=settings.max_answer),
     )
     return OpenAI(api, any_key=settings.allow_caller_tokens == "any")
 
@@ -70,5 +77,6 @@ class OpenAI:
             procedure,
             self._api.pool,
             self._api.attempts(question),
+            self._api.limits,
         )
         return session, OpenAIDecoder(procedure.redact)

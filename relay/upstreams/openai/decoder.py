@@ -31,6 +31,7 @@ from relay.errors import UpstreamCut, UpstreamFailed
 from relay.upstreams.openai.failures import in_event
 from relay.upstreams.wording import parse_json, replaced_in_texts
 
+MOST_CALLS = 1000  # of tools, in one answer
 CUT = "The upstream ended its stream without a finish reason: the answer is not whole."
 #: what compatible servers call their finish reasons, in lower case; other words mean `stop`
 FINISH_REASONS: dict[str, FinishReason] = {
@@ -207,6 +208,8 @@ def _tool_call(call: dict[str, Any], position: int) -> ToolCall | None:
     index = call.get("index")
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         index = position
+    if index >= MOST_CALLS:
+        raise UpstreamFailed(f"The upstream asks for more than {MOST_CALLS} calls.")
     identifier = _text(call.get("id"))
     function = call.get("function")
     if not isinstance(function, dict):

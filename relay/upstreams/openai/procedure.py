@@ -15,11 +15,11 @@ from relay.accounts import Account, AccountPool, Attempts
 from relay.domain import Question
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
 from relay.transports import Call, Transport
-from relay.upstreams.http import Step, Steps, WholeResponse
+from relay.upstreams.http import Limits, Step, Steps, WholeResponse
 from relay.upstreams.openai import body
 from relay.upstreams.openai.body import Extras
 from relay.upstreams.openai.failures import from_response, in_event
-from relay.upstreams.wording import parse_json
+from relay.upstreams.wording import Secrets, parse_json
 
 MODELS_SECONDS = 3600.0  # the first listed model stays the default for so long
 KEYLESS = Account("keyless", "")
@@ -56,6 +56,7 @@ class API:
     extras: Extras = Extras()
     retries: int = 3
     has_keys: bool = False
+    limits: Limits = Limits()
     default: DefaultModel = field(default_factory=DefaultModel)
 
     def attempts(self, question: Question) -> Attempts:
@@ -75,20 +76,20 @@ class OpenAIProcedure:
         self._question = question
         self._own = bool(question.token)
         self.model = question.model or api.model
-        self.account = KEYLESS
+        self._secrets = Secrets({})
 
-    def redact(self, payload: bytes) -> bytes:
-        """An upstream's words without the key that was used."""
-        return self.account.redact(payload)
+    def redact(self, text: bytes) -> bytes:
+        """An upstream's words without the key and the extra headers that it was sent."""
+        return self._secrets.redact(text)
 
     def steps(self, account: Account) -> Steps:
-        self.account = account
         headers = body.headers(
             account.token,
             self._api.extras,
             self._question.request_id,
             own=self._own,
         )
+        self._secrets = Secrets(headers)
         if not self.model and not self._own:
             self.model = self._api.default.known
         if not self.model:
@@ -129,7 +130,8 @@ class OpenAIProcedure:
         has_choices = isinstance(payload, dict) and bool(payload.get("choices"))
         is_answer = response.status == 200 and has_choices
         if is_answer and in_event(payload) is None:
-            return sse.event(b" ".join(response.body.splitlines()))
+            one_line = response.body.replace(b"\n", b" ").replace(b"\r", b" ")
+            return sse.event(one_line)
         raise from_response(response.status, response.head.headers, response.redacted)
 
 
