@@ -15,7 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from werkzeug.wsgi import ClosingIterator
 
@@ -28,13 +28,16 @@ BODY_RATE = 64 * 1024
 SEND_SILENCE = 60.0  # how long a caller may take nothing of what is sent
 LINGER_SECONDS = 30.0  # how long an unread body is dropped before the connection closes
 LINGER_SILENCE = 5.0
+LINGER_PAUSE = 0.005  # between two reads of what is dropped: a flood costs little, 40 MB take a second
 TIME_SLICE = 0.002  # how long one connection may be read without a pause
 SHORTEST_PAUSE = 0.00001
 PIECE = 64 * 1024
 TOO_SLOW = "the time for what the caller sends is over"
 
+T = TypeVar("T")
+
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, and drop what is unsent
-_dropped = bytearray(PIECE)
+_dropped = bytearray(4 * PIECE)
 
 
 class Connection(socket.socket):
@@ -59,36 +62,31 @@ class Connection(socket.socket):
         return connection
 
     def recv(self, *args: int) -> bytes:
-        self._pause()
-        try:
-            return super().recv(*args)
-        except BlockingIOError:
-            self._wait_at_most()
-        try:
-            return super().recv(*args)
-        finally:
-            self._last_pause = time.monotonic()
+        return self._read(super().recv, *args)
 
     def recv_into(self, *args: Any) -> int:
-        self._pause()
+        return self._read(super().recv_into, *args)
+
+    def _read(self, read: Callable[..., T], *args: Any) -> T:
+        if self.read_deadline is not None and self.read_deadline.passed:
+            raise TimeoutError(TOO_SLOW)
+        self.settimeout(0)
         try:
-            return super().recv_into(*args)
+            found = read(*args)
         except BlockingIOError:
             self._wait_at_most()
-        try:
-            return super().recv_into(*args)
-        finally:
+            found = read(*args)
             self._last_pause = time.monotonic()
+        else:
+            self.pause()
+        return found
 
-    def _pause(self) -> None:
-        """Let others run where this connection has been read for long enough; then read what is there already."""
+    def pause(self) -> None:
+        """Let others run, where what this connection sends has kept the thread for a TIME_SLICE."""
         if time.monotonic() - self._last_pause > TIME_SLICE:
             # with 0, gevent would run what is ready fifty times before it looks for input
             time.sleep(SHORTEST_PAUSE)
             self._last_pause = time.monotonic()
-        if self.read_deadline is not None and self.read_deadline.passed:
-            raise TimeoutError(TOO_SLOW)
-        self.settimeout(0)
 
     def _wait_at_most(self) -> None:
         """Let the next read wait for data, until the deadline."""
@@ -149,6 +147,7 @@ class Connection(socket.socket):
                 self.read_deadline = min(deadline, Deadline.after(LINGER_SILENCE))
                 if not self.recv_into(_dropped):
                     return
+                time.sleep(LINGER_PAUSE)
 
 
 class RequestBody(io.RawIOBase):
@@ -197,8 +196,11 @@ class BodyGuard:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         connection = self._connection_of(environ)
+        if not isinstance(connection, Connection):
+            return self._app(environ, start_response)  # type: ignore[no-any-return]
+        connection.pause()  # many requests may have come in one packet
         length = _length_of(environ)
-        if length == 0 or not isinstance(connection, Connection):
+        if length == 0:
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         body = RequestBody(environ["wsgi.input"], connection, length)
         environ["wsgi.input"] = body

@@ -13,6 +13,7 @@ from relay.access import OPEN, Access, Key, first_key, parse_keys
 from relay.accounts import Resting
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
+from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.newcomers import Newcomers
 from relay.server import Server
@@ -65,6 +66,7 @@ class Service:
     ) -> Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
+        check_private(Path(settings.data_dir))
         transport = DirectTransport(DirectDialer(settings.connect_timeout))
         if upstreams is None:
             upstreams = open_upstreams(settings, transport)

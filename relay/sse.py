@@ -6,13 +6,12 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from relay.errors import UpstreamFailed
 
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+LONGEST_NAME = 10  # characters of a line in which a field's known name ends
 LONGEST_EVENT = 8 * 1024 * 1024
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
@@ -42,19 +41,23 @@ class Parser:
     def feed(self, piece: bytes) -> Iterator[ServerEvent]:
         """The events that this piece completes. Lazy: what is not iterated is not parsed."""
         if self._skip_lf and piece:
-            piece, self._skip_lf = piece.removeprefix(b"\n"), False
-        start = 0
-        for end in _LINE_END.finditer(piece):
-            self._pieces.append(piece[start : end.start()])
-            line, self._pieces, self._held = b"".join(self._pieces), [], 0
-            start = end.end()
+            piece = piece.removeprefix(b"\n")
+            self._skip_lf = False
+        lines = piece.splitlines()  # bytes have no line ends but those three
+        is_cut = bool(lines) and not piece.endswith((b"\n", b"\r"))
+        rest = lines.pop() if is_cut else b""
+        for line in lines:
+            if self._pieces:
+                line = b"".join([*self._pieces, line])
+                self._pieces = []
+                self._held = 0
             if (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
-        self._skip_lf = self._skip_lf or (piece.endswith(b"\r") and start == len(piece))
-        if start < len(piece):
-            self._pieces.append(piece[start:])
-            self._held += len(piece) - start
+        self._skip_lf = self._skip_lf or piece.endswith(b"\r")
+        if rest:
+            self._pieces.append(rest)
+            self._held += len(rest)
         if self._held + self._size > self._longest:
             raise UpstreamFailed(
                 f"The upstream sent one event of more than {self._longest} bytes."
@@ -62,27 +65,30 @@ class Parser:
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if self._first_line:
-            line, self._first_line = line.removeprefix(b"\xef\xbb\xbf"), False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            self._first_line = False
         if not line:
-            return self._dispatch()
-        name, _, value = line.decode("utf-8", "replace").partition(":")
-        value = value.removeprefix(" ")
-        if name == "data":
-            self._data.append(value)
+            return self._dispatch() if self._data or self._name else None
+        name, colon, _ = line[:LONGEST_NAME].partition(b":")
+        start = len(name) + len(colon)
+        if line.startswith(b" ", start):
+            start += 1
+        if name == b"data":
+            self._data.append(line[start:].decode("utf-8", "replace"))
             self._size += len(line)
-        elif name == "event":
-            self._name = value
-        elif self._strays and name not in ("", "id", "retry"):
+        elif name == b"event":
+            self._name = line[start:].decode("utf-8", "replace")
+        elif self._strays and name not in (b"", b"id", b"retry"):
             return ServerEvent(STRAY, line.decode("utf-8", "replace"))
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:
-        event = (
-            ServerEvent(self._name or "message", "\n".join(self._data))
-            if self._data
-            else None
-        )
-        self._name, self._data, self._size = "", [], 0
+        event = None
+        if self._data:
+            event = ServerEvent(self._name or "message", "\n".join(self._data))
+        self._name = ""
+        self._data = []
+        self._size = 0
         return event
 
 

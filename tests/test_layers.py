@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
     "relay.database": {"relay.errors", "relay.server"},
-    "relay.tables": VALUES | {"relay.schema"},
+    "relay.tables": VALUES | {"relay.schema", "relay.window"},
     "relay.store": VALUES
     | {"relay.server", "relay.schema", "relay.database", "relay.tables"},
     "relay.upkeep": VALUES | {"relay.store"},

@@ -158,7 +158,7 @@ def parse_json(text: str | bytes, pause: Pause = _no_pause) -> Any:
     """
     if len(text) > SMALL_JSON:
         raw = text.encode() if isinstance(text, str) else text
-        if _has_too_many_values(raw, pause):
+        if _count_marks(raw, pause) > MOST_MARKS:
             raise TooLarge(
                 f"The JSON has more than {MOST_MARKS} brackets, commas and colons "
                 "outside of its texts."
@@ -173,32 +173,32 @@ def parse_json(text: str | bytes, pause: Pause = _no_pause) -> Any:
     return value
 
 
-def _has_too_many_values(raw: bytes, pause: Pause) -> bool:
-    """Whether the structure of a JSON text is too large; what is within its strings does not count.
+def _count_marks(raw: bytes, pause: Pause, slice_size: int = _SLICE) -> int:
+    """The brackets, commas and colons of a JSON text outside of its strings; beyond MOST_MARKS it need not be exact.
 
-    Slice by slice: what an escape's first half ends with is carried into the next one.
+    Slice by slice: the first half of an escape that is cut in two is carried into the next one.
     """
     marks = 0
     in_string = False
     carried = b""
-    for start in range(0, len(raw), _SLICE):
-        part = carried + raw[start : start + _SLICE]
+    for start in range(0, len(raw), slice_size):
+        part = carried + raw[start : start + slice_size]
         part = part.replace(rb"\\", b"")
         carried = b"\\" if part.endswith(b"\\") else b""
         texts = part.removesuffix(carried).replace(rb"\"", b"").split(b'"')
         outside_of_strings = b"".join(texts[in_string::2])
         marks += sum(outside_of_strings.count(mark) for mark in _MARKS)
         if marks > MOST_MARKS:
-            return True
+            break
         in_string ^= len(texts) % 2 == 0
         pause()
-    return False
+    return marks
 
 
 def _is_deeper_than(most: int, value: Any) -> bool:
     """Whether lists and objects are nested deeper; level by level, because recursion has a limit of its own."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(most):
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -208,7 +208,7 @@ def _is_deeper_than(most: int, value: Any) -> bool:
         if not below:
             return False
         level = below
-    return True
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
 def _urlencoded(body: bytes, charset: str, pause: Pause) -> Fields:
@@ -254,10 +254,12 @@ def _pairs(body: bytes) -> Iterator[tuple[int, int, int]]:
         start = end + 1
 
 
-def _slices(raw: bytes, start: int, end: int) -> Iterator[bytes]:
+def _slices(
+    raw: bytes, start: int, end: int, slice_size: int = _SLICE
+) -> Iterator[bytes]:
     """The bytes from `start` to `end` in slices that cut no escape in two."""
     while start < end:
-        cut = min(start + _SLICE, end)
+        cut = min(start + slice_size, end)
         if cut < end:
             percent = raw.rfind(b"%", cut - 2, cut)
             if percent >= 0:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     Row,
@@ -19,7 +20,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    literal,
+    literal_column,
     select,
 )
 
@@ -30,6 +31,11 @@ from relay.window import Room, estimate_tokens, least_cost
 PAGE = 100  # messages
 SHORT = 8192  # characters of a text that is read with its page
 UNBOUNDED = 2**31 - 1
+
+
+def _number(value: int) -> ColumnElement[int]:
+    """A constant of the statement, which costs less than a parameter."""
+    return literal_column(str(value), Integer)
 
 
 def _select_page() -> Select[Any]:
@@ -45,10 +51,12 @@ def _select_page() -> Select[Any]:
             "text"
         ),
     )
-    start = select(*columns, literal(0).label("depth"))
+    start = select(*columns, _number(0).label("depth"))
     path = start.where(messages.c.id == bindparam("message_id")).cte(recursive=True)
     is_next = messages.c.id == path.c.parent
-    parents = select(*columns, path.c.depth + 1).where(is_next, path.c.depth < PAGE - 1)
+    parents = select(*columns, path.c.depth + _number(1)).where(
+        is_next, path.c.depth < _number(PAGE - 1)
+    )
     path = path.union_all(parents)
     return select(path).order_by(path.c.depth)
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from relay.deadline import Deadline
 
-RECEIVE_SIZE = 64 * 1024
+RECEIVE_SIZE = 16 * 1024  # what it means may take a microsecond a byte to find out
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ needs a socket, a clock or another account is here, once:
 - an error that leaves the procedure is a refusal: the steps begin again with another account,
   where that may help and the question was not accepted yet.
 
-How much an upstream may send is bounded by `Limits.answer`, for all streams of an answer together
-and for each body that is read whole. Who calls the session has the clocks.
+How much an upstream may send is bounded: by `Limits.answer`, for all streams of an answer together
+and for each body that is read whole; and by LARGEST_UNSTREAMED, for an answer that is decoded at
+once. Who calls the session has the clocks.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ from relay.upstreams.wording import Secrets
 
 LARGEST_ERROR = 64 * 1024
 LARGEST_ANSWER = 32 * 1024 * 1024
+LARGEST_UNSTREAMED = 4 * 1024 * 1024
 REPETITION = 32  # so many bytes that repeat earlier ones count as one
 TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
+NOT_STREAMED = "The upstream's answer is larger than one may be that is not streamed."
 ADMISSION_SECONDS = 0.1  # between two looks at an account that has enough to do
 SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep busy
 LONGEST_PAUSE = 8.0  # and one that others keep busy
@@ -154,7 +157,8 @@ class BodyReader:
         if piece and self._size <= largest:
             return None
         if piece and not is_error:
-            raise UpstreamFailed(TOO_LARGE)
+            is_unstreamed = self._largest == LARGEST_UNSTREAMED
+            raise UpstreamFailed(NOT_STREAMED if is_unstreamed else TOO_LARGE)
         return WholeResponse(head, self.body, self._call)
 
     def _piece(self, head: Head, seconds: float) -> bytes | None:
@@ -282,8 +286,11 @@ class HttpSession:
                 return False
             self._holds_account = True
         self.dispatched = self.dispatched or step.asks
+        largest = self._largest
+        if step.streams:
+            largest = min(LARGEST_UNSTREAMED, largest)
         self._exchange = self._transport.send(step.call)
-        self._body = BodyReader(self._exchange, step.call, self._largest)
+        self._body = BodyReader(self._exchange, step.call, largest)
         if self._interrupted.is_set():  # it came before there was an exchange
             raise UpstreamCut()
         return True

@@ -189,10 +189,15 @@ def retry_after(headers: Mapping[str, str]) -> int | None:
 
 
 def has_too_many_values(text: bytes) -> bool:
-    """Whether a JSON text may have more than MOST_VALUES. Signs within its texts count too: that is cheap."""
+    """Whether a JSON text may have more than MOST_VALUES."""
     if len(text) < MOST_VALUES:
         return False
-    return text.count(b",") + text.count(b"[") + text.count(b"{") > MOST_VALUES
+    return count_values(text) > MOST_VALUES
+
+
+def count_values(text: bytes) -> int:
+    """The values that a JSON text may have, at most; signs within its texts count too, that is cheap."""
+    return len(text) - len(text.translate(None, b",[{"))
 
 
 def parse_json(body: bytes) -> Any:

@@ -258,7 +258,10 @@ def test_large_bodies_wait_for_memory_and_the_oldest_of_them_gets_on() -> None:
 
 @pytest.fixture
 def kept_client(build: Build) -> FlaskClient:
-    return build(authorization=(f"owner:{KEY}",)).test_client()
+    nowhere = ("http://127.0.0.1:9",)
+    return build(
+        authorization=(f"owner:{KEY}",), chatgpt_base_url=nowhere
+    ).test_client()
 
 
 def test_a_large_body_holds_its_memory_until_it_is_answered(

@@ -148,6 +148,31 @@ def test_a_body_that_does_not_end_holds_nobody_else(
 
 
 @pytest.mark.parametrize("server", SERVERS)
+def test_many_requests_in_one_packet_hold_nobody_else(
+    impatient: Serve, server: str
+) -> None:
+    service = impatient(server)
+    data = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 500
+    callers = [connect(service) for _ in range(3)]
+    with Bystander(service) as bystander:
+        threads = [
+            threading.Thread(target=work, args=arguments)
+            for caller in callers
+            for work, arguments in ((flood, (caller, data, 3)), (read_all, (caller,)))
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(3.5)
+    for caller in callers:
+        caller.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join(30)
+    for caller in callers:
+        caller.close()
+    assert bystander.asked > 5 and bystander.longest < LONGEST_WAIT
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_an_endless_body_after_a_wrong_key_is_hung_up_on(
     impatient: Serve, server: str
 ) -> None:
@@ -213,7 +238,7 @@ def test_a_worker_serves_on_after_answers_that_nobody_reads(
     impatient: Serve, server: str
 ) -> None:
     service = impatient(server)
-    url = long_conversation(service)
+    url = long_conversation(service, 4_000_000)
     path = url.removeprefix(service.url).encode()
     callers = [connect_without_reading(service, path) for _ in range(12)]
     before = len(outcomes(service))
@@ -228,9 +253,9 @@ def test_a_worker_serves_on_after_answers_that_nobody_reads(
         caller.close()
 
 
-def long_conversation(service: Service) -> str:
-    """The URL of a conversation of a few megabytes."""
-    fields = {"prompt": "offline:long=4000000"}
+def long_conversation(service: Service, size: int) -> str:
+    """The URL of a conversation with an answer of this size."""
+    fields = {"prompt": f"offline:long={size}"}
     url = f"{service.url}/send_message"
     answer = requests.post(url, data=fields, timeout=30).json()
     return f"{service.url}/conversation/{answer['conversation_id']}"
@@ -249,7 +274,7 @@ def test_a_slow_reader_that_goes_on_gets_its_whole_answer(
     impatient: Serve, server: str
 ) -> None:
     service = impatient(server)
-    url = long_conversation(service)
+    url = long_conversation(service, 1_500_000)
     expected = len(requests.get(url, timeout=10).content)
     path = url.removeprefix(service.url).encode()
     received = b""
@@ -257,11 +282,11 @@ def test_a_slow_reader_that_goes_on_gets_its_whole_answer(
     with connect_without_reading(service, path) as caller:
         caller.settimeout(10)
         while len(received) < expected:
-            piece = caller.recv(200_000)
+            piece = caller.recv(100_000)
             assert piece, len(received)
             received += piece
-            time.sleep(len(piece) / 1_000_000)
-    assert time.monotonic() - began > 3, "longer than a caller may be silent"
+            time.sleep(len(piece) / 500_000)
+    assert time.monotonic() - began > 2.5, "longer than a caller may be silent"
 
 
 ODD_HEADS = {

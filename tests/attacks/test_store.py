@@ -409,6 +409,7 @@ def test_a_tiny_ask_reads_no_more_than_it_sends(store: Store) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert turn is not None and turn.remarks.dropped == 16
+    turn.fail(CallerLeft())
     texts = [message.text for message in upstream.asked[-1].messages]
     assert texts == ["Be kind.", "more", "the newest answer", "tiny"]
     assert peak < 2 * 2**20
@@ -570,7 +571,7 @@ def test_few_wait_for_one_conversation(store: Store) -> None:
     other = whole(chat, Ask("one", OWNER))
     name = first.conversation_id
     running = opened(chat, Ask("two", OWNER, conversation_id=name))
-    opened(chat, Ask("two", OWNER, conversation_id=other.conversation_id))
+    busy = opened(chat, Ask("two", OWNER, conversation_id=other.conversation_id))
     waiting = [
         Ask(str(number), OWNER, conversation_id=name) for number in range(MOST_WAITERS)
     ]
@@ -589,9 +590,11 @@ def test_few_wait_for_one_conversation(store: Store) -> None:
     late = Ask("late", OWNER, conversation_id=name)
     assert chat.open(late, Silent()) is None, "one gave up"
     running.fail(CallerLeft())
-    assert chat.open(late, Silent()) is not None
-    gone = chat._waiters.find(waiting[0])
-    assert gone is not None and not gone.gives_up.passed
+    turn = opened(chat, late)
+    still_there = chat._waiters.find(waiting[0])
+    assert still_there is not None
+    turn.fail(CallerLeft())
+    busy.fail(CallerLeft())
 
 
 def test_waiters_that_give_up_are_not_counted(
@@ -600,7 +603,7 @@ def test_waiters_that_give_up_are_not_counted(
     monkeypatch.setattr("relay.upkeep.GONE_SECONDS", 0.05)
     chat = chat_of(store, Scripted())
     first = whole(chat, Ask("one", OWNER))
-    opened(chat, Ask("two", OWNER, conversation_id=first.conversation_id))
+    running = opened(chat, Ask("two", OWNER, conversation_id=first.conversation_id))
     asks = [
         Ask(str(number), OWNER, conversation_id=first.conversation_id)
         for number in range(MOST_WAITERS + 5)
@@ -608,6 +611,7 @@ def test_waiters_that_give_up_are_not_counted(
     for ask in asks:
         time.sleep(0.01)
         assert chat.open(ask, Silent()) is None
+    running.fail(CallerLeft())
 
 
 def test_another_process_is_polled_for(store: Store, url: str) -> None:
@@ -620,7 +624,7 @@ def test_another_process_is_polled_for(store: Store, url: str) -> None:
     for _ in range(3):
         assert chat.open(ask, Silent()) is None
     running.fail(CallerLeft())
-    assert chat.open(ask, Silent()) is not None
+    opened(chat, ask).fail(CallerLeft())
     other_store.close()
 
 
@@ -751,7 +755,7 @@ def test_a_local_conversation_of_before_is_nobodys(store: Store) -> None:
 def test_two_people_of_one_workspace(
     build: Callable[..., Flask], backend: Backend
 ) -> None:
-    client = build(reverse_proxy=backend.url, authorization=("a-long-key-of-ours",))
+    app = build(reverse_proxy=backend.url, authorization=("a-long-key-of-ours",))
     claims = {"chatgpt_account_id": "workspace", "user_id": ""}
     tokens = {
         name: jwt(**{"https://api.openai.com/auth": {**claims, "user_id": name}})
@@ -760,19 +764,18 @@ def test_two_people_of_one_workspace(
     headers = {
         name: {"Authorization": f"Bearer {token}"} for name, token in tokens.items()
     }
-    web = client.test_client()
+    web = app.test_client()
     first = body_of(web.post("/ask", data={"msg": SECRET}, headers=headers["alice"]))
     name = first["data"]["conversation_id"]
     path = f"/conversation/{name}"
     fields = {"msg": "more", "conversation_id": name}
-    store = client.extensions["service"].store
+    store = app.extensions["service"].store
     before = store.find(name)
-    for number in range(2):
-        if number:  # as an older version kept it
+    for kept_by_an_older_version in (False, True):
+        if kept_by_an_older_version:
             row = store.find(name)
-            former = Caller("x", False, tokens["bob"], True)
-            assert row is not None and former
-            access = client.extensions["service"].access
+            assert row is not None
+            access = app.extensions["service"].access
             caller = access.caller(headers["bob"]["Authorization"], None)
             assert caller.former_owner
             store.take_over(name, row.owner, caller.former_owner)

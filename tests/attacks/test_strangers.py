@@ -7,6 +7,7 @@ import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from relay.accounts import Account, AccountPool
+from relay.errors import StoreFailed
 from relay.settings import SettingsError
 from relay.transports import Call, Exchange
 from relay.transports.direct import DirectTransport
@@ -314,6 +316,17 @@ def test_a_key_that_strangers_guess_refuses_the_start(build: Build, key: str) ->
     with pytest.raises(SettingsError, match="AUTHORIZATION") as refused:
         build(authorization=(f"owner:{key}",))
     assert key == "short" or key not in str(refused.value)
+
+
+def test_a_folder_that_others_may_read_refuses_the_start(
+    build: Build, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    (tmp_path / "data").chmod(0o755)
+    with pytest.raises(StoreFailed, match="chmod 700"):
+        build()
+    (tmp_path / "data").chmod(0o700)
+    assert build().test_client().get("/healthz").status_code == 200
 
 
 def test_a_short_key_is_warned_of_at_the_start(

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import MultiDict
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder
 from werkzeug.test import encode_multipart
 
 from relay.dialects import bodies, form
+from relay.dialects import multipart as parser
 from relay.domain import Caller
 from relay.errors import BadRequest, RelayError, TooLarge, UnsupportedMediaType
 
@@ -170,6 +172,8 @@ def test_a_body_that_lost_characters_is_refused_with_a_hint(body: bytes) -> None
         ("application/json", b'{"prompt": "\\ud800"}', BadRequest, "not JSON"),
         ("application/json", b'{"prompt": NaN}', BadRequest, "not JSON"),
         ("application/json", b"[" * 100_000, BadRequest, "not JSON"),
+        ("application/json", b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", BadRequest, "nested"),
+        ("application/json", b'{"a": [' + b"1," * 800_000 + b"1]}", TooLarge, "200000"),
         ("application/json", b"[1]", BadRequest, "JSON object"),
         ("application/json", b'"hi"', BadRequest, "JSON object"),
         ("application/json", b'{"prompt": 5}', BadRequest, "prompt must be text"),
@@ -181,11 +185,21 @@ def test_a_body_that_lost_characters_is_refused_with_a_hint(body: bytes) -> None
         ("application/json", b'{"prompt": "a", "timeout": "inf"}', BadRequest, "timeout"),
         ("application/json", b'{"prompt": "a", "conversation_id": "../x"}', BadRequest, "no id"),
         ("application/json", b'{"prompt": "a", "conversation_id": {}}', BadRequest, "must be text"),
+        (URLENCODED, b"x" * 1001 + b"=1", BadRequest, "cut a field short"),
+        ("text/plain" + ";" * 1100, b"hello", UnsupportedMediaType, "1024 characters"),
         ("application/xml", b"<prompt/>", UnsupportedMediaType, "application/xml"),
         ("multipart/form-data", b"prompt", BadRequest, "multipart"),
         ("multipart/form-data; boundary=B", b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\ncut',
          BadRequest, "cut short"),
         ("multipart/form-data; boundary=B", multipart(b'name="prompt"\r\n\r\n\xff'), BadRequest, "UTF-8"),
+        ("multipart/form-data; boundary=B", multipart(b'name="prompt"\r\nX: ' + b"x" * 8192 + b"\r\n\r\na"),
+         TooLarge, "8192 bytes"),
+        ("multipart/form-data; boundary=B", multipart(*[b'name="x"; y=' + b"x" * 900 + b"\r\n\r\n"] * 300),
+         TooLarge, "262144 bytes"),
+        ("multipart/form-data; boundary=B", b"--B\r\nX: y\r\n\r\na\r\n--B--", BadRequest, "broken"),
+        ("multipart/form-data; boundary=B", b"--B\r\n\r\na\r\n--B--", BadRequest, "broken"),
+        ("multipart/form-data; boundary=B", multipart(b'name="x"\r\n\r\na\r\n--Bx'), BadRequest, "broken"),
+        ("multipart/form-data; boundary=" + "B" * 201, b"", BadRequest, "broken"),
         ("multipart/form-data; boundary=B", multipart(*[b'name="x"\r\n\r\n'] * 1001), TooLarge, "1000 parts"),
     ],
 )  # fmt: skip
@@ -243,3 +257,118 @@ def test_no_body_breaks_the_parser(content_type: str, body: bytes) -> None:
 )
 def test_escapes_are_those_of_urllib(raw: bytes) -> None:
     assert bodies._unescape(raw) == unquote_to_bytes(raw.replace(b"+", b" "))
+
+
+@given(
+    st.binary(max_size=200)
+    | st.text("%4aAg+\\=\r\n 0", max_size=60).map(str.encode)
+    | st.text("%4a", max_size=60).map(str.encode)
+)
+def test_no_slice_cuts_an_escape(raw: bytes) -> None:
+    for size in (3, 4, 7):
+        slices = list(bodies._slices(raw, 0, len(raw), size))
+        assert b"".join(slices) == raw
+        unescaped = b"".join(map(bodies._unescape_slice, slices))
+        assert unescaped == unquote_to_bytes(raw.replace(b"+", b" "))
+
+
+TREES = st.recursive(
+    st.text('\\",[{:ab', max_size=12) | st.integers(0, 99),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text('\\",:', max_size=4), inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+
+
+def marks_of(value: object) -> int:
+    """Brackets, commas and colons outside of strings, by the value itself."""
+    if isinstance(value, dict):
+        inner = sum(map(marks_of, value.values()))
+        return 1 + len(value) + max(0, len(value) - 1) + inner
+    if isinstance(value, list):
+        return 1 + max(0, len(value) - 1) + sum(map(marks_of, value))
+    return 0
+
+
+@given(TREES)
+def test_commas_within_strings_do_not_count(value: object) -> None:
+    text = orjson.dumps(value)
+    for size in (1, 2, 5, 1000):
+        assert bodies._count_marks(text, lambda: None, size) == marks_of(value)
+
+
+def by_werkzeug(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
+    """The parts of a body as the decoder sees them whose place this parser takes."""
+    decoder = MultipartDecoder(boundary)
+    decoder.receive_data(body)
+    decoder.receive_data(None)
+    parts: list[tuple[str, bytes]] = []
+    while not isinstance(event := decoder.next_event(), Epilogue):
+        if isinstance(event, (Field, File)):
+            parts.append((event.name, b""))
+        elif isinstance(event, Data):
+            name, content = parts.pop()
+            parts.append((name, content + event.data))
+    return parts
+
+
+NAMES = st.text('abc"\\;= %22', min_size=1, max_size=8)
+CONTENTS = st.binary(max_size=30) | st.text("\r\n-Bx", max_size=12).map(str.encode)
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.booleans(), CONTENTS), max_size=4),
+    st.sampled_from([b"", b"\r\n", b"a preamble\r\n"]),
+    st.sampled_from([b"", b"\r\n", b" \r\nan epilogue"]),
+    st.sampled_from([b"", b" \t"]),
+)
+def test_multipart_is_read_as_werkzeug_reads_it(
+    fields: list[tuple[str, bool, bytes]], before: bytes, after: bytes, padding: bytes
+) -> None:
+    body = before
+    for name, is_file, content in fields:
+        quoted = name.replace("\\", "\\\\").replace('"', '\\"').encode()
+        disposition = b'Content-Disposition: form-data; name="%s"' % quoted
+        file = b'; filename="a; name=\\"x\\".txt"\r\nContent-Type: text/plain'
+        headers = disposition + file * is_file
+        content = content.replace(b"--B", b"")
+        body += b"--B%s\r\n%s\r\n\r\n%s\r\n" % (padding, headers, content)
+    body += b"--B--" + after
+    parts = [
+        (part.name, body[part.start : part.end]) for part in parser.parts(body, "B")
+    ]
+    assert parts == by_werkzeug(body, b"B")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'content-disposition:form-data;name="prompt"',
+        b"Content-Disposition: form-data; name=prompt",
+        b"Content-Disposition: form-data;\r\n name=prompt",
+        b"Content-Disposition: form-data; name*=utf-8''prom%70t",
+        b"X: y\r\nContent-Type: text/plain\r\nContent-Disposition: form-data; name=prompt",
+    ],
+)
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+def test_headers_of_a_part_are_read_in_all_their_forms(
+    headers: bytes, line_end: bytes
+) -> None:
+    body = b"--B\r\n" + headers + b"\r\n\r\na\r\nb\r\n--B--\r\n"
+    body = body.replace(b"\r\n", line_end)
+    text = ask_of("multipart/form-data; boundary=B", body)
+    assert text == b"a\r\nb".replace(b"\r\n", line_end).decode()
+
+
+@pytest.mark.parametrize("size", [bodies._SLICE - 20, bodies._SLICE, 3 * bodies._SLICE])
+def test_a_long_form_arrives_exactly(size: int) -> None:
+    text = ("%41 100% + = & 你好 " * (size // 20))[:size]
+    for escaped in (quote(text, safe=""), quote_plus(text)):
+        assert ask_of(URLENCODED, f"prompt={escaped}".encode()) == text
+    lossy = ("a b" + "x" * size + "%20").encode()
+    with pytest.raises(BadRequest, match="--data-urlencode"):
+        ask_of(URLENCODED, b"prompt=" + lossy)
+    lone = f"prompt=100% {'%x' * size}".encode()
+    assert ask_of(URLENCODED, lone) == lone.removeprefix(b"prompt=").decode()

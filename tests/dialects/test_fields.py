@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.dialects import fields
-from relay.errors import BadRequest
+from relay.errors import BadRequest, TooLarge
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,19 @@ def test_ids_have_the_names_of_node_clients_too() -> None:
     with pytest.raises(BadRequest, match="differ"):
         fields.parent_of({"parent_id": "p1", "parentMessageId": "p2"})
     assert fields.conversation_of({**both, "conversationId": "undefined"}) == "c1"
+
+
+def test_a_whole_number_of_a_query_has_a_largest_value() -> None:
+    assert fields.count_of("1000", "limit") == 1000
+    assert fields.count_of("999999999", "offset") == 999_999_999
+    for value in ("1001", "", "-1", "1.5", "1" * 400, "\u0661"):
+        with pytest.raises(BadRequest, match="at most 1000"):
+            fields.count_of(value, "limit")
+
+
+@pytest.mark.parametrize("name", ["metadata", "response_format", "stop"])
+def test_json_in_a_field_has_the_same_bounds_as_a_body(name: str) -> None:
+    with pytest.raises(BadRequest, match="nested"):
+        fields.options_of({name: "[" * 101 + "]" * 101})
+    with pytest.raises(TooLarge, match="200000"):
+        fields.options_of({name: "[" + "1," * 600_000 + "1]"})

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from relay.errors import UpstreamFailed
 from relay.upstreams.chatgpt_web.answer import GrowingText
+from relay.upstreams.wording import count_values
 
 MOST_DOCUMENTS = 1000
 LONGEST_FIELD = (
@@ -85,7 +86,7 @@ class Documents:
 
     def count_values(self, content: bytes) -> None:
         """Count what a frame may have added, other than text. Raises UpstreamFailed for more than can be kept."""
-        self._values += content.count(b",") + content.count(b"[") + content.count(b"{")
+        self._values += count_values(content)
         if self._values > MOST_VALUES:
             raise UpstreamFailed("The upstream sent edits of too many values.")
 

@@ -110,6 +110,8 @@ class OpenAIDecoder:
         return [Finished(self._reason, model=self._model, usage=self._usage)]
 
     def _chunk(self, event: sse.ServerEvent) -> list[Event]:
+        if event.name == sse.STRAY and not event.data.startswith("{"):
+            return []
         chunk = parse_json(event.data.encode())
         if in_event(chunk, event.name) is not None:
             error = in_event(replaced_in_texts(chunk, self._redact), event.name)

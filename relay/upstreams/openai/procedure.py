@@ -23,6 +23,7 @@ from relay.upstreams.wording import Secrets, parse_json
 
 MODELS_SECONDS = 3600.0  # the first listed model stays the default for so long
 KEYLESS = Account("keyless", "")
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # what JSON has no other use for
 
 
 @dataclass
@@ -130,8 +131,7 @@ class OpenAIProcedure:
         has_choices = isinstance(payload, dict) and bool(payload.get("choices"))
         is_answer = response.status == 200 and has_choices
         if is_answer and in_event(payload) is None:
-            one_line = response.body.replace(b"\n", b" ").replace(b"\r", b" ")
-            return sse.event(one_line)
+            return sse.event(response.body.translate(_ONE_LINE))
         raise from_response(response.status, response.head.headers, response.redacted)
 
 
