@@ -260,7 +260,8 @@ class Access:
         if not self._recognizes(token):
             raise Unauthorized(
                 "That is no client key of this service, nor an access token that it "
-                "has a use for."
+                "has a use for.",
+                wrong_key=True,
             )
 
     def _find_key(self, credential: Credential) -> Key | None:
@@ -273,7 +274,8 @@ class Access:
             return found
         is_only_a_key = bool(self._keys) and not credential.may_be_token
         if is_only_a_key or credential.text.startswith(MADE_HERE):
-            raise Unauthorized("That is not a client key of this service.")
+            message = "That is not a client key of this service."
+            raise Unauthorized(message, wrong_key=True)
         return None
 
 

@@ -75,8 +75,14 @@ class BadRequest(CallerError):
 
 
 class Unauthorized(CallerError):
+    """`wrong_key`: something was shown that is no key, so it may be a guess."""
+
     status = 401
     code = "unauthorized"
+
+    def __init__(self, message: str = "", *, wrong_key: bool = False) -> None:
+        super().__init__(message)
+        self.wrong_key = wrong_key
 
 
 class Forbidden(CallerError):

@@ -41,9 +41,13 @@ from relay.transports.sockets import is_quiet, receive, shake_hands, shut_down
 log = logging.getLogger(__name__)
 
 LONGEST_HEAD = 256 * 1024  # bytes in a row that are no part of a body
-LARGEST_READ = 16 * 1024  # of an unpacked body, for a small packet unpacks to a large one
+LARGEST_READ = (
+    16 * 1024
+)  # of an unpacked body, for a small packet unpacks to a large one
 LONGEST_RUN = 16 * 1024  # bytes between two times that other greenlets run
-A_MOMENT = 1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
+A_MOMENT = (
+    1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
+)
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
 MOST_IDLE = 20  # connections to one origin
 SEND_SECONDS = 30.0

@@ -149,7 +149,7 @@ class Edge:
             log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
         incoming.error_code = failure.code
-        if isinstance(failure, Unauthorized):
+        if isinstance(failure, Unauthorized) and failure.wrong_key:
             self._wrong_keys.add(address_of(incoming))
         response.headers["X-Error-Source"] = failure.source
         response.headers["X-Error-Code"] = failure.code

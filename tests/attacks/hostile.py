@@ -18,7 +18,7 @@ from tests.processes import Service
 LONGEST_WAIT = 0.5  # seconds that another caller may have to wait
 MOST_RESIDENT = 250  # megabytes
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-CHUNKED = EVENTS + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED = EVENTS + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 
 Answer: TypeAlias = Callable[[socket.socket], None]
 

@@ -13,7 +13,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -335,13 +334,12 @@ CONTENT = b'{"choices": [{"message": {"content": "'
 
 
 def packed(body: bytes, times: int) -> bytes:
-    """A gzip of the body, so many times over, made without ever having all of it."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    pieces = [packer.compress(body) for _ in range(times)]
-    return b"".join([*pieces, packer.flush()])
+    """A gzip of the body, so many times over; packed once, and without the end that nobody is to reach."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    block = packer.compress(body) + packer.flush(zlib.Z_FULL_FLUSH)
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + block * times
 
 
-@cache
 def bombs() -> dict[str, Answer]:
     """Answers far above the bound, most of them from a thousandth of it."""
     return {
