@@ -418,7 +418,14 @@ def test_the_root_page_says_that_the_service_works(build: Build) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer ", "Bearer cw-wrong", "wrong", "Basic Ondyb25n", "Bearer the-client-key-0-"],
+    [
+        "",
+        "Bearer ",
+        "Bearer cw-wrong",
+        "wrong",
+        "Basic Ondyb25n",
+        "Bearer the-client-key-0-",
+    ],
 )
 @pytest.mark.parametrize(
     ("method", "path"),
@@ -477,8 +484,13 @@ def test_an_open_service_says_so_at_every_start(
 
 
 def test_owners_do_not_see_each_other(build: Build) -> None:
-    client = build(authorization=("alice:alices-client-key", "bob:bobs-client-key-1")).test_client()
-    alice, bob = {"Authorization": "Bearer alices-client-key"}, {"Authorization": "Bearer bobs-client-key-1"}
+    client = build(
+        authorization=("alice:alices-client-key", "bob:bobs-client-key-1")
+    ).test_client()
+    alice, bob = (
+        {"Authorization": "Bearer alices-client-key"},
+        {"Authorization": "Bearer bobs-client-key-1"},
+    )
     conversation_id = body_of(client.post("/ask", data={"msg": "mine"}, headers=alice))[
         "data"
     ]["conversation_id"]
@@ -547,7 +559,9 @@ def test_a_page_of_another_origin_is_refused_unless_listed(build: Build) -> None
     assert refused.status_code == 401, "only a real preflight passes without a key"
     assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
     answered = listed.post(
-        "/ask", data={"msg": "x"}, headers={**FOREIGN, "Authorization": "the-client-key-0"}
+        "/ask",
+        data={"msg": "x"},
+        headers={**FOREIGN, "Authorization": "the-client-key-0"},
     )
     assert (
         answered.status_code == 200
@@ -625,7 +639,10 @@ def test_no_log_line_holds_a_secret(
         client.post(
             "/ask?stream=1",
             data=data,
-            headers={"Authorization": "Bearer secret-client-key-0", "Cookie": "a=secret-cookie"},
+            headers={
+                "Authorization": "Bearer secret-client-key-0",
+                "Cookie": "a=secret-cookie",
+            },
             buffered=True,
         )
         client.post(

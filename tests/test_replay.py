@@ -148,7 +148,9 @@ def test_a_plain_text_has_its_key_in_the_query(
 def test_a_key_belongs_to_its_owner(client: FlaskClient, api: OpenAIBackend) -> None:
     first = body_of(ask(client))["data"]
     second = body_of(
-        ask(client, headers={"Authorization": "others-client-key"}, msg="something else")
+        ask(
+            client, headers={"Authorization": "others-client-key"}, msg="something else"
+        )
     )["data"]
     assert first["conversation_id"] != second["conversation_id"]
     assert len(api.completions) == 2
@@ -424,7 +426,9 @@ def test_chat_keeps_nothing_but_what_the_key_needs(
 
 def test_chatgpt_is_asked_once_too(build: Build, backend: Backend) -> None:
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("the-client-key-0",),
     ).test_client()
     first, again = ask(client), ask(client)
     assert body_of(first) == body_of(again) and len(backend.turns) == 1
@@ -496,7 +500,9 @@ def test_an_accepted_question_is_not_asked_again_though_its_answer_is_refused(
 ) -> None:
     """ChatGPT handed the answer off, and refuses every poll for it."""
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("the-client-key-0",),
     ).test_client()
     backend.mode = ChatGPTMode(
         hand_off=True, refuse_looks=(status, {}, b'{"detail": "no"}')

@@ -83,16 +83,23 @@ def test_search_looks_in_questions_answers_and_titles(build: Build) -> None:
 
 
 def test_search_sees_its_owners_conversations_alone(build: Build) -> None:
-    client = build(Scripted(), authorization=("alice:alices-client-key", "bob:bobs-client-key-1")).test_client()
+    client = build(
+        Scripted(), authorization=("alice:alices-client-key", "bob:bobs-client-key-1")
+    ).test_client()
     body_of(
         client.post(
-            "/ask", data={"msg": "alices secret"}, headers={"Authorization": "alices-client-key"}
+            "/ask",
+            data={"msg": "alices secret"},
+            headers={"Authorization": "alices-client-key"},
         )
     )
-    assert titles_found(client, "secret", headers={"Authorization": "bobs-client-key-1"}) == []
-    assert titles_found(client, "secret", headers={"Authorization": "alices-client-key"}) == [
-        "alices secret"
-    ]
+    assert (
+        titles_found(client, "secret", headers={"Authorization": "bobs-client-key-1"})
+        == []
+    )
+    assert titles_found(
+        client, "secret", headers={"Authorization": "alices-client-key"}
+    ) == ["alices secret"]
 
 
 def exported(client: FlaskClient, conversation_id: str, **options: Any) -> Any:
@@ -174,7 +181,9 @@ def test_a_broken_answer_is_marked_in_an_export(build: Build) -> None:
 
 def test_chatgpts_own_trees_are_exported_too(build: Build, backend: Backend) -> None:
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("the-client-key-0",),
     ).test_client()
     key = {"Authorization": "the-client-key-0"}
     first = body_of(client.post("/ask", data={"msg": "你好"}, headers=key))["data"]

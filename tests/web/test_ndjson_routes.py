@@ -95,7 +95,9 @@ def test_a_dialogue_goes_upstream_as_it_is(build: Build, api: OpenAIBackend) -> 
 def test_before_chatgpt(build: Build, backend: Backend) -> None:
     """A temporary chat with the whole dialogue; a call that names a conversation continues it."""
     client = build(
-        reverse_proxy=backend.url, access_token=("t",), authorization=("the-client-key-0",)
+        reverse_proxy=backend.url,
+        access_token=("t",),
+        authorization=("the-client-key-0",),
     ).test_client()
     key = {"Authorization": "the-client-key-0"}
     dialogue = [
@@ -274,7 +276,9 @@ ORIGIN = "http://page.example"
 
 
 def test_cors_is_on_answers_errors_and_preflights(build: Build) -> None:
-    client = build(authorization=("the-client-key-0",), cors_origins=(ORIGIN,)).test_client()
+    client = build(
+        authorization=("the-client-key-0",), cors_origins=(ORIGIN,)
+    ).test_client()
     page = {"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}
     asks = {
         "Access-Control-Request-Method": "POST",
@@ -506,5 +510,7 @@ def test_every_mode_of_the_upstream_ends_with_the_done_line(
         Mode(),
     ):
         api.mode = mode
-        frames = lines(chat(client, json=HI, headers={"Authorization": "the-client-key-0"}).data)
+        frames = lines(
+            chat(client, json=HI, headers={"Authorization": "the-client-key-0"}).data
+        )
         assert frames[-2]["error"] == (not (mode.crlf or mode == Mode()))
