@@ -291,7 +291,9 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("route", "status", "sentence"), ROUTES, ids=str)
+@pytest.mark.parametrize(
+    ("route", "status", "sentence"), ROUTES, ids=["ask", "send_message", "chat"]
+)
 def test_a_field_shows_a_key_in_a_small_body_alone(
     kept_client: FlaskClient, route: str, status: int, sentence: Any
 ) -> None:
