@@ -15,6 +15,7 @@ from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
+from relay.memory import BodyMemory
 from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
@@ -53,6 +54,7 @@ class Service:
     access: Access
     clocks: Clocks
     newcomers: Newcomers
+    body_memory: BodyMemory
     transport: Transport
     background: Background
     upkeep: Upkeep
@@ -96,6 +98,7 @@ class Service:
                 settings.total_timeout,
             ),
             newcomers=Newcomers(),
+            body_memory=BodyMemory(),
             transport=transport,
             background=Background(),
             upkeep=upkeep,

@@ -44,12 +44,13 @@ MAY_IMPORT = {
     | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
+    "relay.memory": VALUES,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects": VALUES | {"relay.sse"},
     "relay.service": {"relay"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
-    | {"relay.access", "relay.newcomers"},
+    | {"relay.access", "relay.newcomers", "relay.memory"},
 }
 
 

@@ -8,14 +8,14 @@ import uuid
 import weakref
 from collections.abc import Callable
 from io import BytesIO
-from threading import Condition
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
 
 from relay.delivery import Delivery
 from relay.domain import Caller
-from relay.errors import BadRequest, Overloaded, RelayError, TooLarge, Unauthorized
+from relay.errors import BadRequest, RelayError, TooLarge, Unauthorized
+from relay.memory import MOST_IN_MEMORY
 from relay.service import Service
 
 if TYPE_CHECKING:
@@ -30,60 +30,9 @@ NEEDS_HEADER = (
     "key or the access token as the header 'Authorization: Bearer KEY', not in a field."
 )
 MAX_UNPROVEN_BODY = 64 * 1024
-#: bytes of a body that count as nothing, bytes that all bodies may hold together, and seconds to wait for them
-UNCOUNTED = 64 * 1024
-MOST_IN_MEMORY = 32 * 1024 * 1024
-WAIT_FOR_MEMORY = 5.0
+UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 _PIECE = 64 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-class BodyMemory:
-    """Bounds the memory of all bodies together: what has arrived counts, until its request is answered.
-
-    For the oldest of the bodies that are being read the others of these do not count, so that of
-    many that wait for one another one gets on. All hold twice the bound at most. Shared by all threads.
-    """
-
-    def __init__(self, wait: float = WAIT_FOR_MEMORY) -> None:
-        self._wait = wait
-        self._reading: dict[object, int] = {}  # in the order of their first bytes
-        self._read: dict[object, int] = {}
-        self._changed = Condition()
-
-    def reserve(self, holder: object, size: int, most: int) -> None:
-        """Let the body of `holder` grow to `size` where all of them hold `most` at most.
-
-        Waits a little for others to end; raises Overloaded where they do not.
-        """
-        with self._changed:
-            self._reading.setdefault(holder, 0)
-            has_room = self._changed.wait_for(
-                lambda: self._held_beside(holder) + size <= most, self._wait
-            )
-            if not has_room:
-                raise Overloaded()
-            self._reading[holder] = size
-
-    def _held_beside(self, holder: object) -> int:
-        """What counts for a body beside itself."""
-        held = sum(self._read.values())
-        is_oldest = next(iter(self._reading)) is holder
-        if not is_oldest:
-            held += sum(self._reading.values()) - self._reading[holder]
-        return held
-
-    def finish(self, holder: object) -> None:
-        """The body is read; it is held until it is released."""
-        with self._changed:
-            self._read[holder] = self._reading.pop(holder)
-            self._changed.notify_all()
-
-    def release(self, holder: object) -> None:
-        with self._changed:
-            self._reading.pop(holder, None)
-            self._read.pop(holder, None)
-            self._changed.notify_all()
 
 
 class Incoming(Request):
@@ -95,8 +44,6 @@ class Incoming(Request):
 
     service: Service
     dialect: Dialect
-    #: one for the process, because its memory is what is bounded
-    body_memory = BodyMemory()
 
     def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
         super().__init__(environ, *args, **options)
@@ -174,7 +121,7 @@ class Incoming(Request):
                 self._reserve_memory(size)
             body.write(piece)
         if self._memory_holder is not None:
-            self.body_memory.finish(self._memory_holder)
+            self.service.body_memory.finish(self._memory_holder)
         return body.getvalue()
 
     def _reserve_memory(self, size: int) -> None:
@@ -182,11 +129,11 @@ class Incoming(Request):
         if self._memory_holder is None:
             self._memory_holder = object()
             release = weakref.finalize(
-                self, self.body_memory.release, self._memory_holder
+                self, self.service.body_memory.release, self._memory_holder
             )
             self.when_sent.append(release)
         most = max(MOST_IN_MEMORY, self.service.settings.max_body)
-        self.body_memory.reserve(self._memory_holder, size, most)
+        self.service.body_memory.reserve(self._memory_holder, size, most)
 
 
 def pause() -> None:

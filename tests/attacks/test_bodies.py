@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from relay.dialects import bodies
 from relay.errors import Overloaded, RelayError
-from relay.web.incoming import MAX_UNPROVEN_BODY, MOST_IN_MEMORY, BodyMemory, Incoming
+from relay.memory import MOST_IN_MEMORY, BodyMemory
+from relay.web.incoming import MAX_UNPROVEN_BODY
 from tests.processes import SERVERS, Service
 from tests.tokens import jwt
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.attack
 
@@ -222,7 +224,8 @@ def test_half_sent_bodies_hold_a_bounded_memory(serve: Serve, server: str) -> No
         stop = threading.Event()
         with ThreadPoolExecutor(40) as threads, watched(service) as watch:
             sending = [threads.submit(send_half, service, stop) for _ in range(40)]
-            time.sleep(7)  # they wait 5 s for memory
+            # they wait 5 s for memory; the one that is answered has been refused
+            wait_for(lambda: any(thread.done() for thread in sending), 40)
             small = post(service, "/ask", URLENCODED, b"msg=hello", Authorization=KEY)
             stop.set()
             answers.extend(thread.result() for thread in sending)
@@ -265,10 +268,10 @@ def kept_client(build: Build) -> FlaskClient:
 
 
 def test_a_large_body_holds_its_memory_until_it_is_answered(
-    kept_client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    kept_client: FlaskClient,
 ) -> None:
-    memory = BodyMemory(wait=0.05)
-    monkeypatch.setattr(Incoming, "body_memory", memory)
+    memory = kept_client.application.extensions["service"].body_memory
+    memory._wait = 0.05
     large = {"msg": "x" * 200_000, "stream": "true"}
     headers = {"Authorization": KEY}
     answer = kept_client.post("/ask", data=large, headers=headers)

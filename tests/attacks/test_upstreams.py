@@ -222,7 +222,7 @@ def test_tls_that_drips_stretches_no_clock(
 
 
 class Steps:
-    """A stream that follows a script: bytes, or seconds of silence."""
+    """A stream that follows a script: bytes, or seconds before them, fewer than are waited for."""
 
     dispatched = True
 
@@ -234,7 +234,7 @@ class Steps:
         if isinstance(step, bytes):
             return step
         time.sleep(step)
-        return None
+        return self.read(seconds)
 
     def interrupt(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -42,29 +42,24 @@ class WebHistory:
     def list(self, caller: Caller, most: int) -> Items:
         found: Items = []
         for account in self._accounts(caller, None):
-            offset = 0
-            for _ in range(MOST_PAGES):
-                items, size = self._page(caller, account, offset)
-                found += items
-                offset += len(items)
-                if len(items) < size or offset >= most:
-                    break
+            found += self._list_account(caller, account, most)
         return found
 
-    def _page(self, caller: Caller, account: Account, offset: int) -> tuple[Items, int]:
-        """A page of an account's list, and the page size of the backend, which may be below ours."""
-        path = f"conversations?offset={offset}&limit={PAGE}&order=updated"
-        response = self._fetch(caller, account, "GET", path)
-        items = parse_json(response.body)
-        size = PAGE
-        if isinstance(items, dict):
-            limit = items.get("limit")
-            if isinstance(limit, int) and 0 < limit < PAGE:
-                size = limit
-            items = items.get("items")
-        if response.status != 200 or not isinstance(items, list):
-            raise _failure(response)
-        return [item for item in items if _is_item(item)], size
+    def _list_account(self, caller: Caller, account: Account, most: int) -> Items:
+        """The pages of one account's list. Together they are one answer, and bounded as such."""
+        found: Items = []
+        offset = 0
+        left = self._backend.limits.answer
+        for _ in range(MOST_PAGES):
+            path = f"conversations?offset={offset}&limit={PAGE}&order=updated"
+            response = self._fetch(caller, account, "GET", path, largest=left)
+            page = _parse_page(response)
+            found += filter(_is_item, page.items)
+            offset += len(page.items)
+            left -= len(response.body)
+            if len(page.items) < page.size or offset >= most:
+                break
+        return found
 
     def read(
         self, caller: Caller, conversation_id: str, account: str | None
@@ -139,7 +134,10 @@ class WebHistory:
         method: str,
         path: str,
         content: bytes = b"",
+        *,
+        largest: int | None = None,
     ) -> WholeResponse:
+        """One request. `largest`: bytes of its answer, where they are fewer than of any."""
         headers = body.headers(
             account.token, self._backend.extras, "", own=bool(caller.token)
         )
@@ -147,8 +145,29 @@ class WebHistory:
             headers["Content-Type"] = "application/json"
         url = f"{self._backend.place_for(None).base}/{path}"
         call = Call(method, url, headers, content)
-        largest = self._backend.limits.answer
+        if largest is None:
+            largest = self._backend.limits.answer
         return fetch(self._backend.transport, call, self._seconds, largest)
+
+
+class Page(NamedTuple):
+    """A page of a list. `size`: of the backend's pages, which may be below ours."""
+
+    items: list[Any]
+    size: int
+
+
+def _parse_page(response: WholeResponse) -> Page:
+    payload = parse_json(response.body)
+    size = PAGE
+    if isinstance(payload, dict):
+        limit = payload.get("limit")
+        if isinstance(limit, int) and 0 < limit < PAGE:
+            size = limit
+        payload = payload.get("items")
+    if response.status != 200 or not isinstance(payload, list):
+        raise _failure(response)
+    return Page(payload, size)
 
 
 def _is_item(item: Any) -> bool:
