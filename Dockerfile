@@ -1,6 +1,6 @@
 FROM python:3.12-slim AS build
-COPY requirements.txt .
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir -r requirements.txt
+COPY requirements.lock .
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /data chatgpt && chmod 700 /data

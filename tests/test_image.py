@@ -46,6 +46,20 @@ def test_the_deployed_files_take_privileges_away() -> None:
     assert {"LimitNOFILE=65536", "NoNewPrivileges=true", "RestartSec=5"} <= set(unit)
 
 
+def versions(text: str) -> set[str]:
+    """The pins of a file of requirements; names compare as the packaging standard has it."""
+    pins = re.findall(r"^([\w.-]+)==([^\s\\]+)", text, re.MULTILINE)
+    return {f"{re.sub('[-_.]+', '-', name).lower()}=={pin}" for name, pin in pins}
+
+
+def test_the_locked_versions_are_those_that_are_required_each_with_its_hashes() -> None:
+    locked = (ROOT / "requirements.lock").read_text()
+    assert versions(locked) == versions((ROOT / "requirements.txt").read_text())
+    entries = re.split(r"^(?=\w)", locked, flags=re.MULTILINE)[1:]
+    assert entries and all("--hash=sha256:" in entry for entry in entries)
+    assert any("--require-hashes -r requirements.lock" in line for line in LINES)
+
+
 def test_what_is_copied_is_not_ignored() -> None:
     not_ignored = {
         line[1:]
@@ -68,7 +82,11 @@ def test_the_steps_of_the_dockerfile_serve(tmp_path: Path) -> None:
     venv, srv, data = tmp_path / "venv", tmp_path / "srv", tmp_path / "data"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     subprocess.run(
-        [venv / "bin/pip", "install", "-q", "-r", ROOT / "requirements.txt"], check=True
+        [
+            *(venv / "bin/pip", "install", "-q", "--require-hashes"),
+            *("-r", ROOT / "requirements.lock"),
+        ],
+        check=True,
     )
     srv.mkdir()
     data.mkdir(mode=0o700)

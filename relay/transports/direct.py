@@ -20,6 +20,7 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -68,19 +69,20 @@ class Target(NamedTuple):
     authority: str
     path: str
 
-    @classmethod
-    def of(cls, url: str) -> Target:
-        """Raises Unreachable for what is no http or https address."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port or DEFAULT_PORTS[parts.scheme]
-        except (ValueError, KeyError):
-            raise Unreachable("The upstream's address cannot be used.") from None
-        if not parts.hostname:
-            raise Unreachable("The upstream's address cannot be used.")
-        origin = Origin(parts.scheme, parts.hostname, port)
-        query = f"?{parts.query}" if parts.query else ""
-        return cls(origin, parts.netloc, parts.path + query)
+
+@lru_cache(maxsize=100)
+def target_of(url: str) -> Target:
+    """Raises Unreachable for what is no http or https address."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        raise Unreachable("The upstream's address cannot be used.") from None
+    if not parts.hostname:
+        raise Unreachable("The upstream's address cannot be used.")
+    origin = Origin(parts.scheme, parts.hostname, port)
+    query = f"?{parts.query}" if parts.query else ""
+    return Target(origin, parts.netloc, parts.path + query)
 
 
 class TimeSlice:
@@ -187,7 +189,7 @@ class DirectExchange:
     """One request and its answer over a connection of the transport's."""
 
     def __init__(self, transport: DirectTransport, call: Call) -> None:
-        self._target = Target.of(call.url)
+        self._target = target_of(call.url)
         self._transport = transport
         self._call = call
         self._connection: socket.socket | None = None
@@ -321,7 +323,9 @@ class DirectExchange:
             lines.append(f"Content-Length: {length}")
         if chunked:
             lines.append("Transfer-Encoding: chunked")
-        if _UNSENDABLE.search("".join(lines)):
+        text = "".join(lines)
+        is_plain = text.isascii() and text.isprintable()
+        if not is_plain and _UNSENDABLE.search(text):
             raise BadRequest(
                 "The request holds characters that no address and no header can carry."
             )
