@@ -40,21 +40,21 @@ class Parser:
 
     def feed(self, piece: bytes) -> Iterator[ServerEvent]:
         """The events that this piece completes. Lazy: what is not iterated is not parsed."""
-        if self._skip_lf and piece:
+        if not piece:
+            return
+        if self._skip_lf:
             piece = piece.removeprefix(b"\n")
-            self._skip_lf = False
         lines = piece.splitlines()  # bytes have no line ends but those three
-        is_cut = bool(lines) and not piece.endswith((b"\n", b"\r"))
-        rest = lines.pop() if is_cut else b""
+        rest = b""
+        if lines and not piece.endswith((b"\n", b"\r")):
+            rest = lines.pop()
         for line in lines:
             if self._pieces:
-                line = b"".join([*self._pieces, line])
-                self._pieces = []
-                self._held = 0
+                line = self._join(line)
             if (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
-        self._skip_lf = self._skip_lf or piece.endswith(b"\r")
+        self._skip_lf = piece.endswith(b"\r")
         if rest:
             self._pieces.append(rest)
             self._held += len(rest)
@@ -62,6 +62,13 @@ class Parser:
             raise UpstreamFailed(
                 f"The upstream sent one event of more than {self._longest} bytes."
             )
+
+    def _join(self, last: bytes) -> bytes:
+        """The line that this piece ends."""
+        line = b"".join([*self._pieces, last])
+        self._pieces = []
+        self._held = 0
+        return line
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if self._first_line:

@@ -23,7 +23,7 @@ class Caller(threading.Thread):
 
     def __init__(self, number: int, services: list[Service]) -> None:
         super().__init__()
-        self.key = f"key-{number}"
+        self.key = f"client-key-{number}"
         self.services = services
         self.random = random.Random(number)
         self.conversation_id = ""
@@ -76,7 +76,7 @@ def test_two_thousand_asks(
         "fail-it": (500, json.dumps(error("boom", "server_error")).encode()),
     }
     api.mode = Mode(failing=failing, cutting="cut-it")
-    keys = ",".join(f"caller{number}:key-{number}" for number in range(CALLERS))
+    keys = ",".join(f"caller{number}:client-key-{number}" for number in range(CALLERS))
     settings = {
         "OPENAI_BASE_URL": api.url,
         "OPENAI_API_KEY": "sk-invented-1",

@@ -11,8 +11,11 @@ import requests
 
 from tests.chatgpt_backend import Backend
 from tests.processes import Service, curl
+from tests.tokens import jwt
 
 Start = Callable[..., Service]
+
+OWN = jwt(sub="their-own")
 
 
 def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
@@ -20,7 +23,7 @@ def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
     service = serve(REVERSE_PROXY=f"{backend.url}/backend-api/conversation")
     url = f"{service.url}/send_message"
     fields = {
-        "access_token": "own-token",
+        "access_token": OWN,
         "prompt": "你好",
         "prompt_prefix": "return the result in Chinese",
         "timeout": "60000",
@@ -44,7 +47,7 @@ def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
     )
     assert (
         backend.turns[1].body["model"] == "gpt-4"
-        and backend.turns[1].headers["authorization"] == "Bearer own-token"
+        and backend.turns[1].headers["authorization"] == f"Bearer {OWN}"
     )
     empty = {
         "conversation_id": "",
@@ -57,7 +60,7 @@ def test_chatgpt_api_its_second_step(serve: Start, backend: Backend) -> None:
         in requests.post(url, data={**fields, **empty}, timeout=10).json()["text"]
     )
     for incomplete in (
-        {"access_token": "own-token"},
+        {"access_token": OWN},
         {"prompt": "x"},
         {**fields, "parent_message_id": "x"},
         {**fields, **more, "conversation_id": "x"},

@@ -147,11 +147,7 @@ class BodyReader:
         piece = self._piece(head, deadline.left)
         if piece is None:
             return None
-        if piece:
-            self._pieces.append(piece)
-            self._size += len(piece)
-            if len(self._opening) < LONGEST_OPENING:
-                self._opening += piece[:LONGEST_OPENING]
+        self._add(piece)
         is_error = head.status >= 400
         largest = min(LARGEST_ERROR, self._largest) if is_error else self._largest
         if piece and self._size <= largest:
@@ -160,6 +156,12 @@ class BodyReader:
             is_unstreamed = self._largest == LARGEST_UNSTREAMED
             raise UpstreamFailed(NOT_STREAMED if is_unstreamed else TOO_LARGE)
         return WholeResponse(head, self.body, self._call)
+
+    def _add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if len(self._opening) < LONGEST_OPENING:
+            self._opening += piece[:LONGEST_OPENING]
 
     def _piece(self, head: Head, seconds: float) -> bytes | None:
         try:

@@ -28,7 +28,7 @@ def start(serve: Start, backend: Backend) -> Start:
         defaults = {
             "REVERSE_PROXY": backend.url,
             "ACCESS_TOKEN": "secret-token-1",
-            "AUTHORIZATION": "secret-key",
+            "AUTHORIZATION": "secret-of-the-owner",
         }
         return serve(server, **{**defaults, **environ})
 
@@ -36,7 +36,7 @@ def start(serve: Start, backend: Backend) -> Start:
 
 
 def ask(service: Service, **fields: Any) -> dict[str, Any]:
-    payload = {"prompt": "hello", "access_token": "secret-key", **fields}
+    payload = {"prompt": "hello", "access_token": SECRET_TOKEN, **fields}
     answer = requests.post(f"{service.url}/send_message", data=payload, timeout=60)
     assert answer.status_code == 200, answer.text
     text = (
@@ -98,7 +98,7 @@ PHASES = {
 
 def leave(port: int, backend: Backend, kind: dict[str, str]) -> float:
     """Ask, leave after a moment, and return the seconds until the backend noticed."""
-    body = urlencode({"msg": "x", "access_token": "secret-key", **kind}).encode()
+    body = urlencode({"msg": "x", "access_token": SECRET_TOKEN, **kind}).encode()
     head = "POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
     asked = len(backend.turns)
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -148,7 +148,7 @@ def test_a_kill_leaves_conversations_that_go_on(start: Start, backend: Backend) 
     backend.mode = Mode()
     service.start()
     assert "Turn 2." in ask(service, conversation_id=first["conversation_id"])["text"]
-    headers = {"Authorization": "secret-key"}
+    headers = {"Authorization": "secret-of-the-owner"}
     listed = requests.get(
         f"{service.url}/conversations", headers=headers, timeout=5
     ).json()
@@ -166,10 +166,13 @@ def test_a_stop_lets_a_running_answer_end(start: Start, backend: Backend) -> Non
     assert service.process.wait(10) == 0
 
 
+SECRET_TOKEN = "eyJsecret.secret-claims.secret-signature"
+
+
 def test_the_log_holds_no_secret(start: Start, backend: Backend) -> None:
     service = start(LOG_LEVEL="debug")
     ask(service, prompt="secret-prompt")
-    ask(service, prompt="secret-prompt", access_token="secret-own")
+    ask(service, prompt="secret-prompt", access_token=SECRET_TOKEN)
     for mode in (
         Mode(cut_after=3),
         Mode(refusals=[(401, {}, b"{}")]),
@@ -178,12 +181,12 @@ def test_the_log_holds_no_secret(start: Start, backend: Backend) -> None:
         backend.mode = mode
         requests.post(
             f"{service.url}/ask",
-            data={"msg": "secret-prompt", "access_token": "secret-key"},
+            data={"msg": "secret-prompt", "access_token": SECRET_TOKEN},
             timeout=10,
         )
     requests.get(
         f"{service.url}/conversations",
-        headers={"Authorization": "Bearer secret-own"},
+        headers={"Authorization": f"Bearer {SECRET_TOKEN}"},
         timeout=10,
     )
     log = wait_for(lambda: len(outcomes(service)) >= 6 and service.logged())
