@@ -36,7 +36,7 @@ def start(serve: Start, backend: Backend) -> Start:
 
 
 def ask(service: Service, **fields: Any) -> dict[str, Any]:
-    payload = {"prompt": "hello", "access_token": SECRET_TOKEN, **fields}
+    payload = {"prompt": "hello", "access_token": "secret-of-the-owner", **fields}
     answer = requests.post(f"{service.url}/send_message", data=payload, timeout=60)
     assert answer.status_code == 200, answer.text
     text = (
@@ -98,7 +98,9 @@ PHASES = {
 
 def leave(port: int, backend: Backend, kind: dict[str, str]) -> float:
     """Ask, leave after a moment, and return the seconds until the backend noticed."""
-    body = urlencode({"msg": "x", "access_token": SECRET_TOKEN, **kind}).encode()
+    body = urlencode(
+        {"msg": "x", "access_token": "secret-of-the-owner", **kind}
+    ).encode()
     head = "POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
     asked = len(backend.turns)
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -181,7 +183,7 @@ def test_the_log_holds_no_secret(start: Start, backend: Backend) -> None:
         backend.mode = mode
         requests.post(
             f"{service.url}/ask",
-            data={"msg": "secret-prompt", "access_token": SECRET_TOKEN},
+            data={"msg": "secret-prompt", "access_token": "secret-of-the-owner"},
             timeout=10,
         )
     requests.get(
