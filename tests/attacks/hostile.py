@@ -98,13 +98,20 @@ class Hostile:
     def _read(self, connection: socket.socket) -> str:
         request = b""
         while b"\r\n\r\n" not in request:
-            request += connection.recv(65536)
+            request += receive(connection)
         head, _, body = request.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         while len(body) < length:
-            body += connection.recv(65536)
+            body += receive(connection)
         text: str = json.loads(body)["messages"][-1]["content"]
         return text.split()[-1]
+
+
+def receive(connection: socket.socket) -> bytes:
+    piece = connection.recv(65536)
+    if not piece:
+        raise ConnectionResetError("nothing more is asked")
+    return piece
 
 
 class Watch:

@@ -50,6 +50,7 @@ from tests.attacks.hostile import (
     delta,
     endlessly,
     once,
+    receive,
     watched,
 )
 from tests.chatgpt_backend import Backend
@@ -195,9 +196,9 @@ class SlowTLS(Hostile):
                 break
             except ssl.SSLWantReadError:
                 self._send(connection, to_send.read(), self._slow_handshake)
-                received.write(connection.recv(65536))
+                received.write(receive(connection))
         self._send(connection, to_send.read(), False)
-        received.write(connection.recv(65536))
+        received.write(receive(connection))
         tls.write(CLOSE + delta("a") * 100)
         self._send(connection, to_send.read(), True)
 
