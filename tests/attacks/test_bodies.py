@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from relay.dialects import bodies
 from relay.errors import Overloaded, RelayError
 from relay.memory import MOST_IN_MEMORY, BodyMemory
 from relay.web.incoming import MAX_UNPROVEN_BODY
+from tests.growth import assert_grows_at_most, processor_seconds
 from tests.processes import SERVERS, Service
 from tests.tokens import jwt
 from tests.waiting import wait_for
@@ -338,24 +339,18 @@ def test_a_recognized_token_in_the_headers_or_no_key_at_all_proves_enough(
 
 
 def seconds_to_read(name: str, size: int) -> float:
-    """Processor time to parse a body, the least of three; and whether it fails makes no difference."""
     content_type, body = costly(name, size)
-    times = []
-    for _ in range(3):
-        started = time.process_time()
-        try:
+
+    def run() -> None:
+        with suppress(RelayError):
             bodies.read(content_type, body)
-        except RelayError:
-            pass
-        times.append(time.process_time() - started)
-    return min(times)
+
+    return processor_seconds(run)
 
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_parsing_takes_linear_time(name: str) -> None:
-    once = seconds_to_read(name, 3_000_000)
-    twice = seconds_to_read(name, 6_000_000)
-    assert twice < 3 * once + 0.02
+    assert_grows_at_most(3, partial(seconds_to_read, name), 3_000_000, 6_000_000)
 
 
 def test_a_large_body_is_parsed_with_pauses() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents
 from relay.upstreams.wording import Secrets
 from tests.chatgpt_backend import classic, delta
+from tests.growth import assert_grows_at_most, processor_seconds
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
 
@@ -308,17 +308,15 @@ SAME_STATUS = {"p": "/message/status", "o": "replace", "v": "in_progress"}
 
 
 def seconds_to_decode(pieces: list[bytes]) -> float:
-    """The shortest of three runs."""
-    runs = []
-    for _ in range(3):
-        decoder = WebDecoder()
-        start = time.process_time()
+    decoder = WebDecoder()
+
+    def run() -> None:
         for piece in pieces:
             for _ in decoder.feed(piece):
                 pass
         decoder.end()
-        runs.append(time.process_time() - start)
-    return min(runs)
+
+    return processor_seconds(run)
 
 
 def one_by_one(text: str) -> Callable[[int], list[dict[str, Any]]]:
@@ -351,20 +349,18 @@ GROWTHS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("name", GROWTHS)
 def test_an_answer_of_twice_the_length_takes_twice_the_time(name: str) -> None:
-    once, twice = (
-        seconds_to_decode(delta_stream(*GROWTHS[name](number), END, END))
-        for number in (4_000, 8_000)
-    )
-    assert twice < 3 * once
+    def seconds(number: int) -> float:
+        return seconds_to_decode(delta_stream(*GROWTHS[name](number), END, END))
+
+    assert_grows_at_most(3, seconds, 4_000, 8_000)
 
 
-def test_a_whole_text_of_unclosed_markers_is_scanned_in_linear_time() -> None:
-    for mark in ("【1†", "\ue200", "【"):
-        once, twice = (
-            seconds_to_decode([envelope(assistant(mark * number, **WHOLE)), DONE])
-            for number in (20_000, 40_000)
-        )
-        assert twice < 3 * once
+@pytest.mark.parametrize("mark", ["【1†", "\ue200", "【"])
+def test_a_whole_text_of_unclosed_markers_is_scanned_in_linear_time(mark: str) -> None:
+    def seconds(number: int) -> float:
+        return seconds_to_decode([envelope(assistant(mark * number, **WHOLE)), DONE])
+
+    assert_grows_at_most(3, seconds, 20_000, 40_000)
 
 
 def test_pieces_within_patches_are_part_of_the_text() -> None:
