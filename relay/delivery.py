@@ -25,7 +25,7 @@ from threading import Condition, Thread
 from threading import Event as Flag
 from typing import NoReturn
 
-from relay.chat import Printer, Turn
+from relay.chat import Printer, Turn, Waiting
 from relay.deadline import Deadline
 from relay.domain import Event, Reply
 from relay.errors import (
@@ -33,6 +33,7 @@ from relay.errors import (
     CallerLeft,
     InternalError,
     RelayError,
+    StillAnswering,
     UpstreamCut,
     UpstreamTimeout,
 )
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 #: how long the end of a stream is waited for whose answer is complete
 TRAILER_SECONDS = 5.0
+GRACE_SECONDS = (
+    0.5  # for the end of an ask that has run out of time, to reach its follower
+)
 SHORTEST_PAUSE = 0.02  # between two looks at a busy conversation
 LONGEST_PAUSE = 0.5
 LARGEST_BACKLOG = 1024 * 1024  # bytes of output that wait for one follower
@@ -83,7 +87,8 @@ class Delivery:
     """A turn on its way to its caller. `chunks` says where the output comes from; the rest is common.
 
     Used by one thread: `reply` or `stream` once, then `close`; only `leave` may be called from
-    others. `turn` is there once it was opened. `outcome`: "open", "whole", or an error's code.
+    others. `turn` is there once it was opened. `outcome`: "open", "whole", or an error's code;
+    `failure` is that error.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Delivery:
         self._deadline = Deadline.after(self.seconds)
         self.turn: Turn | None = None
         self.outcome = "open"
+        self.failure: RelayError | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -174,13 +180,13 @@ class SilenceClock:
 class DirectDelivery(Delivery):
     """A turn read in the thread that sends it.
 
-    `open_turn` gives it, or None while its conversation is busy. `timeout` (s) can only shorten the
-    total clock. `request_id` is for the log.
+    `open_turn` gives it, or what it waits for. `timeout` (s) can only shorten the total clock.
+    `request_id` is for the log.
     """
 
     def __init__(
         self,
-        open_turn: Callable[[], Turn | None],
+        open_turn: Callable[[], Turn | Waiting],
         printer: Printer,
         clocks: Clocks,
         timeout: float | None = None,
@@ -191,11 +197,18 @@ class DirectDelivery(Delivery):
         self._request_id = request_id
         self._caller_left = Flag()
         self._waiting_is_over = Flag()
+        self._waits_for: Waiting | None = None
 
     def leave(self) -> None:
         self._caller_left.set()
         if self.turn is not None:
             self.turn.stream.interrupt()
+
+    def too_late(self, seconds: float) -> RelayError:
+        """The error for a caller that waits for `seconds` and no longer, while this goes on."""
+        if self.turn is None and self._waits_for is Waiting.CONVERSATION:
+            return Busy()
+        return StillAnswering(seconds)
 
     def stop_waiting(self) -> None:
         """If the question still waits for its conversation, it is not asked any more."""
@@ -216,15 +229,16 @@ class DirectDelivery(Delivery):
             raise failure from error
 
     def _open(self) -> Generator[None, None, Turn]:
-        """Open the turn; waits while its conversation is busy."""
+        """Open the turn, once nothing keeps it from that."""
         pause = SHORTEST_PAUSE
         keep_alive = Deadline.after(self._clocks.keep_alive)
-        while (turn := self._open_turn()) is None:
+        while isinstance(turn := self._open_turn(), Waiting):
+            self._waits_for = turn
             self._caller_left.wait(min(pause, self._deadline.left))
             if self._caller_left.is_set() or self._waiting_is_over.is_set():
                 raise CallerLeft()
             if self._deadline.passed:
-                raise Busy()
+                raise self.too_late(self.seconds)
             if keep_alive.passed:
                 keep_alive = Deadline.after(self._clocks.keep_alive)
                 yield None
@@ -284,6 +298,7 @@ class DirectDelivery(Delivery):
 
     def _fail(self, error: RelayError) -> None:
         self.outcome = error.code
+        self.failure = error
         if self.turn is None:
             self._last_chunk = self._printer.fail(error)
         else:
@@ -396,6 +411,8 @@ class BackgroundDelivery(Delivery):
         timeout: float | None = None,
     ) -> None:
         super().__init__(printer, clocks, timeout)
+        if self.seconds == clocks.total:  # then the source itself says what happened
+            self._deadline = Deadline.after(self.seconds + GRACE_SECONDS)
         self._source = source
         self._background = background
         self._backlog = Backlog()
@@ -445,15 +462,11 @@ class BackgroundDelivery(Delivery):
         if self._caller_left.is_set():
             self._end(CallerLeft())
         if self._deadline.passed:
-            self._end(
-                UpstreamTimeout(
-                    f"The answer was not whole within {self.seconds:g} s. Send the same "
-                    "key again for it: nothing is asked twice."
-                )
-            )
+            self._end(self._source.too_late(self.seconds))
 
     def _end(self, error: RelayError) -> NoReturn:
         self.outcome = error.code
+        self.failure = error
         self._last_chunk = self._printer.fail(error)
         raise error
 
@@ -461,4 +474,5 @@ class BackgroundDelivery(Delivery):
         """The following is over; what is followed goes on, if it was begun."""
         self._stop_following()
         if self.outcome == "open":
-            self.outcome = CallerLeft.code
+            self.failure = CallerLeft()
+            self.outcome = self.failure.code

@@ -31,12 +31,14 @@ RelayError
     │   └── Unreachable         502  no connection, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
     ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
-    └── UpstreamTimeout         504  one of the clocks ran out
+    ├── UpstreamTimeout         504  one of the clocks ran out
+    └── StillAnswering          504  the caller's own time is over, and the answer to its key is being made
 
 An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
 seconds, whether the upstream may already have the question (`may_have_been_sent`), whether asking again cannot change
-it (`is_final`), and whether another account may help. Messages are for the caller and hold no secret. An error is a
-value: nobody changes one after it was raised.
+it (`is_final`), and whether another account may help. Messages are for the caller and hold no secret; `quoted` is the
+part that an upstream or a caller wrote, and `reason` the message without it, for the log. An error is a value: nobody
+changes one after it was raised.
 """
 
 from __future__ import annotations
@@ -57,10 +59,23 @@ class RelayError(Exception):
     another_account_may_help: ClassVar[bool] = False
     message: str = "Something went wrong."
 
-    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, retry_after: int | None = None, quoted: str = ""
+    ) -> None:
         super().__init__(message or self.message)
         self.message = message or self.message
         self.retry_after = retry_after
+        self.quoted = quoted
+
+    @property
+    def reason(self) -> str:
+        """The message for the log: "..." stands where it quotes, or the class's own sentence where it is a quote."""
+        if not self.quoted:
+            return self.message
+        reason = self.message.replace(self.quoted, "...")
+        if reason in (self.message, "..."):
+            return type(self).message
+        return reason
 
 
 class CallerError(RelayError):
@@ -179,18 +194,32 @@ class UpstreamError(RelayError):
     source = "upstream"
 
 
+UNAVAILABLE = (503, 529)  # a server that says so itself has begun nothing
+
+
 class UpstreamRefused(UpstreamError):
-    """The upstream answered with an error status of its own."""
+    """The upstream answered with an error status of its own.
+
+    `is_own`: in its API's own form; a proxy before it would not know whether the question was read.
+    """
 
     code = "upstream_refused"
 
     def __init__(
-        self, message: str, *, status: int, retry_after: int | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        retry_after: int | None = None,
+        is_own: bool = False,
+        quoted: str = "",
     ) -> None:
-        super().__init__(message, retry_after=retry_after)
+        super().__init__(message, retry_after=retry_after, quoted=quoted)
         self.status = status if 400 <= status <= 599 else 502
         # a server that failed, or took too long, may have read the question first
         self.may_have_been_sent = status >= 500 or status == 408
+        if status in UNAVAILABLE and is_own:
+            self.may_have_been_sent = False
 
 
 class TokenRejected(UpstreamRefused):
@@ -198,8 +227,8 @@ class TokenRejected(UpstreamRefused):
     code = "token_rejected"
     another_account_may_help = True
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=401)
+    def __init__(self, message: str, *, quoted: str = "") -> None:
+        super().__init__(message, status=401, quoted=quoted)
 
 
 class Challenged(UpstreamRefused):
@@ -215,11 +244,10 @@ class Blocked(UpstreamRefused):
     status = 403
     code = "blocked"
     is_final = True
+    message = "The upstream's moderation took this answer back."
 
-    def __init__(
-        self, message: str = "The upstream's moderation took this answer back."
-    ) -> None:
-        super().__init__(message, status=403)
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        super().__init__(message, status=403, quoted=quoted)
         self.may_have_been_sent = True
 
 
@@ -227,9 +255,11 @@ class Refused(UpstreamRefused):
     status = 403
     code = "refused"
     is_final = True
+    message = "The model refused to answer."
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=403)
+    def __init__(self, message: str, *, quoted: str = "") -> None:
+        # the words of a refusal are the model's, whoever passes them on
+        super().__init__(message, status=403, quoted=quoted or message)
         self.may_have_been_sent = True
 
 
@@ -238,8 +268,10 @@ class RateLimited(UpstreamRefused):
     code = "rate_limited"
     another_account_may_help = True
 
-    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
-        super().__init__(message, status=429, retry_after=retry_after)
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, quoted: str = ""
+    ) -> None:
+        super().__init__(message, status=429, retry_after=retry_after, quoted=quoted)
 
 
 class OneAtATime(RateLimited):
@@ -265,7 +297,25 @@ class OutcomeUnknown(UpstreamError):
     code = "outcome_unknown"
     message = "This was sent to the upstream before, and what became of it is not known: it is not asked again."
 
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        # a recorded failure does not say which of its words were an upstream's
+        super().__init__(message, quoted=quoted or message)
+
 
 class UpstreamTimeout(UpstreamError):
     status = 504
     code = "upstream_timeout"
+
+
+class StillAnswering(UpstreamError):
+    """The caller's own `timeout` is over; the ask goes on, and its key leads to the answer."""
+
+    status = 504
+    code = "still_answering"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The answer was not whole within {seconds:g} s, and is still being made. "
+            "Send the same key again for it: nothing is asked twice.",
+            retry_after=2,
+        )

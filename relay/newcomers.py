@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
 
-from relay.chat import Printer, Turn
+from relay.chat import Printer, Turn, Waiting
 from relay.delivery import Clocks, DirectDelivery
 from relay.errors import TooManyAttempts
 
@@ -62,7 +62,7 @@ class NewcomerDelivery(DirectDelivery):
     def __init__(
         self,
         enter: Callable[[], Callable[[bool], None]],
-        open_turn: Callable[[], Turn | None],
+        open_turn: Callable[[], Turn | Waiting],
         printer: Printer,
         clocks: Clocks,
         *,

@@ -26,7 +26,7 @@ from relay.store import Store
 from tests.chatgpt_backend import Backend
 from tests.chatgpt_backend import Mode as ChatGPTMode
 from tests.openai_backend import Mode, OpenAIBackend
-from tests.processes import Service
+from tests.processes import Service, curl
 from tests.replies import body_of
 from tests.tokens import jwt
 from tests.turns import Clock, end, new_turn
@@ -82,7 +82,7 @@ def test_a_repeat_gets_the_same_answer_in_the_format_now_asked_for(
         and again.headers["Idempotent-Replayed"] == "true"
     )
     assert "Idempotent-Replayed" not in first.headers
-    assert ask(client, format="text").text == data["message"]
+    assert ask(client, format="text").text == data["message"] + "\n"
     stream = ask(client, stream="true")
     assert data["parent_id"] in stream.text and "event: done" in stream.text
     assert stream.headers["X-Conversation-Id"] == data["conversation_id"]
@@ -210,8 +210,132 @@ UNKNOWN = [
         500,
         "upstream_refused",
     ),
+    (
+        Mode(refusals=[(502, {}, b'{"error": {"message": "bad gateway"}}')]),
+        502,
+        "upstream_refused",
+    ),
+    (
+        Mode(refusals=[(504, {}, b'{"error": {"message": "too late"}}')]),
+        504,
+        "upstream_refused",
+    ),
+    (
+        Mode(refusals=[(503, {"Content-Type": "text/html"}, b"<html>503</html>")]),
+        503,
+        "upstream_refused",
+    ),
+    (Mode(refusals=[(503, {}, b"reset before headers")]), 503, "upstream_refused"),
     (Mode(raw=b"garbage", content_type="text/plain"), 502, "upstream_failed"),
 ]
+
+
+@pytest.mark.parametrize("status", [503, 529])
+def test_a_server_that_says_it_is_busy_has_begun_nothing(
+    client: FlaskClient, api: OpenAIBackend, status: int
+) -> None:
+    busy = b'{"error": {"message": "the model is loading", "code": %d}}' % status
+    api.mode = Mode(refusals=[(status, {"Retry-After": "1"}, busy)] * 2)
+    refused = [ask(client) for _ in range(2)]
+    assert [answer.status_code for answer in refused] == [status] * 2
+    assert refused[0].headers["Retry-After"] == "1"
+    first = body_of(ask(client))
+    assert body_of(ask(client)) == first and len(api.completions) == 3
+
+
+def test_a_busy_chatgpt_frees_the_key(build: Build, backend: Backend) -> None:
+    busy = b'{"detail": "Our systems are a bit busy at the moment."}'
+    backend.mode = ChatGPTMode(refusals=[(503, {}, busy)])
+    client = build(
+        reverse_proxy=backend.url,
+        access_token=("token-1",),
+        authorization=("owner:the-client-key-0",),
+    ).test_client()
+    assert ask(client).status_code == 503
+    body_of(ask(client))
+    assert len(backend.turns) == 2
+
+
+def test_curl_retries_past_a_busy_server(serve: Start) -> None:
+    url = f"{serve('pywsgi').url}/ask"
+    retry = ("-sSf", "--retry", "5", "--retry-all-errors", "--retry-delay", "0")
+    key = ("-H", "Idempotency-Key: k1", "-H", "Accept: text/plain")
+    prompt = ("--data-urlencode", "msg=hello offline:flaky=2")
+    answer = curl(*retry, *key, *prompt, url)
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("This is the offline responder")
+    assert "Turn 1." in answer.stdout and answer.stdout.count("Turn") == 1
+    again = curl(*retry, *key, *prompt, url)
+    assert again.stdout == answer.stdout
+    never = ("--data-urlencode", "msg=hello offline:status=503")
+    lost = curl("-sSf", "--retry", "1", "--retry-delay", "1", *never, url)
+    assert lost.returncode == 22 and lost.stdout == ""
+
+
+def served(api: OpenAIBackend) -> dict[str, str]:
+    return {
+        "OPENAI_BASE_URL": api.url,
+        "OPENAI_API_KEY": "sk-invented-1",
+        "AUTHORIZATION": "the-client-key-0",
+    }
+
+
+def test_a_caller_that_waits_no_longer_hears_that_it_is_still_answered(
+    serve: Start, api: OpenAIBackend
+) -> None:
+    api.mode = Mode(pace=0.2)
+    service = serve("pywsgi", **served(api))
+    fields = {"msg": "hello", "request_id": "k1", "timeout": "300"}
+    url = f"{service.url}/ask"
+    early = [requests.post(url, fields, headers=KEY, timeout=9) for _ in range(2)]
+    for answer in early:
+        assert (answer.status_code, answer.json()["error"]) == (504, "still_answering")
+        assert answer.headers["Retry-After"] == "2"
+    fields["timeout"] = "9000"
+    late = requests.post(url, fields, headers=KEY, timeout=9)
+    assert late.json()["code"] == 0 and len(api.completions) == 1
+
+
+def test_a_keyed_ask_that_waits_for_its_conversation_says_so(
+    serve: Start, api: OpenAIBackend
+) -> None:
+    service = serve("pywsgi", **served(api))
+    url = f"{service.url}/ask"
+    first = requests.post(url, {"msg": "hello"}, headers=KEY, timeout=9).json()
+    place = {"conversation_id": first["data"]["conversation_id"]}
+    api.mode = Mode(pace=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        slow = {"msg": "slow", **place}
+        running = pool.submit(requests.post, url, slow, headers=KEY, timeout=9)
+        wait_for(lambda: len(api.completions) == 2)
+        fields = {"msg": "late", "request_id": "k1", "timeout": "300", **place}
+        late = requests.post(url, fields, headers=KEY, timeout=9)
+        assert late.json()["error"] == "conversation_busy"
+        assert running.result().json()["code"] == 0
+    assert len(api.completions) == 2, "what gave up waiting was never asked"
+
+
+def test_the_total_clock_gives_a_keyed_ask_up(serve: Start, api: OpenAIBackend) -> None:
+    api.mode = Mode(pace=0.3)
+    service = serve(
+        "pywsgi",
+        TOTAL_TIMEOUT="0.5",
+        **served(api),
+    )
+    fields = {"msg": "hello", "request_id": "k1"}
+    answer = requests.post(f"{service.url}/ask", fields, headers=KEY, timeout=9)
+    assert (answer.status_code, answer.json()["error"]) == (504, "upstream_timeout")
+
+
+@pytest.mark.parametrize("place", ["conversation_id", "both ids"])
+def test_a_repeat_may_know_the_ids_by_now(
+    client: FlaskClient, api: OpenAIBackend, place: str
+) -> None:
+    first = body_of(ask(client))
+    ids = {"conversation_id": first["data"]["conversation_id"]}
+    if place == "both ids":
+        ids["parent_id"] = first["data"]["parent_id"]
+    assert body_of(ask(client, **ids)) == first and len(api.completions) == 1
 
 
 @pytest.mark.parametrize(("mode", "status", "code"), UNKNOWN)

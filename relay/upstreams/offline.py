@@ -6,17 +6,29 @@ On its wire is what a model server would send: server-sent events with JSON, end
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from threading import Event as Flag
+from threading import Lock
 
 import orjson
 
 from relay import sse
 from relay.accounts import Resting
 from relay.deadline import Deadline
-from relay.domain import Delta, Event, Finished, Message, Question, Started
+from relay.domain import (
+    Caller,
+    Delta,
+    Event,
+    Finished,
+    Message,
+    Model,
+    Question,
+    Started,
+)
 from relay.errors import (
     BadRequest,
     RateLimited,
@@ -29,12 +41,19 @@ from relay.transports import Transport
 
 MODEL = "offline"
 LONGEST_ANSWER = 5_000_000
+MOST_REFUSALS = 1_000  # prompts whose refusals are counted
 _LONGEST_QUOTE = 2_000
 
 #: word -> (lowest, highest, default, what it rehearses); a number follows it as in offline:status=503.
 WORDS: dict[str, tuple[float, float, float | None, str]] = {
     "status": (400, 599, None, "the upstream refuses with this HTTP status"),
     "limit": (0, 86400, 30, "a rate limit (429) with this many seconds in Retry-After"),
+    "flaky": (
+        0,
+        1000,
+        1,
+        "so many asks of this prompt get 503, the next one its answer",
+    ),
     "delay": (0, 3600, 2, "this many seconds pass before the first byte"),
     "pace": (0, 60, 0.1, "this many seconds pass between the pieces"),
     "long": (1, LONGEST_ANSWER, 20_000, "the answer has at least this many characters"),
@@ -59,14 +78,40 @@ class Offline:
     accepts_options = False
     history = None
 
+    def __init__(self) -> None:
+        self._refusals = Refusals()
+
     def recognizes(self, token: str) -> bool:
         return False
 
     def resting(self) -> Sequence[Resting]:
         return ()
 
+    def models(self, caller: Caller) -> Sequence[Model]:
+        return (Model(MODEL, "The offline responder, which is no model", self.name),)
+
     def ask(self, question: Question) -> tuple[OfflineStream, OfflineDecoder]:
-        return OfflineStream(question.messages), OfflineDecoder()
+        return OfflineStream(question.messages, self._refusals), OfflineDecoder()
+
+
+class Refusals:
+    """How often each prompt was refused in a row; that of a prompt that was not asked lately is forgotten."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+        self._lock = Lock()
+
+    def is_due(self, prompt: str, most: int) -> bool:
+        """Whether to refuse this ask too; after `most` refusals one is answered, and it begins anew."""
+        name = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            count = self._counts.pop(name, 0)
+            if count >= most:
+                return False
+            self._counts[name] = count + 1
+            if len(self._counts) > MOST_REFUSALS:
+                self._counts.popitem(last=False)
+            return True
 
 
 def rehearsed(prompt: str) -> dict[str, float]:
@@ -115,8 +160,10 @@ class OfflineStream:
 
     dispatched = True
 
-    def __init__(self, messages: tuple[Message, ...]) -> None:
-        self._plan = rehearsed(messages[-1].text)
+    def __init__(self, messages: tuple[Message, ...], refusals: Refusals) -> None:
+        self._prompt = messages[-1].text
+        self._plan = rehearsed(self._prompt)
+        self._refusals = refusals
         self._pieces = self._serve(answer_to(messages))
         self._due = Deadline.after(self._plan.get("delay", 0))
         self._interrupted = Flag()
@@ -148,10 +195,14 @@ class OfflineStream:
             raise RateLimited(
                 "Rehearsed: too many requests.", retry_after=int(plan["limit"])
             )
-        if "status" in plan:
-            status = int(plan["status"])
+        status = int(plan.get("status", 0))
+        if self._refusals.is_due(self._prompt, int(plan.get("flaky", 0))):
+            status = 503
+        if status:
             raise UpstreamRefused(
-                f"Rehearsed: the upstream answered {status}.", status=status
+                f"Rehearsed: the upstream answered {status}.",
+                status=status,
+                is_own=True,
             )
         if len(text) < (length := int(plan.get("long", 0))):
             text += _padding(length - len(text))
