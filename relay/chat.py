@@ -11,7 +11,8 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Protocol
 
 import orjson
@@ -62,6 +63,13 @@ log = logging.getLogger(__name__)
 
 TITLE_LENGTH = 60
 SMALLEST_ESTIMATE = 1000  # tokens; below it an estimate may be far off
+
+
+class Waiting(Enum):
+    """What keeps an ask from being opened now."""
+
+    CONVERSATION = "its conversation is being asked something else"
+    SAME_ASK = "the same ask with a key is being answered"
 
 
 class Printer(Protocol):
@@ -283,10 +291,20 @@ class Routing:
 
 @dataclass(frozen=True)
 class PreparedAsk:
-    """What is made of an ask once, however often it is tried. `upstream`: where a new conversation goes."""
+    """What is made of an ask once, however often it is tried.
+
+    `upstream`: where a new conversation goes. `conversation_id`: the ask's own, or that of the
+    conversation that it names. The ask itself is not held: one that nobody else holds has been given up.
+    """
 
     request: TurnRequest
     upstream: Upstream
+    conversation_id: str | None
+
+    @property
+    def begins_named(self) -> bool:
+        """Another ask may begin the conversation of that name first."""
+        return self.request.is_new and self.request.name is not None
 
 
 class Chat:
@@ -308,41 +326,53 @@ class Chat:
         self._store = store
         self._leases = leases
         self._budget = budget
-        self._waiters: Waiters[PreparedAsk] = Waiters(leases)
+        self._waiters: Waiters[PreparedAsk, Waiting] = Waiters(leases)
 
-    def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | None:
+    def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | Waiting:
         """Store the question and open its stream; nothing is sent before that is read.
 
-        None while the conversation, or the same ask with a key, is being answered: then call it
-        again with the same object. Raises Busy where too many wait already.
+        While it waits for something, call it again with the same object. Raises Busy where too many
+        wait already.
         """
         waiter = self._waiters.find(ask)
         if waiter is None:
             prepared = self._prepare(ask)
-        elif self._waiters.is_due(waiter):
-            prepared = waiter.prepared
+        elif not self._waiters.is_due(waiter):
+            return waiter.waits_for
+        elif waiter.prepared.begins_named:
+            prepared = self._prepare(ask)
         else:
-            return None
-        waits = False
+            prepared = waiter.prepared
+        opened: Turn | Waiting | None = None
         try:
-            turn = self._try(ask, prepared, printer, request_id)
-            waits = turn is None
+            opened = self._try(ask, prepared, printer, request_id)
         finally:
-            if not waits:
+            if not isinstance(opened, Waiting):
                 self._waiters.remove(ask)
-        if waits and waiter is None:
-            self._waiters.add(ask, prepared.request.lease_names, prepared)
-        return turn
+        if isinstance(opened, Waiting):
+            names = prepared.request.lease_names
+            self._waiters.add(ask, names, prepared, opened)
+        return opened
 
     def _prepare(self, ask: Ask) -> PreparedAsk:
+        if ask.conversation_name is not None:
+            ask = self._find_named(ask, ask.conversation_name)
         upstream = self._upstream_for(ask)
         self._check(ask, upstream)
-        return PreparedAsk(self._turn_request(ask, upstream), upstream)
+        request = self._turn_request(ask, upstream)
+        return PreparedAsk(request, upstream, ask.conversation_id)
+
+    def _find_named(self, ask: Ask, name: str) -> Ask:
+        """The ask with the id of the conversation that it names; as it is where that is yet to begin."""
+        row = self._store.find_named(ask.caller.owner, name)
+        return ask if row is None else replace(ask, conversation_id=row.id)
 
     def _try(
         self, ask: Ask, prepared: PreparedAsk, printer: Printer, request_id: str
-    ) -> Turn | None:
+    ) -> Turn | Waiting:
         """The turn, if its leases are free."""
+        if ask.conversation_id != prepared.conversation_id:
+            ask = replace(ask, conversation_id=prepared.conversation_id)
         request = prepared.request
         if request.idempotency_key is not None:
             holder = request.holder
@@ -352,7 +382,7 @@ class Chat:
                 return _replay(record, request, ask, printer)
         opened = self._open_stored(ask, request, prepared.upstream)
         if opened is None:
-            return None
+            return Waiting.CONVERSATION
         keeper = self._keeper(ask, request, opened)
         turn = None
         try:
@@ -409,31 +439,47 @@ class Chat:
             idempotency_key=key,
             budget=self._budget,
             deferred=ask.caller.unverified,
+            name=ask.conversation_name,
         )
 
     def _open_stored(
         self, ask: Ask, request: TurnRequest, upstream: Upstream
     ) -> OpenedTurn | None:
         """Take the conversation's lease and read it; None while another turn has it."""
-        begins_upstream = request.is_new and upstream.stores_conversations
-        if not ask.keep or begins_upstream:
-            opened: OpenedTurn | None = OpenedTurn(
-                upstream.name,
-                history=ask.preamble,
-                remote=upstream.stores_conversations,
-            )
-            if request.idempotency_key is not None:
-                self._leases.hold(request.holder, request.lease_names)
-            return opened
-        opened = None
+        opened: OpenedTurn | None = None
         try:
-            opened = self._open_owned(ask.caller, request)
+            if request.name is None or self._may_begin_named(request, upstream):
+                opened = self._open_anywhere(ask, request, upstream)
         finally:
             if opened is None and request.idempotency_key is not None:
                 self._store.release(request)
-        if opened is not None:
+        needs_leases = request.name is not None or request.idempotency_key is not None
+        if opened is not None and (opened.is_leased or needs_leases):
             self._leases.hold(request.holder, request.lease_names)
         return opened
+
+    def _open_anywhere(
+        self, ask: Ask, request: TurnRequest, upstream: Upstream
+    ) -> OpenedTurn | None:
+        begins_upstream = request.is_new and upstream.stores_conversations
+        if ask.keep and not begins_upstream:
+            return self._open_owned(ask.caller, request)
+        return OpenedTurn(
+            upstream.name,
+            history=ask.preamble,
+            remote=upstream.stores_conversations,
+            is_leased=False,
+        )
+
+    def _may_begin_named(self, request: TurnRequest, upstream: Upstream) -> bool:
+        """Whether no other turn begins the conversation of this name now."""
+        if not request.is_new:
+            return True
+        if request.deferred:  # nothing is written yet: what this process knows must do
+            return self._leases.freed(request.conversation_leases) is None
+        if upstream.stores_conversations:
+            return self._store.hold_name(request, LEASE_SECONDS)
+        return True
 
     def _open_owned(self, caller: Caller, request: TurnRequest) -> OpenedTurn | None:
         """Open the turn in a conversation of the caller's, also of one that is about to become the caller's."""
@@ -570,10 +616,10 @@ def _ignored(ask: Ask, upstream: Upstream) -> tuple[str, ...]:
 
 def _replay(
     record: KeyRecord, request: TurnRequest, ask: Ask, printer: Printer
-) -> Turn | None:
-    """The recorded answer as a turn; None while it is not there yet. Raises a recorded failure."""
+) -> Turn | Waiting:
+    """The recorded answer as a turn, once it is there. Raises a recorded failure."""
     if record.state == "running":
-        return None
+        return Waiting.SAME_ASK
     raise_failure(record)
     answer = ReplayedAnswer(record)
     conversation_id = str(record.outcome["conversation_id"])
@@ -591,9 +637,10 @@ def _key(ask: Ask) -> IdempotencyKey:
 
 
 def _fingerprint(ask: Ask) -> str:
-    """What makes two asks the same: all that is asked, and where; not the format of the answer.
+    """What makes two asks the same: all that is asked; not the format of the answer, and no ids.
 
-    Raises BadRequest for options that are nested too deeply.
+    A caller that repeats an ask may have learnt the ids meanwhile. Raises BadRequest for options
+    that are nested too deeply.
     """
     messages = [
         [message.role, message.text, message.payload]
@@ -601,8 +648,7 @@ def _fingerprint(ask: Ask) -> str:
     ]
     place = [
         ask.route,
-        ask.conversation_id,
-        ask.parent_id,
+        ask.conversation_name,
         ask.model,
         ask.reverse_proxy,
         ask.keep,

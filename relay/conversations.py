@@ -1,19 +1,33 @@
-"""Conversations listed, read, renamed and deleted, wherever their text lives: here, or at an upstream."""
+"""Conversations listed, read, renamed and deleted, wherever their text lives: here, or at an upstream.
+
+One that lives at an upstream has the upstream's title. The index learns it whenever the upstream shows it, so that a
+list, a search and the conversation itself have the same one.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from relay.domain import Caller, Conversation
-from relay.errors import BadRequest, NoConversation, UpstreamError, UpstreamGone
+from relay.errors import (
+    BadRequest,
+    NoConversation,
+    StoreFailed,
+    UpstreamError,
+    UpstreamGone,
+)
 from relay.store import Store
 from relay.upstreams import History
 
 log = logging.getLogger(__name__)
+
+LONGEST_TITLE = 200  # characters of an upstream's title that the index keeps
+UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 
 #: a row of the index, or an upstream's own object
 Item: TypeAlias = "Conversation | dict[str, Any]"
@@ -31,6 +45,7 @@ class Page:
 class Located:
     """Where a conversation is: its index row, and the history that has its text; None: it is stored here."""
 
+    id: str
     row: Conversation | None
     history: History | None
 
@@ -40,7 +55,10 @@ class Located:
 
 
 class Conversations:
-    """`sole_owner`: there is one client key at most, so what the server's accounts have is that owner's."""
+    """Conversations are found by their ids, and by their owners' names for them.
+
+    `sole_owner`: there is one client key at most, so what the server's accounts have is that owner's.
+    """
 
     def __init__(
         self, store: Store, histories: Mapping[str, History], sole_owner: bool
@@ -58,14 +76,14 @@ class Conversations:
         if search:
             return self._search(caller, offset, limit, search)
         most = offset + limit
-        items: dict[str, Item] = {}
-        for row in self._store.list(caller.owner, 0, most):
-            items[row.id] = row
+        rows = {row.id: row for row in self._store.list(caller.owner, 0, most)}
+        items: dict[str, Item] = {**rows}
         missing = None
         for history in self._reachable(caller):
             try:
                 for item in history.list(caller, most):
-                    items[item["id"]] = item
+                    row = rows.get(item["id"])
+                    items[item["id"]] = self._with_title(caller, row, item)
             except UpstreamError as error:
                 if caller.token:
                     raise
@@ -86,16 +104,32 @@ class Conversations:
         """One conversation with all its messages. Raises NoConversation."""
         found = self._locate(caller, conversation_id)
         if found.history is None:
-            return self._store.get(caller.owner, conversation_id)
-        return found.history.read(caller, conversation_id, found.account)
+            return self._store.get(caller.owner, found.id)
+        item = found.history.read(caller, found.id, found.account)
+        return self._with_title(caller, found.row, item)
+
+    def _with_title(
+        self, caller: Caller, row: Conversation | None, item: dict[str, Any]
+    ) -> dict[str, Any]:
+        """An upstream's object, with the row's title where it has none. The row learns the upstream's."""
+        if row is None:
+            return item
+        title = _title_of(item)
+        if not title:
+            return {**item, "title": row.title}
+        if title != row.title:
+            # a row that was deleted meanwhile, or cannot be written, withholds nothing
+            with suppress(NoConversation, StoreFailed):
+                self._store.rename(caller.owner, row.id, title)
+        return item
 
     def rename(self, caller: Caller, conversation_id: str, title: str) -> None:
         found = self._locate(caller, conversation_id)
         if found.history is not None:
             changes = {"title": title}
-            found.history.change(caller, conversation_id, found.account, changes)
+            found.history.change(caller, found.id, found.account, changes)
         if found.row is not None:
-            self._store.rename(caller.owner, conversation_id, title)
+            self._store.rename(caller.owner, found.id, title)
 
     def make_title(self, caller: Caller, conversation_id: str) -> str:
         """Let the upstream find a title, and set it. Raises BadRequest where the conversation is stored here."""
@@ -105,9 +139,9 @@ class Conversations:
                 "Conversations that are stored here get no title by themselves: send "
                 "one in the field title."
             )
-        title = found.history.make_title(caller, conversation_id, found.account)
+        title = found.history.make_title(caller, found.id, found.account)
         if found.row is not None:
-            self._store.rename(caller.owner, conversation_id, title)
+            self._store.rename(caller.owner, found.id, title)
         return title
 
     def delete(self, caller: Caller, conversation_id: str) -> None:
@@ -115,30 +149,30 @@ class Conversations:
         try:
             if found.history is not None:
                 changes = {"is_visible": False}
-                found.history.change(caller, conversation_id, found.account, changes)
+                found.history.change(caller, found.id, found.account, changes)
         except NoConversation:
             # it was deleted there before; what a token merely claims proves nothing
             if found.row is not None and not caller.unverified:
-                self._store.delete(caller.owner, conversation_id)
+                self._store.delete(caller.owner, found.id)
             raise
         if found.row is not None:
-            self._store.delete(caller.owner, conversation_id)
+            self._store.delete(caller.owner, found.id)
 
     def _locate(self, caller: Caller, conversation_id: str) -> Located:
         """Raises NoConversation for another owner's, UpstreamGone for one whose upstream is not open."""
         if "\0" in conversation_id:  # no database takes that
             raise NoConversation()
-        row = self._store.find(conversation_id)
+        row = self._find(caller, conversation_id)
         if row is None:
             reachable = self._reachable(caller)
             if not reachable:
                 raise NoConversation()
-            return Located(None, reachable[0])
+            return Located(conversation_id, None, reachable[0])
         is_former = row.remote and row.owner == caller.former_owner
         if row.owner != caller.owner and not is_former:
             raise NoConversation()
         if not row.remote:
-            return Located(row, None)
+            return Located(row.id, row, None)
         if row.upstream not in self._histories:
             raise UpstreamGone(
                 f"This conversation lives at the upstream {row.upstream}, which is not "
@@ -147,7 +181,14 @@ class Conversations:
         history = self._histories[row.upstream]
         if is_former:
             self._take_over(caller, row, history)
-        return Located(row, history)
+        return Located(row.id, row, history)
+
+    def _find(self, caller: Caller, name: str) -> Conversation | None:
+        """The index row of an id, or of a name that the caller has given."""
+        row = self._store.find(name)
+        if row is not None and row.owner in (caller.owner, caller.former_owner):
+            return row
+        return self._store.find_named(caller.owner, name) or row
 
     def _take_over(self, caller: Caller, row: Conversation, history: History) -> None:
         """Make a conversation the caller's that an older version gave to the caller's whole workspace.
@@ -165,6 +206,15 @@ class Conversations:
         if self._sole_owner and caller.may_spend:
             return [history for history in histories if history.has_accounts]
         return []
+
+
+def _title_of(item: dict[str, Any]) -> str:
+    """An upstream's title as the index has it: on one line, and short; "" where there is none."""
+    title = item.get("title")
+    if not isinstance(title, str):
+        return ""
+    line = " ".join(title[: 10 * LONGEST_TITLE].replace("\0", " ").split())
+    return "" if line == UNTITLED else line[:LONGEST_TITLE]
 
 
 def _updated(item: Item) -> float:

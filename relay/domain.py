@@ -57,7 +57,8 @@ class Message:
 class Ask:
     """What a caller wants, parsed: a prompt, and where it belongs.
 
-    `timeout`: seconds. `preamble`: the messages that a new conversation begins with. `options`:
+    `conversation_name`: the caller's own name for a conversation, in place of its id; the first ask
+    with it begins one. `timeout`: seconds. `preamble`: the messages that a new conversation begins with. `options`:
     parameters for the model. `keep`: whether the conversation is stored. `idempotency_key`: with
     one, the ask happens once, however often it is sent to its `route`. `ignored`: fields of the
     caller's that have no effect. `check`: raises RelayError for an answer that ended in good order
@@ -67,6 +68,7 @@ class Ask:
     prompt: str = field(repr=False)
     caller: Caller
     conversation_id: str | None = None
+    conversation_name: str | None = None
     parent_id: str | None = None
     preamble: tuple[Message, ...] = field(default=(), repr=False)
     model: str | None = None
@@ -214,6 +216,15 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model that an upstream offers. `id`: what the field `model` of an ask takes."""
+
+    id: str
+    title: str
+    upstream: str
+
+
+@dataclass(frozen=True)
 class KeyRecord:
     """What is known of an ask with an idempotency key.
 
@@ -244,7 +255,7 @@ class Node:
 class Conversation:
     """A row of the index, and its tree where that was asked for.
 
-    `newest`: the id of the last whole answer. `remote`: its text lives at the upstream, under the
+    `newest`: the id of the last whole answer. `name`: its owner's own, if any. `remote`: its text lives at the upstream, under the
     same id, at `account`.
     """
 
@@ -257,4 +268,5 @@ class Conversation:
     created: float
     updated: float
     remote: bool = False
+    name: str | None = None
     nodes: tuple[Node, ...] = field(default=(), repr=False)

@@ -103,9 +103,9 @@ class DeferredKeeper(LocalKeeper):
     ) -> bool:
         if self._is_stored:
             return super().failed(text, model, error, sent)
-        has_lease = not self.request.is_new
+        has_leases = not self.request.is_new
         try:
-            if has_lease or self.request.idempotency_key is not None:
+            if has_leases or self.request.idempotency_key is not None:
                 record = failed_record(error) if sent or text else None
                 self._store.release(self.request, record)
         finally:
@@ -132,7 +132,8 @@ class EphemeralKeeper(_StoreKeeper):
     ) -> None:
         """Free the leases, where the turn has any."""
         has_key = self.request.idempotency_key is not None
-        if row is None and not has_key and self.request.is_new:
+        has_leases = has_key or self.request.name is not None
+        if row is None and not has_leases and self.request.is_new:
             return
         self._try(lambda: self._store.release(self.request, record, row))
         self._leases.drop(self.request.holder)
@@ -174,6 +175,7 @@ class RemoteKeeper(EphemeralKeeper):
             created=0,
             updated=0,
             remote=True,
+            name=self.request.name,
         )
         # one that has a row may have been deleted meanwhile: it must not come back
         if self._opened.indexed or self._try(lambda: self._store.index(row)):

@@ -37,7 +37,16 @@ conversations = Table(
     Column("updated", Float, nullable=False),
     # of its stored messages, as `relay.tables.messages.size_of` counts it
     Column("size", BigInteger, nullable=False),
+    Column("name", Text),
     Index("conversations_of_owner", "owner", "updated"),
+    Index(
+        "conversations_of_name",
+        "owner",
+        "name",
+        unique=True,
+        sqlite_where=text("name IS NOT NULL"),
+        postgresql_where=text("name IS NOT NULL"),
+    ),
 )
 messages = Table(
     "messages",
@@ -74,6 +83,12 @@ requests = Table(
     Column("outcome", Text),  # JSON
     Column("updated", Float, nullable=False, index=True),
 )
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("last_asked", Float, nullable=False),
+)
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 #: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
@@ -92,6 +107,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE conversations ADD COLUMN size BIGINT NOT NULL DEFAULT 0",
         "UPDATE conversations SET size = coalesce((SELECT sum(length(text) + 1024) FROM messages "
         "WHERE messages.conversation_id = conversations.id), 0)",
+    ),
+    (
+        "ALTER TABLE conversations ADD COLUMN name TEXT",
+        "CREATE UNIQUE INDEX conversations_of_name ON conversations (owner, name) WHERE name IS NOT NULL",
+        "CREATE TABLE owners (owner TEXT NOT NULL, last_asked FLOAT NOT NULL, PRIMARY KEY (owner))",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1
@@ -127,3 +147,11 @@ def _migrate(connection: Connection, current: int) -> None:
     for statements in MIGRATIONS[current - 1 :]:
         for statement in statements:
             connection.execute(text(statement))
+
+
+def stored_version(connection: Connection) -> int | None:
+    """The version of the tables in the database; None where there are none."""
+    tables = inspect(connection).get_table_names()
+    if "conversations" not in tables:
+        return None
+    return _version(connection, tables)

@@ -29,8 +29,17 @@ from relay.domain import (
 )
 from relay.errors import NoConversation, RelayError, TooLarge
 from relay.server import Run
-from relay.tables import conversations, history, idempotency, leases, messages
+from relay.tables import (
+    conversations,
+    history,
+    idempotency,
+    leases,
+    messages,
+    owners,
+)
 
+NOTE_SECONDS = 60.0  # between two notes that an owner asked
+MOST_NOTED = 10_000  # owners that are remembered to have been noted
 LARGEST_CONVERSATION = 64 * 2**20  # as `messages.size_of` counts it: 64 MB of text
 
 
@@ -42,7 +51,8 @@ class TurnRequest:
     the newest answer. `adopt`: a conversation without an index row may go on too, at `upstream`,
     which stores it. With an `idempotency_key`, the turn's end is recorded for it as well. `budget`:
     tokens of history and prompt that are loaded; 0: all. `deferred`: the question is stored only by
-    `Store.accept_turn`.
+    `Store.accept_turn`. `name`: the owner's name for the conversation, where it is asked by that: a
+    new one gets it, and the turn holds a lease of it.
     """
 
     conversation_id: str
@@ -59,6 +69,7 @@ class TurnRequest:
     idempotency_key: IdempotencyKey | None = None
     budget: int = 0
     deferred: bool = False
+    name: str | None = None
 
     @property
     def holder(self) -> str:
@@ -67,11 +78,18 @@ class TurnRequest:
 
     @property
     def lease_names(self) -> tuple[str, ...]:
-        """The leases that the turn takes: its conversation's, and its key's if it has one."""
-        conversation = conversations.conversation_lease(self.conversation_id)
+        """The leases that the turn takes: its conversation's, its key's if it has one."""
         if self.idempotency_key is None:
+            return self.conversation_leases
+        return (*self.conversation_leases, idempotency.key_lease(self.idempotency_key))
+
+    @property
+    def conversation_leases(self) -> tuple[str, ...]:
+        """The conversation's lease, and that of the name by which it is asked."""
+        conversation = conversations.conversation_lease(self.conversation_id)
+        if self.name is None:
             return (conversation,)
-        return conversation, idempotency.key_lease(self.idempotency_key)
+        return conversation, conversations.name_lease(self.owner, self.name)
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,7 @@ class OpenedTurn:
     do not fit the budget. Of a `remote` conversation, whose text lives at the upstream, it is empty;
     `parent_id` and `account` say where the question belongs, as far as is known, and `indexed`
     whether the index has a row of it. Of a deferred question, `parent_id` is the message that it
-    follows.
+    follows. `is_leased`: the turn holds the conversation's leases.
     """
 
     upstream: str
@@ -92,6 +110,7 @@ class OpenedTurn:
     parent_id: str | None = None
     account: str | None = None
     indexed: bool = False
+    is_leased: bool = True
 
 
 class Store:
@@ -113,6 +132,9 @@ class Store:
         self._clock = clock or self._database.clock
         lease_insert = self._database.insert(schema.leases)
         self._take_lease_statement = leases.build_take_lease(lease_insert)
+        owners_insert = self._database.insert(schema.owners)
+        self._note_ask_statement = owners.build_note_ask(owners_insert)
+        self._noted: dict[str, float] = {}
         try:
             self._database.prepare(schema.bring_up_to_date)
         except RelayError:
@@ -124,9 +146,11 @@ class Store:
         self._database.close()
 
     def check(self) -> None:
-        """Raise StoreFailed unless the database can be read and written to."""
+        """Raise StoreFailed unless the database can be read, and a row be added to it."""
         self._read(lambda connection: connection.execute(select(literal(1))).all())
-        self._write(lambda connection: leases.delete_any_lease(connection, ""))
+        name = f"check:{uuid.uuid4()}"  # several processes check at the same time
+        self.lease(name, name, 0)
+        self.free(name, name)
 
     def lease(self, name: str, holder: str, seconds: float) -> bool:
         """Take a lease for `seconds`; False while another holder has it."""
@@ -184,18 +208,25 @@ class Store:
             _check_size(request, _size_before(request))
             if request.deferred:
                 return OpenedTurn(request.upstream, request.preamble)
-        lease_name = conversations.conversation_lease(request.conversation_id)
 
         def work(connection: Connection) -> OpenedTurn | None:
             now = self._clock()
             row = None
             if not request.is_new:
                 row = _lock_existing(connection, request)
-            if self._take_lease(connection, lease_name, request.holder, now, seconds):
+            if self._take_leases(connection, request, now, seconds):
                 return _open_turn(connection, request, row, now)
             return None
 
         return self._write(work)
+
+    def hold_name(self, request: TurnRequest, seconds: float) -> bool:
+        """Take the leases of a named conversation that begins at its upstream; False while another turn has them."""
+        return self._write(
+            lambda connection: self._take_leases(
+                connection, request, self._clock(), seconds
+            )
+        )
 
     def accept_turn(
         self, request: TurnRequest, opened: OpenedTurn, seconds: float
@@ -204,13 +235,12 @@ class Store:
 
         Of a conversation that was deleted meanwhile nothing is kept.
         """
-        lease_name = conversations.conversation_lease(request.conversation_id)
 
         def work(connection: Connection) -> None:
             now = self._clock()
             parent = opened.parent_id
             if request.is_new:
-                self._take_lease(connection, lease_name, request.holder, now, seconds)
+                self._take_leases(connection, request, now, seconds)
                 parent = _insert_conversation(connection, request, now)
             elif not conversations.lock_conversation(
                 connection, request.conversation_id
@@ -238,7 +268,7 @@ class Store:
                 now,
                 messages.size_of(request.prompt, reply.text + reply.reasoning),
             )
-            _delete_conversation_lease(connection, request)
+            _delete_conversation_leases(connection, request)
             is_kept = messages.complete_answer(connection, request.answer_id, reply)
             kept_record = record if is_kept else KeyRecord("gone")
             _end_key(connection, request, kept_record, now)
@@ -262,7 +292,7 @@ class Store:
             now = self._clock()
             added_size = messages.size_of(request.prompt, text)
             conversations.add_size(connection, request.conversation_id, now, added_size)
-            _delete_conversation_lease(connection, request)
+            _delete_conversation_leases(connection, request)
             is_kept = messages.break_answer(
                 connection, request.answer_id, text, model, error_code
             )
@@ -283,7 +313,7 @@ class Store:
             else:
                 conversations.lock_conversation(connection, request.conversation_id)
                 messages.delete_turn(connection, request.question_id, request.answer_id)
-            _delete_conversation_lease(connection, request)
+            _delete_conversation_leases(connection, request)
             _end_key(connection, request, None, self._clock())
 
         self._write(work)
@@ -308,7 +338,7 @@ class Store:
                 connection, row, now
             ):
                 kept_record = KeyRecord("gone")
-            _delete_conversation_lease(connection, request)
+            _delete_conversation_leases(connection, request)
             _end_key(connection, request, kept_record, now)
 
         self._write(work)
@@ -320,7 +350,7 @@ class Store:
             now = self._clock()
             if not conversations.update_remote(connection, row, now):
                 added = replace(row, remote=True, created=now, updated=now)
-                conversations.insert_conversation(connection, added)
+                _insert_row(connection, added)
 
         self._write(work)
 
@@ -338,6 +368,15 @@ class Store:
             lambda connection: conversations.select_conversation(
                 connection, conversation_id
             )
+        )
+        if row is None:
+            return None
+        return conversations.to_conversation(row)
+
+    def find_named(self, owner: str, name: str) -> Conversation | None:
+        """The index row of an owner's conversation, by the owner's name for it or else by its id."""
+        row = self._read(
+            lambda connection: conversations.select_named(connection, owner, name)
         )
         if row is None:
             return None
@@ -419,6 +458,54 @@ class Store:
 
         if self._write(work):
             self._database.erase()
+
+    def note_ask(self, owner: str) -> None:
+        """Note that the owner asked just now. Within NOTE_SECONDS of the last note it does nothing."""
+        now = self._clock()
+        if now - self._noted.get(owner, 0.0) < NOTE_SECONDS:
+            return
+        if len(self._noted) >= MOST_NOTED:
+            self._noted.clear()
+        self._noted[owner] = now
+        parameters = {"owner": owner, "last_asked": now}
+        self._write(
+            lambda connection: connection.execute(self._note_ask_statement, parameters)
+        )
+
+    def last_asks(self) -> dict[str, float]:
+        """When each owner last asked, to the minute, in seconds since 1970."""
+        return self._read(owners.select_last_asks)
+
+    def owners_with_counts(self) -> dict[str, int]:
+        """The number of conversations of each owner that has any, by name."""
+        return self._read(owners.count_conversations)
+
+    def give(self, former_owner: str, owner: str) -> int:
+        """Make all conversations of `former_owner` the `owner`'s; how many there were.
+
+        One whose name the new owner uses already loses it.
+        """
+        return self._write(
+            lambda connection: owners.give_conversations(
+                connection, former_owner, owner
+            )
+        )
+
+    def _take_leases(
+        self, connection: Connection, request: TurnRequest, now: float, seconds: float
+    ) -> bool:
+        """Take the conversation's leases for a turn, all or none.
+
+        None are taken either where a new conversation's name has been given to another since.
+        """
+        for name in request.conversation_leases:
+            if not self._take_lease(connection, name, request.holder, now, seconds):
+                _delete_conversation_leases(connection, request)
+                return False
+        if request.is_new and _is_taken(connection, request.owner, request.name):
+            _delete_conversation_leases(connection, request)
+            return False
+        return True
 
     def _take_lease(
         self, connection: Connection, name: str, holder: str, now: float, seconds: float
@@ -525,17 +612,33 @@ def _insert_conversation(
         newest=newest,
         created=now,
         updated=now,
+        name=request.name,
     )
-    size = _size_before(request)
-    conversations.insert_conversation(connection, conversation, size)
+    _insert_row(connection, conversation, _size_before(request))
     if nodes:
         messages.insert_messages(connection, request.conversation_id, nodes)
     return parent
 
 
-def _delete_conversation_lease(connection: Connection, request: TurnRequest) -> None:
-    lease_name = conversations.conversation_lease(request.conversation_id)
-    leases.delete_lease(connection, lease_name, request.holder)
+def _insert_row(
+    connection: Connection, conversation: Conversation, size: int = 0
+) -> None:
+    """Add an index row; without its name where another has got that meanwhile, as only unverified callers see it."""
+    if _is_taken(connection, conversation.owner, conversation.name):
+        conversation = replace(conversation, name=None)
+    conversations.insert_conversation(connection, conversation, size)
+
+
+def _is_taken(connection: Connection, owner: str, name: str | None) -> bool:
+    """Whether a conversation of the owner's has this name."""
+    if name is None:
+        return False
+    return conversations.select_named(connection, owner, name) is not None
+
+
+def _delete_conversation_leases(connection: Connection, request: TurnRequest) -> None:
+    for name in request.conversation_leases:
+        leases.delete_lease(connection, name, request.holder)
 
 
 def _end_key(

@@ -29,6 +29,7 @@ POLL_SECONDS = (
 GONE_SECONDS = 3.0  # a waiter that nobody has looked at for so long has given up
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Leases:
@@ -102,17 +103,18 @@ class Leases:
 
 
 @dataclass(eq=False)
-class Waiter(Generic[T]):
-    """An ask that waits for its leases. `prepared`: what was made of it, once."""
+class Waiter(Generic[T, R]):
+    """An ask that waits for its leases. `prepared`: what was made of it. `waits_for`: why."""
 
     ask: weakref.ref[Any]
     names: tuple[str, ...]
     prepared: T
+    waits_for: R
     next_poll: Deadline
     gives_up: Deadline
 
 
-class Waiters(Generic[T]):
+class Waiters(Generic[T, R]):
     """The asks of this process that wait for a lease, so that each is prepared once and few wait for one lease.
 
     An ask is known by its identity. One that is given up is forgotten, at the latest when it is deleted.
@@ -120,16 +122,24 @@ class Waiters(Generic[T]):
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
-        self._waiting: dict[int, Waiter[T]] = {}
+        self._waiting: dict[int, Waiter[T, R]] = {}
 
-    def find(self, ask: Any) -> Waiter[T] | None:
+    def find(self, ask: Any) -> Waiter[T, R] | None:
         waiter = self._waiting.get(id(ask))
         if waiter is None or waiter.ask() is not ask:
             return None
         return waiter
 
-    def add(self, ask: Any, names: tuple[str, ...], prepared: T) -> None:
+    def add(
+        self, ask: Any, names: tuple[str, ...], prepared: T, waits_for: R
+    ) -> None:
         """From now on the ask waits for the leases of these names. Raises Busy where enough asks do."""
+        known = self.find(ask)
+        if known is not None:
+            known.names = names
+            known.prepared = prepared
+            known.waits_for = waits_for
+            return
         waiting = list(self._waiting.values())
         for name in names:
             count = sum(
@@ -144,11 +154,12 @@ class Waiters(Generic[T]):
             reference,
             names,
             prepared,
+            waits_for,
             Deadline.after(POLL_SECONDS),
             Deadline.after(GONE_SECONDS),
         )
 
-    def is_due(self, waiter: Waiter[T]) -> bool:
+    def is_due(self, waiter: Waiter[T, R]) -> bool:
         """Whether to try again: a lease was freed here, or another process may have freed it.
 
         Blocks for WAIT_SECONDS at most.

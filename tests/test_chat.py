@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Routing, Turn
+from relay.chat import Chat, Routing, Turn, Waiting
 from relay.delivery import Silent
 from relay.dialects import form
 from relay.domain import Ask, Caller, Message
@@ -49,7 +49,7 @@ def ask(prompt: str = "Hi", caller: Caller = OWNER, **more: Any) -> Ask:
 
 def opened(chat: Chat, request: Ask, printer: Any = None) -> Turn:
     turn = chat.open(request, printer or Silent())
-    assert turn is not None
+    assert isinstance(turn, Turn)
     return turn
 
 
@@ -170,7 +170,7 @@ def test_a_busy_conversation_is_not_asked(chat_with: Callable[..., Chat]) -> Non
     first = whole(chat, ask())
     again = ask(conversation_id=first.conversation_id)
     turn = opened(chat, again)
-    assert chat.open(again, Silent()) is None
+    assert chat.open(again, Silent()) is Waiting.CONVERSATION
     turn.fail(CallerLeft())
     opened(chat, again).fail(CallerLeft())
     assert len(upstream.asked) == 3

@@ -34,6 +34,7 @@ SECRETS = (
     "authorization",
 )
 QUERY_FIELDS = (
+    "conversation",
     "conversation_id",
     "conversationId",
     "parent_message_id",
@@ -46,6 +47,9 @@ QUERY_FIELDS = (
     "request_id",
 )
 HINT = "Send it with --data-urlencode, as in: curl --data-urlencode 'prompt=...' URL"
+NO_NAME = (
+    "The form begins with a text that has no field name: nothing was asked. " + HINT
+)
 _CHARSETS = {
     **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
     **dict.fromkeys(("gbk", "gb2312", "gb18030"), "gb18030"),
@@ -98,7 +102,8 @@ def read(content_type: str, body: bytes, pause: Pause = _no_pause) -> Fields:
         return {PLAIN_BODY: _text(body, charset, "The body")} if body else {}
     raise UnsupportedMediaType(
         f"This route does not read {mimetype[:80]}: send a form (curl "
-        "--data-urlencode), JSON, or text/plain."
+        "--data-urlencode), JSON, or text/plain.",
+        quoted=mimetype[:80],
     )
 
 
@@ -220,7 +225,10 @@ def _urlencoded(body: bytes, charset: str, pause: Pause) -> Fields:
     fields: Fields = {}
     for start, equals, end in _pairs(body):
         name = body[start:equals]
-        if equals == end or len(name) > LONGEST_NAME or _CUT_NAME.search(name):
+        has_no_name = equals == end or _CUT_NAME.search(name) is not None
+        if has_no_name and not fields:
+            raise BadRequest(NO_NAME)
+        if has_no_name or len(name) > LONGEST_NAME:
             raise BadRequest(
                 "An unescaped & or line cut a field short: nothing was asked. " + HINT
             )
@@ -231,7 +239,7 @@ def _urlencoded(body: bytes, charset: str, pause: Pause) -> Fields:
             )
         field = _text(_unescape(name), charset, "A field's name")
         value = _unescape(body, equals + 1, end, pause)
-        _add(fields, field, _text(value, charset, f"The field {field[:40]}"))
+        _add(fields, field, _value(value, charset, field))
     return fields
 
 
@@ -318,8 +326,7 @@ def _multipart(body: bytes, boundary: str, charset: str, pause: Pause) -> Fields
     fields: Fields = {}
     for part in multipart.parts(body, boundary):
         value = body[part.start : part.end]
-        subject = f"The field {part.name[:40]}"
-        _add(fields, part.name, _text(value, charset, subject))
+        _add(fields, part.name, _value(value, charset, part.name))
         pause()
     return fields
 
@@ -327,7 +334,8 @@ def _multipart(body: bytes, boundary: str, charset: str, pause: Pause) -> Fields
 def _add(fields: Fields, name: str, value: str) -> None:
     if name in fields and fields[name] != value:
         raise BadRequest(
-            f"The field {name[:40]} was sent twice with different values. {HINT}"
+            f"The field {name[:40]} was sent twice with different values. {HINT}",
+            quoted=name[:40],
         )
     fields[name] = value
 
@@ -335,17 +343,28 @@ def _add(fields: Fields, name: str, value: str) -> None:
 def _charset(name: str) -> str:
     if name.lower() not in _CHARSETS:
         raise UnsupportedMediaType(
-            f"The charset {name[:40]} is not known here: send UTF-8."
+            f"The charset {name[:40]} is not known here: send UTF-8.",
+            quoted=name[:40],
         )
     return _CHARSETS[name.lower()]
 
 
-def _text(raw: bytes | bytearray, charset: str, subject: str) -> str:
+def _value(raw: bytes | bytearray, charset: str, field: str) -> str:
+    """A field's value as text. Raises BadRequest."""
+    name = field[:40]
+    return _text(raw, charset, f"The field {name}", quoted=name)
+
+
+def _text(
+    raw: bytes | bytearray, charset: str, subject: str, *, quoted: str = ""
+) -> str:
+    """Bytes as text. `subject`: what they are, `quoted`: what of that a caller wrote. Raises BadRequest."""
     try:
         return raw.decode(charset)
     except UnicodeDecodeError:
         name = "UTF-8" if charset == "utf-8" else charset
         raise BadRequest(
             f"{subject} is not {name}: nothing was asked. Send UTF-8, or name the "
-            "encoding in the Content-Type, as in charset=gb18030."
+            "encoding in the Content-Type, as in charset=gb18030.",
+            quoted=quoted,
         ) from None

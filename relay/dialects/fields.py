@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ from relay.errors import BadRequest
 
 LONGEST_TITLE = 200
 LONGEST_SEARCH = 200
+LONGEST_CONVERSATION_NAME = 128
 ABSENT = ("", "undefined", "null")  # what JavaScript makes of an id that is not there
 #: parameters for the model that a form may have -> whether a text is read as JSON where it is some
 PARAMETERS = {
@@ -40,6 +43,18 @@ _MAY_BE_TEXT = ("stop", "response_format")
 _TRUE = ("true", "1", "yes", "on")
 _FALSE = ("", "false", "0", "no", "off")
 _KEY = re.compile(r"[!-~]{1,255}")
+#: fields that say where an ask belongs or that it happens once: one that is misspelt changes the meaning of the ask
+_PLACES = {
+    name.replace("_", "").lower(): name
+    for name in (
+        "conversation",
+        "conversation_id",
+        "parent_id",
+        "parent_message_id",
+        "request_id",
+    )
+}
+NEAR = 0.8  # of difflib's ratio
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -84,6 +99,25 @@ def conversation_of(fields: Fields) -> str | None:
     return _one_of(fields, ("conversation_id", "conversationId"))
 
 
+def conversation_name_of(fields: Fields) -> str | None:
+    """The caller's own name for a conversation; None where there is none.
+
+    An empty one is an error, because whoever sent it counts on it: a variable may not have been set.
+    """
+    if fields.get("conversation") is None:
+        return None
+    name = text_of(fields, "conversation").strip()
+    is_text = name.isprintable() and name not in ABSENT
+    if not is_text or len(name) > LONGEST_CONVERSATION_NAME:
+        raise BadRequest(
+            "The field conversation is a name of your own choosing for a conversation: 1 "
+            f"to {LONGEST_CONVERSATION_NAME} printable characters."
+        )
+    if conversation_of(fields) is not None:
+        raise BadRequest("Send one of conversation and conversation_id, not both.")
+    return name
+
+
 def parent_of(fields: Fields) -> str | None:
     """The parent's id, by any route's name for it."""
     return _one_of(fields, ("parent_message_id", "parent_id", "parentMessageId"))
@@ -92,6 +126,28 @@ def parent_of(fields: Fields) -> str | None:
 def ignored_of(fields: Fields) -> tuple[str, ...]:
     """Fields that are understood and have no effect: the service chooses the ids of messages itself."""
     return ("messageId",) if fields.get("messageId") else ()
+
+
+def unknown_of(fields: Fields, known: Collection[str]) -> tuple[str, ...]:
+    """The fields that the route does not know, and that are not empty. Raises as `check_places` does."""
+    check_places(fields, known)
+    given = {name for name, value in fields.items() if value not in (None, "")}
+    return tuple(sorted(given.difference(known, (PLAIN_BODY,))))
+
+
+def check_places(fields: Iterable[str], known: Collection[str]) -> None:
+    """Raise BadRequest for an unknown field that nearly has the name of one that says where an ask belongs."""
+    for name in fields:
+        if name in known or len(name) > LONGEST_CONVERSATION_NAME:
+            continue
+        plain = re.sub("[^a-z]", "", name.lower())
+        near = get_close_matches(plain, _PLACES, 1, NEAR)
+        if near:
+            raise BadRequest(
+                f"There is no field {name}: {_PLACES[near[0]]} was probably meant. "
+                "Nothing was asked.",
+                quoted=name,
+            )
 
 
 def flag_of(fields: Fields, name: str) -> bool:

@@ -18,6 +18,7 @@ from relay.errors import BadRequest, RelayError
 #: every field of /send_message and /ask
 FIELDS = {
     "access_token",
+    "conversation",
     "conversationId",
     "conversation_id",
     "format",
@@ -67,6 +68,7 @@ class Route:
             prompt=self._prompt(fields),
             caller=caller,
             conversation_id=read.conversation_of(fields),
+            conversation_name=read.conversation_name_of(fields),
             parent_id=read.parent_of(fields),
             preamble=(Message("system", system),) if system else (),
             model=read.text_of(fields, "model") or None,
@@ -75,7 +77,7 @@ class Route:
             options=read.options_of(fields),
             idempotency_key=read.key_of(fields, key),
             route=self.name,
-            ignored=read.ignored_of(fields),
+            ignored=(*read.ignored_of(fields), *read.unknown_of(fields, FIELDS)),
             check=text_only,
         )
 
@@ -180,15 +182,20 @@ def _piece(text: str, name: str = "") -> bytes:
 
 
 class Raw:
-    """A stream as the text alone. It has no frames, so a failure can only abort it."""
+    """A stream as the text alone, with a line end. It has no frames, so a failure can only abort it."""
 
     keep_alive = b""
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def print(self, batch: list[Event]) -> bytes:
-        return "".join(_raw_text(event) for event in batch).encode()
+        text = "".join(_raw_text(event) for event in batch)
+        self._last = text[-1:] or self._last
+        return text.encode()
 
     def end(self, reply: Reply) -> bytes:
-        return b""
+        return b"" if self._last == "\n" else b"\n"
 
     def fail(self, error: RelayError) -> None:
         return None

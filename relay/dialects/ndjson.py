@@ -24,6 +24,7 @@ TEXT_ROLES = ("system", "developer", "user", "assistant")
 #: fields that are for this service; every other one is a parameter for the model
 OWN_FIELDS = {
     PLAIN_BODY,
+    "conversation",
     "conversationId",
     "conversation_id",
     "format",
@@ -63,6 +64,7 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
         payload=question.payload,
         caller=caller,
         conversation_id=conversation_id,
+        conversation_name=read.conversation_name_of(fields),
         parent_id=read.parent_of(fields),
         preamble=_preamble(fields, [] if conversation_id else messages[:-1]),
         model=read.text_of(fields, "model") or None,
@@ -106,12 +108,14 @@ def _preamble(fields: Fields, messages: list[Message]) -> tuple[Message, ...]:
 
 def _options(fields: Fields) -> dict[str, Any]:
     others = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+    read.check_places(others, read.PARAMETERS)
     return read.options_of(others, known_only=False)
 
 
 def keeps(fields: Fields) -> bool:
     """Whether the conversation is stored: the call names one, or says that history is not disabled."""
-    if read.conversation_of(fields) is not None:
+    names = (read.conversation_of(fields), read.conversation_name_of(fields))
+    if any(name is not None for name in names):
         return True
     says = "history_disabled" in fields
     return says and not read.flag_of(fields, "history_disabled")

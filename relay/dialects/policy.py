@@ -9,7 +9,9 @@ from relay.errors import Blocked, Refused, UpstreamFailed
 def text_only(reply: Reply) -> None:
     """Raise for an answer that ended in good order and is no text: a refusal, a filter, a tool call."""
     if reply.refusal:
-        raise Refused(f"The model refused to answer: {reply.refusal}")
+        raise Refused(
+            f"The model refused to answer: {reply.refusal}", quoted=reply.refusal
+        )
     if reply.finish_reason == "content_filter":
         raise Blocked("The upstream's content filter stopped the answer.")
     if reply.finish_reason == "tool_calls":

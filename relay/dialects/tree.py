@@ -28,6 +28,7 @@ def item(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
         "update_time": _iso(conversation.updated),
         "mapping": None,
         "current_node": None,
+        "name": conversation.name,
     }
 
 
@@ -57,6 +58,7 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
         "current_node": conversation.newest or (roots[0] if roots else ROOT),
         "conversation_id": conversation.id,
         "is_archived": False,
+        "name": conversation.name,
     }
 
 

@@ -28,6 +28,7 @@ from relay.schema import conversations, leases, messages
 
 EXPIRE_BATCH = 100  # conversations deleted in one transaction when they expire
 _LEASE_PREFIX = "conversation/"
+_NAME_LEASE_PREFIX = "name/"
 
 # Statements are built once: building one costs several times as much as running it.
 # The bind parameters of an UPDATE may not be named as its columns are.
@@ -36,6 +37,7 @@ _THIS_OWNER = conversations.c.owner == bindparam("owner")
 # lowered by the database, as the texts are: not every database lowers all letters
 _PATTERN = func.lower(bindparam("pattern"))
 _IN_TITLE = func.lower(conversations.c.title).like(_PATTERN, escape="\\")
+_IN_NAME = func.lower(conversations.c.name).like(_PATTERN, escape="\\")
 _IN_MESSAGES = exists().where(
     messages.c.conversation_id == conversations.c.id,
     func.lower(messages.c.text).like(_PATTERN, escape="\\"),
@@ -53,6 +55,14 @@ SELECT_CONVERSATION = select(conversations).where(_THIS_CONVERSATION)
 # two turns that open at once see each other's end; SQLite does not need it
 LOCK_CONVERSATION = SELECT_CONVERSATION.with_for_update()
 SELECT_OWNED = SELECT_CONVERSATION.where(_THIS_OWNER)
+_HAS_NAME = conversations.c.name == bindparam("name")
+# a name comes before an id: whoever chose it means it
+SELECT_NAMED = (
+    select(conversations)
+    .where(_THIS_OWNER, or_(_HAS_NAME, conversations.c.id == bindparam("name")))
+    .order_by(case((_HAS_NAME, 0), else_=1))
+    .limit(1)
+)
 SELECT_PAGE = (
     select(conversations)
     .where(_THIS_OWNER)
@@ -60,7 +70,7 @@ SELECT_PAGE = (
     .offset(bindparam("offset"))
     .limit(bindparam("limit"))
 )
-SEARCH_PAGE = SELECT_PAGE.where(or_(_IN_TITLE, _IN_MESSAGES))
+SEARCH_PAGE = SELECT_PAGE.where(or_(_IN_TITLE, _IN_NAME, _IN_MESSAGES))
 LOCK_EXPIRED = (
     select(conversations.c.id)
     .where(conversations.c.updated < bindparam("before"), ~_LEASED)
@@ -87,6 +97,17 @@ DELETE_CONVERSATION = delete(conversations).where(_THIS_CONVERSATION)
 def conversation_lease(conversation_id: str) -> str:
     """The name of a conversation's lease."""
     return f"{_LEASE_PREFIX}{conversation_id}"
+
+
+def name_lease(owner: str, name: str) -> str:
+    """The name of the lease of what an owner asks in a conversation by its name."""
+    return f"{_NAME_LEASE_PREFIX}{owner}/{name}"
+
+
+def select_named(connection: Connection, owner: str, name: str) -> Row[Any] | None:
+    """The owner's conversation of that name, or else that of that id."""
+    parameters = {"owner": owner, "name": name}
+    return connection.execute(SELECT_NAMED, parameters).first()
 
 
 def select_conversation(
@@ -144,6 +165,7 @@ def insert_conversation(
         "created": conversation.created,
         "updated": conversation.updated,
         "size": size,
+        "name": conversation.name,
     }
     connection.execute(INSERT_CONVERSATION, values)
 
@@ -234,6 +256,7 @@ def to_conversation(row: Row[Any], nodes: tuple[Node, ...] = ()) -> Conversation
         created=row.created,
         updated=row.updated,
         remote=bool(row.remote),
+        name=row.name,
         nodes=nodes,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flask import Response
 
 from relay.dialects import bodies, fields, form, ndjson
@@ -32,6 +34,7 @@ def read_query(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> 
     """
     found = bodies.read_query(dict(incoming.args.lists()))
     incoming.format = choose_format(incoming, found, formats)
+    fields.check_places(incoming.args, bodies.QUERY_FIELDS)
     return found
 
 
@@ -64,6 +67,8 @@ def answer(incoming: Incoming, route: form.Route) -> Response:
     """One ask: JSON, the text alone, or a stream of either."""
     found = authenticate_by_fields(incoming)
     ask = route.ask(found, incoming.caller, incoming.idempotency_key)
+    misplaced = set(incoming.args).difference(bodies.QUERY_FIELDS)
+    ask = replace(ask, ignored=(*ask.ignored, *misplaced))
     is_text = incoming.format == "text"
     if fields.flag_of(found, "stream"):
         if not is_text:

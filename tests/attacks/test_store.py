@@ -18,7 +18,7 @@ from flask import Flask
 from sqlalchemy import create_engine, text
 
 from relay import chat as chat_module
-from relay.chat import Chat, Routing, Turn
+from relay.chat import Chat, Routing, Turn, Waiting
 from relay.conversations import Conversations
 from relay.delivery import Silent
 from relay.domain import Ask, Caller, Conversation, Message
@@ -89,7 +89,7 @@ def chat_of(store: Store, *upstreams: Scripted, budget: int = 0) -> Chat:
 
 def opened(chat: Chat, ask: Ask) -> Turn:
     turn = chat.open(ask, Silent())
-    assert turn is not None
+    assert isinstance(turn, Turn)
     return turn
 
 
@@ -159,7 +159,7 @@ def test_an_accepted_question_is_written_at_once(
         ("assistant", "", "open"),
     ]
     again = Ask("two", STRANGER, conversation_id=turn.conversation_id)
-    assert chat.open(again, Silent()) is None, "it is busy"
+    assert chat.open(again, Silent()) is Waiting.CONVERSATION, "it is busy"
     before = len(writes)
     turn.feed(b"lo|F|")
     turn.end()
@@ -192,7 +192,10 @@ def test_an_existing_conversation_gets_the_question_when_it_is_accepted(
     refused = opened(chat, ask)
     assert (rows("conversations"), rows("messages")) == before
     assert len(rows("leases")) == 1
-    assert chat.open(Ask("x", STRANGER, first.conversation_id), Silent()) is None
+    assert (
+        chat.open(Ask("x", STRANGER, first.conversation_id), Silent())
+        is Waiting.CONVERSATION
+    )
     refused.fail(TokenRejected("no"))
     assert (rows("conversations"), rows("messages")) == before
     assert rows("leases") == []
@@ -408,7 +411,7 @@ def test_a_tiny_ask_reads_no_more_than_it_sends(store: Store) -> None:
     turn = chat.open(ask, Silent())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert turn is not None and turn.remarks.dropped == 16
+    assert isinstance(turn, Turn) and turn.remarks.dropped == 16
     turn.fail(CallerLeft())
     texts = [message.text for message in upstream.asked[-1].messages]
     assert texts == ["Be kind.", "more", "the newest answer", "tiny"]
@@ -536,8 +539,8 @@ def test_a_waiter_is_prepared_once_and_woken(
 
     releasing = threading.Thread(target=release)
     releasing.start()
-    turn = None
-    while turn is None:
+    turn: Turn | Waiting = Waiting.CONVERSATION
+    while isinstance(turn, Waiting):
         turn = chat.open(waiting, Silent())
     found = time.monotonic()
     releasing.join()
@@ -554,14 +557,14 @@ def test_the_same_ask_with_a_key_is_woken_too(store: Store) -> None:
     ask = Ask("one", OWNER, idempotency_key="k", route="ask")
     again = Ask("one", OWNER, idempotency_key="k", route="ask")
     running = opened(chat, ask)
-    assert chat.open(again, Silent()) is None
+    assert chat.open(again, Silent()) is Waiting.SAME_ASK
     timer = threading.Timer(0.3, feed, [running])
     timer.start()
-    replayed = None
+    replayed: Turn | Waiting = Waiting.SAME_ASK
     until = time.monotonic() + 5
-    while replayed is None and time.monotonic() < until:
+    while isinstance(replayed, Waiting) and time.monotonic() < until:
         replayed = chat.open(again, Silent())
-    assert replayed is not None and replayed.remarks.replayed
+    assert isinstance(replayed, Turn) and replayed.remarks.replayed
     timer.join()
 
 
@@ -576,7 +579,7 @@ def test_few_wait_for_one_conversation(store: Store) -> None:
         Ask(str(number), OWNER, conversation_id=name) for number in range(MOST_WAITERS)
     ]
     for ask in waiting:
-        assert chat.open(ask, Silent()) is None
+        assert chat.open(ask, Silent()) is Waiting.CONVERSATION
     for key in (None, "k"):
         late = Ask("late", OWNER, conversation_id=name, idempotency_key=key)
         began = time.monotonic()
@@ -584,11 +587,13 @@ def test_few_wait_for_one_conversation(store: Store) -> None:
             chat.open(late, Silent())
         assert time.monotonic() - began < 0.2
     elsewhere = Ask("three", OWNER, conversation_id=other.conversation_id)
-    assert chat.open(elsewhere, Silent()) is None, "the bound is a conversation's"
+    assert chat.open(elsewhere, Silent()) is Waiting.CONVERSATION, (
+        "the bound is a conversation's"
+    )
     del waiting[-1], ask
     gc.collect()
     late = Ask("late", OWNER, conversation_id=name)
-    assert chat.open(late, Silent()) is None, "one gave up"
+    assert chat.open(late, Silent()) is Waiting.CONVERSATION, "one gave up"
     running.fail(CallerLeft())
     turn = opened(chat, late)
     still_there = chat._waiters.find(waiting[0])
@@ -610,7 +615,7 @@ def test_waiters_that_give_up_are_not_counted(
     ]
     for ask in asks:
         time.sleep(0.01)
-        assert chat.open(ask, Silent()) is None
+        assert chat.open(ask, Silent()) is Waiting.CONVERSATION
     running.fail(CallerLeft())
 
 
@@ -622,7 +627,7 @@ def test_another_process_is_polled_for(store: Store, url: str) -> None:
     running = opened(other, Ask("two", OWNER, conversation_id=first.conversation_id))
     ask = Ask("three", OWNER, conversation_id=first.conversation_id)
     for _ in range(3):
-        assert chat.open(ask, Silent()) is None
+        assert chat.open(ask, Silent()) is Waiting.CONVERSATION
     running.fail(CallerLeft())
     opened(chat, ask).fail(CallerLeft())
     other_store.close()

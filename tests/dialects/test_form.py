@@ -105,7 +105,7 @@ def test_the_end_of_a_stream() -> None:
     assert (
         events.fail(BadRequest("No.")) == b'event: error\ndata: {"message":"No."}\n\n'
     )
-    assert (form.Raw().end(REPLY), form.Raw().fail(BadRequest("No."))) == (b"", None)
+    assert (form.Raw().end(REPLY), form.Raw().fail(BadRequest("No."))) == (b"\n", None)
 
 
 def test_a_restart_voids_the_text_of_its_batch_and_reasoning_stands_apart() -> None:
@@ -142,3 +142,42 @@ def test_an_answer_without_text_is_an_error_by_the_dialects_policy(
         text_only(reply)
     text_only(Reply("text", "c", "m", finish_reason="length"))
     text_only(Reply("", "c", "m"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("convesation_id", "conversation_id"),
+        ("ConversationID", "conversation_id"),
+        ("conversation_Id", "conversation_id"),
+        ("conversations", "conversation"),
+        ("conversation_name", "conversation"),
+        ("parent_massage_id", "parent_message_id"),
+        ("parent", "parent_id"),
+        ("requestId", "request_id"),
+        ("request-id", "request_id"),
+    ],
+)
+def test_a_misspelt_place_is_an_error_that_says_what_was_meant(
+    name: str, meant: str
+) -> None:
+    with pytest.raises(
+        BadRequest, match=f"{name}: {meant} was probably meant"
+    ) as found:
+        form.ASK.ask({"msg": "hi", name: "x"}, CALLER)
+    assert name not in found.value.reason
+
+
+def test_unknown_fields_are_named_as_ignored() -> None:
+    fields = {"msg": "hi", "mdoel": "gpt", "empty": "", "messageId": "m", "lang": None}
+    assert form.ASK.ask(fields, CALLER).ignored == ("messageId", "mdoel")
+
+
+def test_a_raw_stream_ends_with_one_line_end() -> None:
+    reply = Reply("x", "c", "m")
+    printer = form.Raw()
+    assert printer.print([Delta("a"), Delta("b")]) + printer.end(reply) == b"ab\n"
+    printer = form.Raw()
+    assert printer.print([Delta("a\n")]) + printer.print([]) + printer.end(reply) == (
+        b"a\n"
+    )
