@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from gunicorn.glogging import Logger
+from gunicorn.systemd import sd_notify
 
 from relay import logs
 from relay.settings import Settings, SettingsError
@@ -16,6 +17,10 @@ try:
 except SettingsError as error:
     sys.stderr.write(f"chatgpt-webapi cannot start: {error}\n")
     sys.exit(WORKER_BOOT_ERROR)
+
+
+# gunicorn's master would report READY before a worker has loaded the service
+NOTIFY_SOCKET = os.environ.pop("NOTIFY_SOCKET", "")
 
 
 class Log(Logger):
@@ -30,6 +35,13 @@ class Log(Logger):
 def worker_abort(worker: Any) -> None:
     """End a worker at once whose event loop stood still for `timeout`: gunicorn's own way waits for its requests."""
     os._exit(1 if worker.booted else WORKER_BOOT_ERROR)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Report to systemd that the service answers: the app is loaded and the worker accepts next."""
+    if NOTIFY_SOCKET:
+        os.environ["NOTIFY_SOCKET"] = NOTIFY_SOCKET
+        sd_notify("READY=1", worker.log, unset_environment=True)
 
 
 bind = (
