@@ -100,10 +100,12 @@ def test_the_retry_of_the_readme_gets_an_answer_that_a_proxy_cut(
 ) -> None:
     api.mode = Mode(delay=5.0)
     (tmp_path / "question.txt").write_text("a hard question")
-    [command] = re.findall(r"^curl (.*Idempotency-Key.*)$", README, re.MULTILINE)
-    assert "--retry 5 --retry-all-errors" in command
+    commands = re.findall(r"^curl (.*Idempotency-Key.*)$", README, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert command.startswith("-sSf --retry 5 --retry-all-errors ")
     answer = curl(
-        *("-f", "--retry", "5", "--retry-all-errors", "-u", ":the-client-key-0"),
+        *("-sSf", "--retry", "5", "--retry-all-errors", "-u", ":the-client-key-0"),
         *("-H", "Idempotency-Key: 8d1c4e5b", "--data-urlencode", "prompt@question.txt"),
         f"{proxy.url}/send_message",
         cwd=tmp_path,
