@@ -6,15 +6,13 @@ answers failures, `relay/service.py` builds the parts, `relay/chat.py` is the on
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # gevent must patch the standard library before anything else is imported
-    import runpy
+if __name__ == "__main__":  # before other imports: gevent patches what `serve` imports
+    from relay import commands
 
-    runpy.run_module("wsgi", run_name="__main__")
-    raise SystemExit
+    raise SystemExit(commands.main())
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from flask import Blueprint, Flask, Response
 
@@ -27,7 +25,7 @@ from relay.upstreams import Upstream
 from relay.web import edge, ndjson_routes, own
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
-from relay.web.responses import json_response, text_response
+from relay.web.responses import bytes_response, json_response, text_response
 
 routes = Blueprint("own", __name__)
 
@@ -55,27 +53,26 @@ def conversations(incoming: Incoming) -> Response:
     return response
 
 
-@routes.get("/conversation/<conversation_id>")
+@routes.get("/conversation/<path:conversation_id>")
 def conversation(incoming: Incoming, conversation_id: str) -> Response:
     own.read_query(incoming, own.EXPORT_FORMATS)
     found = incoming.service.conversations.read(incoming.caller, conversation_id)
-    match incoming.format:
-        case "text" | "markdown":
-            mimetype = own.EXPORT_FORMATS[incoming.format]
-            return text_response(tree.markdown(found), mimetype)
-        case "jsonl":
-            return text_response(tree.lines(found), ndjson.TYPE)
+    if incoming.format in ("text", "markdown"):
+        mimetype = own.EXPORT_FORMATS[incoming.format]
+        return text_response(tree.markdown(found), mimetype)
+    if incoming.format == "jsonl":
+        return bytes_response(tree.lines(found), ndjson.TYPE)
     return json_response(tree.tree(found))
 
 
-@routes.post("/conversation/<conversation_id>/delete")
+@routes.post("/conversation/<path:conversation_id>/delete")
 def delete(incoming: Incoming, conversation_id: str) -> Response:
     own.authenticate_by_fields(incoming)
     incoming.service.conversations.delete(incoming.caller, conversation_id)
     return json_response({"code": 0, "msg": "The conversation is deleted."})
 
 
-@routes.post("/conversation/<conversation_id>/title")
+@routes.post("/conversation/<path:conversation_id>/title")
 def title(incoming: Incoming, conversation_id: str) -> Response:
     wanted = fields.title_of(own.authenticate_by_fields(incoming))
     known = incoming.service.conversations
@@ -84,6 +81,15 @@ def title(incoming: Incoming, conversation_id: str) -> Response:
         return json_response({"code": 0, "msg": found})
     known.rename(incoming.caller, conversation_id, wanted)
     return json_response({"code": 0, "msg": "The conversation has its new title."})
+
+
+@routes.get("/models")
+def models(incoming: Incoming) -> Response:
+    own.read_query(incoming)
+    listed = incoming.service.models(incoming.caller)
+    if incoming.format == "text":
+        return text_response("".join(f"{model.id}\n" for model in listed))
+    return json_response([asdict(model) for model in listed])
 
 
 @routes.get("/")
@@ -108,8 +114,13 @@ def healthz(incoming: Incoming) -> Response:
 def readyz(incoming: Incoming) -> Response:
     service = incoming.service
     service.store.check()
-    ready = {"status": "ready", "upstreams": list(service.upstreams)}
-    return json_response(ready | {"resting": service.resting()})
+    ready = {
+        "status": "ready",
+        "default_upstream": service.routing.default_upstream,
+        "upstreams": list(service.upstreams),
+        "resting": service.resting(),
+    }
+    return json_response(ready)
 
 
 OWN = Dialect(

@@ -4,14 +4,19 @@ with gunicorn.
 The one place that knows of gevent. It hands in what must: native threads, and how to see that a caller left.
 """
 
+from relay.commands import check_python
+
+check_python()
+
 from gevent import monkey
 
-monkey.patch_all()  # before anything else is imported
+monkey.patch_all()  # before anything is imported that it has to patch
 
 import atexit
 import contextlib
 import ipaddress
 import logging
+import os
 import select
 import signal
 import socket
@@ -34,12 +39,13 @@ from gevent.pool import Pool
 from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
-from relay import logs
+from relay import logs, startup
 from relay.connection import BodyGuard, Connection
 from relay.deadline import Deadline
 from relay.errors import RelayError, StoreFailed
 from relay.server import Run, Server
 from relay.service import Service
+from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
@@ -315,7 +321,10 @@ def serve(settings: Settings) -> None:
     ]
     server.start()
     log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
+    startup.log_start(service, (host, port))
+    startup.notify_systemd("READY=1")
     stop.wait()
+    startup.notify_systemd("STOPPING=1")
     log.info("Stopping: running answers may end. A second signal ends them.")
     for watcher in watchers:
         watcher.cancel()
@@ -325,6 +334,11 @@ def serve(settings: Settings) -> None:
 
 def is_public(host: str) -> bool:
     return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def address_of(name: Any) -> startup.Address:
+    """A listening socket's own name, as `log_start` takes it."""
+    return name[:2] if isinstance(name, tuple) else str(name)
 
 
 def warn_if_open(host: str, service: Service) -> None:
@@ -338,7 +352,7 @@ def warn_if_open(host: str, service: Service) -> None:
 
 
 def adapt_gunicorn(worker_class: Any, service: Service) -> None:
-    """Give the connections of gunicorn's gevent worker our deadlines, and warn when it serves everybody."""
+    """Give the connections of gunicorn's gevent worker our deadlines, and log what a start says."""
     handle = worker_class.handle
     run = worker_class.run
 
@@ -351,10 +365,13 @@ def adapt_gunicorn(worker_class: Any, service: Service) -> None:
         handle(worker, listener, accepted, address)
 
     def run_worker(worker: Any) -> None:
-        for listener in worker.sockets:
-            address = listener.getsockname()
+        addresses = [listener.getsockname() for listener in worker.sockets]
+        for address in addresses:
             if isinstance(address, tuple):  # a UNIX socket has a path
                 warn_if_open(address[0], service)
+        # one of the workers that start together says it for all
+        if (worker.age - 1) % worker.cfg.workers == 0:
+            startup.log_start(service, address_of(addresses[0]))
         run(worker)
 
     worker_class.handle = handle_connection
@@ -375,6 +392,8 @@ try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(redact_request)
+    for warning in find_warnings(settings, os.environ):
+        log.warning("%s", warning)
     app = create_app(settings, server=Server(native, watch, broken_input()))
 except (SettingsError, StoreFailed, OSError) as error:
     refuse_start(error)

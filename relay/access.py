@@ -118,9 +118,28 @@ def _check_strength(name: str, key: str) -> None:
         )
 
 
+def new_key() -> str:
+    """A client key that nobody guesses."""
+    return MADE_HERE + secrets.token_urlsafe(32)
+
+
+def key_file(folder: Path) -> Path:
+    """Where the key of a service is kept that was given none."""
+    return folder / "client_key"
+
+
+def check_name(name: str) -> None:
+    """Raise SettingsError for what cannot be the name of a key."""
+    if not _NAME.fullmatch(name) or name == "anonymous":
+        raise SettingsError(
+            f"{name!r} cannot name a client key: a name has 1 to 64 letters, digits, "
+            "'.', '_' and '-', and is not 'anonymous'."
+        )
+
+
 def first_key(folder: Path) -> tuple[str, bool]:
     """The key of a service that was given none, and whether it was made just now. Raises SettingsError."""
-    path = folder / "client_key"
+    path = key_file(folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = not path.exists() and _make_key(path)
     if path.stat().st_mode & 0o077:
@@ -144,7 +163,7 @@ def _make_key(path: Path) -> bool:
     # mkstemp makes it 0600
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".client_key-")
     with os.fdopen(handle, "w") as file:
-        file.write(MADE_HERE + secrets.token_urlsafe(32) + "\n")
+        file.write(new_key() + "\n")
     try:
         os.link(draft, path)
         return True
@@ -187,6 +206,11 @@ class Access:
     @property
     def needs_key(self) -> bool:
         return bool(self._keys)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The owners that have a key, in the order of the keys; an owner may have several."""
+        return tuple(dict.fromkeys(key.owner for key in self._keys))
 
     def check(self, authorization: str) -> None:
         """Refuse a header that can be no credential at all, before anything costly is done. Raises RelayError."""

@@ -14,8 +14,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from threading import Lock
 from typing import NamedTuple
@@ -40,12 +40,20 @@ class Account:
     """An account and its access token.
 
     `name` tells accounts apart without showing the token: it is that of a person in a workspace.
-    `former_name` is what an older version called all members of the workspace.
+    `former_name` is what an older version called all members of the workspace. `label` says to the
+    operator which of the settings' tokens it is, `renewal` what to do once that is rejected.
     """
 
     name: str
     token: str = field(repr=False)
     former_name: str | None = None
+    label: str = ""
+    renewal: str = ""
+
+    @property
+    def log_name(self) -> str:
+        """What the log calls it."""
+        return self.label or f"A caller's own credential ({self.name})"
 
     def redact(self, payload: bytes) -> bytes:
         """An upstream's words without the token: some quote it."""
@@ -64,6 +72,20 @@ class Account:
         if workspace or person:
             return cls(_account_name(workspace or person), token)
         return cls(f"token-{_short_hash(token)}", token)
+
+    @classmethod
+    def of_setting(
+        cls, setting: str, tokens: Iterable[str], renewal: str = ""
+    ) -> tuple[Account, ...]:
+        """The accounts of a setting's tokens, labelled with their numbers in it, from 1 on."""
+        accounts = []
+        for number, token in enumerate(tokens, start=1):
+            account = cls.of(token)
+            label = f"{setting} number {number}"
+            if account.name.startswith("account-"):
+                label += f" ({account.name})"
+            accounts.append(replace(account, label=label, renewal=renewal))
+        return tuple(accounts)
 
 
 def _claims(token: str) -> tuple[str, str]:
@@ -237,11 +259,11 @@ class AccountPool:
         """Learn from a refusal: a rejected token comes last, a stated limit lets the account rest."""
         now = self._clock()
         if isinstance(error, TokenRejected):
-            log.warning("The upstream rejects the credential of %s.", account.name)
+            log.warning("%s was rejected%s", account.log_name, account.renewal)
             self._rejected[account.name] = now + REJECTED_SECONDS
         elif isinstance(error, RateLimited) and error.retry_after:
             seconds = error.retry_after
-            log.info("%s is rate limited for %d s.", account.name, seconds)
+            log.info("%s is rate limited for %d s.", account.log_name, seconds)
             with self._lock:
                 current = {s: r for s, r in self._rests.items() if r.until > now}
                 current[Scope(account.name, model)] = Rest(now + seconds, now)

@@ -288,6 +288,17 @@ class Routing:
     explicit: bool = False
     sole_owner: bool = True
 
+    def upstream_for(
+        self, caller: Caller, upstreams: Mapping[str, Upstream]
+    ) -> Upstream:
+        """Where a new conversation of this caller goes: its own token leads to where such tokens are checked."""
+        token = caller.token
+        if token and not self.explicit:
+            for upstream in upstreams.values():
+                if upstream.accepts_caller_tokens and upstream.recognizes(token):
+                    return upstream
+        return upstreams[self.default_upstream]
+
 
 @dataclass(frozen=True)
 class PreparedAsk:
@@ -357,10 +368,20 @@ class Chat:
     def _prepare(self, ask: Ask) -> PreparedAsk:
         if ask.conversation_name is not None:
             ask = self._find_named(ask, ask.conversation_name)
-        upstream = self._upstream_for(ask)
+        upstream = self._routing.upstream_for(ask.caller, self._upstreams)
         self._check(ask, upstream)
+        self._note(ask.caller)
         request = self._turn_request(ask, upstream)
         return PreparedAsk(request, upstream, ask.conversation_id)
+
+    def _note(self, caller: Caller) -> None:
+        """Note when a key's holder asked; of other callers nothing is known before the upstream accepts them."""
+        if caller.unverified:
+            return
+        try:
+            self._store.note_ask(caller.owner)
+        except StoreFailed as error:
+            log.warning("The time of an ask could not be noted: %s", error)
 
     def _find_named(self, ask: Ask, name: str) -> Ask:
         """The ask with the id of the conversation that it names; as it is where that is yet to begin."""
@@ -394,15 +415,6 @@ class Chat:
         finally:
             if turn is None:
                 self._leases.drop(request.holder)
-
-    def _upstream_for(self, ask: Ask) -> Upstream:
-        """Where a new conversation of this caller goes: its own token leads to where such tokens are checked."""
-        token = ask.caller.token
-        if token and not self._routing.explicit:
-            for upstream in self._upstreams.values():
-                if upstream.accepts_caller_tokens and upstream.recognizes(token):
-                    return upstream
-        return self._upstreams[self._routing.default_upstream]
 
     def _check(self, ask: Ask, upstream: Upstream) -> None:
         """Raise for what cannot be asked, before anything is stored."""

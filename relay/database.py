@@ -17,8 +17,7 @@ import sqlite3
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
@@ -26,9 +25,9 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from relay.database_errors import met_full_disk, refused_start, translate_errors
 from relay.errors import RelayError, StoreFailed
 from relay.server import Run
 
@@ -39,6 +38,7 @@ Work: TypeAlias = Callable[[Connection], T]
 
 BUSY_SECONDS = 8  # how long a write waits for another process's lock: less than a lease lives unrenewed
 LARGEST_COMMIT = 100
+LARGEST_LOG = 4 * 2**20  # bytes that SQLite's log keeps on disk once it is written back
 ERASE_SECONDS = (
     2.0  # how long what is erased soon waits, so that many are erased at once
 )
@@ -84,27 +84,6 @@ class Database(Protocol):
         """Close all connections. Called once, after the last work has ended."""
 
 
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raises StoreFailed for any error of SQLAlchemy, and logs the cause without the texts it may quote."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        log.warning(
-            "The database failed: %s %s", type(error).__name__, _safe_reason(error)
-        )
-        raise StoreFailed() from error
-
-
-def _safe_reason(error: SQLAlchemyError) -> str:
-    """The cause's first line; empty for errors that may quote messages of a conversation."""
-    # these two classes speak of files, locks and servers
-    if type(error) not in (OperationalError, DatabaseError):
-        return ""
-    cause = str(getattr(error, "orig", error))
-    return cause.partition("\n")[0]
-
-
 def open_database(url: str, native: Callable[[], Run]) -> Database:
     """The database that a URL names. `native`: makes a runner with a thread of its own. Raises StoreFailed."""
     if make_url(url).get_backend_name() == "sqlite":
@@ -112,10 +91,20 @@ def open_database(url: str, native: Callable[[], Run]) -> Database:
     return PostgreSQL(url)
 
 
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite database; None for any other database, and for one in memory."""
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database
+    if not is_file or parsed.database == ":memory:":
+        return None
+    return Path(str(parsed.database))
+
+
 class PostgreSQL:
     """A pool of connections. Its clock is the server's, so that leases mean the same to all clients."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._clock_offset = 0.0
         options = (
             f"-c statement_timeout={BUSY_SECONDS}s"
@@ -168,7 +157,10 @@ class PostgreSQL:
             )
             work(connection)
 
-        self.write(locked)
+        try:
+            self.write(locked)
+        except RelayError as failure:
+            raise refused_start(failure, self._url) from failure.__cause__
 
     def erase(self) -> None:
         """Nothing to do: the server's own vacuum does that."""
@@ -272,7 +264,12 @@ def _set_up_connection(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     # SQLite's own `lower` knows only ASCII
     connection.create_function("lower", 1, _lower, deterministic=True)
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "secure_delete=ON",
+        f"journal_size_limit={LARGEST_LOG}",
+    ):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
@@ -301,6 +298,7 @@ class Writer:
         self._waiting: deque[_Write[Any]] = deque()
         self._commit_lock = Lock()
         self._log_is_due = False
+        self._has_written = False
         self._closed = False
         self._timer: Timer | None = None
         self._timer_lock = Lock()
@@ -317,11 +315,19 @@ class Writer:
             if not write.done:  # more were waiting than one commit takes
                 self._waiting.remove(write)
                 self._run(lambda: self._commit([write]))
+            if met_full_disk(write.error):
+                self._try_again(write)
             if self._log_is_due:
                 self._run(self._empty_log)
         if write.error is not None:
             raise write.error
         return write.result  # type: ignore[return-value]
+
+    def _try_again(self, write: _Write[Any]) -> None:
+        """Commit a write that found the disk full, in the room that the WAL takes: a delete needs little more."""
+        self._run(self._empty_log)
+        write.error = None
+        self._run(lambda: self._commit([write]))
 
     def checkpoint(self) -> None:
         """Write the WAL back into the file and empty it, so that deleted text is in neither.
@@ -353,7 +359,8 @@ class Writer:
             timer = self._timer
         if timer is not None:
             timer.cancel()
-            self.checkpoint()
+        if self._has_written:
+            self.checkpoint()  # the file alone has everything, whoever else has it open
         with self._commit_lock:
             self._closed = True
 
@@ -380,6 +387,7 @@ class Writer:
             with translate_errors(), self._engine.begin() as connection:
                 self._execute(connection, group)
             committed = True
+            self._has_written = True
         except RelayError as error:
             failure = error
         finally:

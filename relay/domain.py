@@ -255,8 +255,8 @@ class Node:
 class Conversation:
     """A row of the index, and its tree where that was asked for.
 
-    `newest`: the id of the last whole answer. `name`: its owner's own, if any. `remote`: its text lives at the upstream, under the
-    same id, at `account`.
+    `newest`: the id of the last whole answer. `name`: its owner's own, if any. `remote`: its text
+    lives at the upstream, under the same id, at `account`.
     """
 
     id: str

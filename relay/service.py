@@ -15,6 +15,7 @@ from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
+from relay.domain import Caller, Model
 from relay.memory import BodyMemory
 from relay.newcomers import Newcomers
 from relay.server import Server
@@ -108,6 +109,10 @@ class Service:
         """The accounts that are not asked for now, by their upstream."""
         resting = {name: up.resting() for name, up in self.upstreams.items()}
         return {name: accounts for name, accounts in resting.items() if accounts}
+
+    def models(self, caller: Caller) -> Sequence[Model]:
+        """The models of the upstream that answers this caller's new conversations. Raises RelayError."""
+        return self.routing.upstream_for(caller, self.upstreams).models(caller)
 
     def wait(self, seconds: float) -> None:
         """Until the asks that outlived their callers have ended, for `seconds` at most."""

@@ -6,10 +6,12 @@ names the variable. Secrets may be given as NAME_FILE, the path of a file that h
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +21,10 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 T = TypeVar("T")
+
+ENV_FILE = Path(".env")
+# what it says of a line is one of the warnings of `relay.setting_warnings`
+logging.getLogger("dotenv.main").setLevel(logging.ERROR)
 
 
 class SettingsError(ValueError):
@@ -99,6 +105,19 @@ def hosts(value: str) -> tuple[str, ...]:
     for name in found:
         if not re.fullmatch(r"[a-z0-9._-]+", name):
             raise ValueError("each must be a host name such as chat.example.org")
+    return found
+
+
+def networks(value: str) -> tuple[str, ...]:
+    found = words(value)
+    for network in found:
+        try:
+            if network != "*":
+                ip_network(network)
+        except ValueError:
+            raise ValueError(
+                "each must be an address, a network such as 10.0.0.0/8, or *"
+            ) from None
     return found
 
 
@@ -240,6 +259,12 @@ class Settings:
         hosts,
         "Host names answered where no key is needed, beside localhost and addresses.",
     )
+    forwarded_allow_ips: tuple[str, ...] = setting(
+        "FORWARDED_ALLOW_IPS",
+        ("127.0.0.1", "::1"),
+        networks,
+        "Proxies whose X-Forwarded-For counts, addresses or networks; *: any.",
+    )
     cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS",
         (),
@@ -300,6 +325,7 @@ class Settings:
         "",
         address,
         "Where an OpenAI-compatible API is; unset: OpenAI.",
+        also=("OPENAI_API_BASE",),
     )
     openai_model: str = setting(
         "OPENAI_MODEL",
@@ -398,7 +424,7 @@ class Settings:
     def load(cls) -> Settings:
         """Read all settings from the environment, and from `.env` in the working directory what that leaves unset."""
         given = {name: value for name, value in os.environ.items() if value}
-        for name, value in dotenv_values(".env").items():
+        for name, value in read_env_file(ENV_FILE).items():
             if value and not given.keys() & _other_names(name):
                 given.setdefault(name, value)
         return cls.from_env(given)
@@ -413,12 +439,28 @@ class Settings:
 def _other_names(name: str) -> set[str]:
     """All names of the setting that this is a name of: the environment may have given it under another one."""
     for known in fields(Settings):
-        names = {known.metadata["env"], *known.metadata["also"]}
-        if known.metadata["secret"]:
-            names |= {f"{name}_FILE" for name in names}
+        names = set(names_of(known))
         if name in names:
             return names
     return set()
+
+
+def names_of(known: Field[Any]) -> tuple[str, ...]:
+    """All names of a setting, in the order in which they count."""
+    names: list[str] = []
+    for name in (known.metadata["env"], *known.metadata["also"]):
+        names.append(name)
+        if known.metadata["secret"]:
+            names.append(f"{name}_FILE")
+    return tuple(names)
+
+
+def read_env_file(path: Path) -> dict[str, str | None]:
+    """The names and values in a file as `.env` is; empty where there is none. Raises SettingsError."""
+    try:
+        return dotenv_values(path)
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} cannot be read: it is not in UTF-8.") from None
 
 
 def _given(

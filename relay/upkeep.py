@@ -130,9 +130,7 @@ class Waiters(Generic[T, R]):
             return None
         return waiter
 
-    def add(
-        self, ask: Any, names: tuple[str, ...], prepared: T, waits_for: R
-    ) -> None:
+    def add(self, ask: Any, names: tuple[str, ...], prepared: T, waits_for: R) -> None:
         """From now on the ask waits for the leases of these names. Raises Busy where enough asks do."""
         known = self.find(ask)
         if known is not None:

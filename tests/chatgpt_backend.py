@@ -18,6 +18,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Message = dict[str, Any]
+MODELS = {
+    "models": [
+        {"slug": "gpt-4", "max_tokens": 4095, "title": "GPT-4", "tags": ["gpt4"]},
+        {"slug": "gpt-5-mini", "max_tokens": 8191, "title": "GPT-5 mini", "tags": []},
+    ],
+    "categories": [{"category": "gpt_4", "default_model": "gpt-4"}],
+}
 
 
 @dataclass
@@ -323,6 +330,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.respond(status, body, headers)
         if asked.method == "GET" and path == "/conversations":
             return self.list_conversations(token, asked.path)
+        if asked.method == "GET" and path == "/models":
+            return self.respond(200, MODELS)
         if path.startswith("/conversation/gen_title/"):
             tree = self.server.trees.get(path.rsplit("/", 1)[1])
             if tree is None or asked.body["message_id"] not in tree["mapping"]:

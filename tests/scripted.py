@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import Event as Flag
 
 from relay.accounts import Resting
-from relay.domain import Delta, Event, Finished, Question, Started
+from relay.domain import Caller, Delta, Event, Finished, Model, Question, Started
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
 
 
@@ -114,6 +114,9 @@ class Scripted:
 
     def recognizes(self, token: str) -> bool:
         return True
+
+    def models(self, caller: Caller) -> tuple[Model, ...]:
+        return (Model("scripted-1", "A script", self.name),)
 
     def resting(self) -> tuple[Resting, ...]:
         return ()

@@ -271,3 +271,15 @@ def test_asks_in_flight_are_counted() -> None:
     for _ in range(2):
         pool.leave(A)
     assert pool.in_flight(A) == 0 and all(pool.take(A, 0) for _ in range(5))
+
+
+def test_the_accounts_of_a_setting_are_labelled_by_number_without_their_tokens() -> (
+    None
+):
+    person = jwt(sub="someone")
+    first, second = Account.of_setting("ACCESS_TOKEN", ("opaque-1", person), ": why")
+    assert first.log_name == "ACCESS_TOKEN number 1"
+    assert second.log_name == f"ACCESS_TOKEN number 2 ({second.name})"
+    assert (first.renewal, second.token) == (": why", person)
+    own = Account.of(person)
+    assert own.log_name == f"A caller's own credential ({own.name})"

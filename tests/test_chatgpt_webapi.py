@@ -104,7 +104,7 @@ def test_the_text_alone(
 ) -> None:
     answer = client.post(route, data={"prompt": "héllo"}, **wanting)
     assert (
-        answer.text.endswith("You said: héllo")
+        answer.text.endswith("You said: héllo\n")
         and answer.content_type == "text/plain; charset=utf-8"
     )
     ids = {
@@ -140,7 +140,7 @@ def test_a_stream_of_events(client: FlaskClient) -> None:
 def test_a_raw_stream(client: FlaskClient) -> None:
     answer = client.post("/ask", data={"msg": "hello", "stream": "1", "format": "text"})
     assert (
-        answer.text.endswith("You said: hello")
+        answer.text.endswith("You said: hello\n")
         and answer.content_type == "text/plain; charset=utf-8"
     )
     assert (
@@ -192,6 +192,7 @@ def test_health_and_readiness(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok", "version": __version__}
     assert client.get("/readyz").json == {
         "status": "ready",
+        "default_upstream": "offline",
         "upstreams": ["offline", "chatgpt-web"],
         "resting": {},
     }
@@ -237,7 +238,7 @@ def test_every_failure_has_its_routes_shape(
         str(error.retry_after) if error.retry_after else None
     )
     if text:
-        assert answer.text == error.message
+        assert answer.text == f"{error.message}\n"
     elif route == "/send_message":
         assert answer.json == {"message": error.message}
     else:
@@ -285,7 +286,8 @@ WRONG = [
     ("HEAD", "/ask", 405, ""),
     ("PUT", "/conversations", 405, "method"),
     ("GET", "/conversation/", 404, "no such route"),
-    ("GET", "/conversation/a/b/c", 404, "no such route"),
+    ("GET", "/conversation/a/b/c", 404, "no such conversation"),
+    ("PATCH", "/conversations/a", 404, "no such route"),
     ("GET", "/conversation/..%2f..%2fetc", 404, ""),
     ("GET", f"/conversation/{NOBODYS}", 404, "no such conversation"),
     ("GET", "/conversation/%00", 404, ""),
@@ -392,12 +394,13 @@ ROUTES = [
     ("POST", "/ask"),
     ("POST", "/chat"),
     ("GET", "/readyz"),
+    ("GET", "/models"),
 ]
 
 
 def test_the_list_of_routes_is_complete(client: FlaskClient) -> None:
     routes = {
-        (method, rule.rule.replace("<conversation_id>", "some-id"))
+        (method, rule.rule.replace("<path:conversation_id>", "some-id"))
         for rule in client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy.exc import DataError, OperationalError
 
 from relay.database import BUSY_SECONDS, check_private, open_database
+from relay.database_errors import refused_start
 from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
 from relay.schema import NEWEST_VERSION
@@ -337,6 +341,53 @@ def test_a_postgresql_that_is_gone_raises_store_failed_and_one_that_restarts_is_
     postgresql.start()
     assert texts(store.open_turn(following(first, "two"), 15)) == ["one", "Hello"]
     store.close()
+
+
+def test_postgresqls_own_words_refuse_the_start(postgresql: PostgreSQL) -> None:
+    """A right, a database, a role or a password that is missing: what it says, and what to do."""
+    role = f"role_{uuid.uuid4().hex}"
+    postgresql.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p-secret-1'")
+    url = make_url(postgresql.database()).set(username=role, password="p-secret-2")
+    name = str(url.database)
+    postgresql.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
+    no_database = url.set(database=f"{name}_no")
+    no_role = url.set(username=f"{role}_no")
+    hint = f"createdb -O {role} {name}"
+    for address, words, what_to_do in (
+        (url, "permission denied for schema public", hint),
+        (no_database, f'database "{name}_no" does not exist', f"{hint}_no"),
+        (no_role, f'role "{role}_no" does not exist', f"createuser -P {role}_no"),
+    ):
+        with pytest.raises(StoreFailed) as refused:
+            Store(address.render_as_string(hide_password=False), in_place)
+        message = refused.value.message
+        assert words in message and what_to_do in message
+        assert "p-secret" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ('FATAL:  password authentication failed for user "u"', "password in DATABASE_URL"),
+        ("fe_sendauth: no password supplied", "password in DATABASE_URL"),
+        ("could not reach p-secret: Connection refused", "could not reach ...: Connection refused."),
+    ],
+)  # fmt: skip
+def test_words_of_a_connection_that_failed(words: str, hint: str) -> None:
+    failure = StoreFailed()
+    cause = psycopg.OperationalError(f"{words}\nmore")
+    failure.__cause__ = OperationalError("", None, cause)
+    refused = refused_start(failure, "postgresql+psycopg://u:p-secret@h/n")
+    assert isinstance(refused, StoreFailed) and hint in refused.message
+    assert "p-secret" not in refused.message and "more" not in refused.message
+
+
+def test_words_that_may_quote_a_conversation_are_not_repeated() -> None:
+    failure = StoreFailed()
+    failure.__cause__ = DataError("", None, psycopg.DataError('invalid: "a prompt"'))
+    assert refused_start(failure, "postgresql+psycopg://u@h/n") is failure
+    other = StoreFailed("An older version cannot use this database.")
+    assert refused_start(other, "postgresql+psycopg://u@h/n") is other
 
 
 def test_leases_go_by_the_servers_clock(

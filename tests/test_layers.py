@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "relay.sse": VALUES,
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
-    "relay.database": {"relay.errors", "relay.server"},
+    "relay.database_errors": {"relay.errors"},
+    "relay.database": {"relay.errors", "relay.server", "relay.database_errors"},
     "relay.tables": VALUES | {"relay.schema", "relay.window"},
     "relay.store": VALUES
     | {"relay.server", "relay.schema", "relay.database", "relay.tables"},
@@ -48,6 +49,20 @@ MAY_IMPORT = {
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects": VALUES | {"relay.sse"},
     "relay.service": {"relay"},
+    "relay.setting_warnings": {"relay.settings"},
+    "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
+    "relay.startup": {
+        "relay.errors",
+        "relay.settings",
+        "relay.access",
+        "relay.database",
+    }
+    | {"relay.service", "relay.upstreams"},
+    "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
+    | {"relay.server", "relay.store", "relay.startup"},
+    "relay.commands.check": {"relay"},
+    "relay.commands": {"relay.__version__", "relay.errors", "relay.settings"}
+    | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory"},

@@ -90,6 +90,8 @@ REFUSED = [
     ("CORS_ORIGINS", "https://example.org/page", "origin"),
     ("CORS_ORIGINS", "example.org", "origin"),
     ("ALLOWED_HOSTS", "https://chat.example.org", "host name"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.0/8,nginx", "a network such as"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.1/8", "a network such as"),
     ("READ_TIMEOUT", "0", "more than 0"),
     ("READ_TIMEOUT", "1e3", "more than 0"),
     ("READ_TIMEOUT", "-1", "more than 0"),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from relay.accounts import Resting
-from relay.domain import Caller, Event, Question
+from relay.domain import Caller, Event, Model, Question
 
 
 class Stream(Protocol):
@@ -117,6 +117,9 @@ class Upstream(Protocol):
 
     def resting(self) -> Sequence[Resting]:
         """The accounts that are not asked for now."""
+
+    def models(self, caller: Caller) -> Sequence[Model]:
+        """The models that it offers to this caller, in its own order. Blocks; raises only RelayError."""
 
     def ask(self, question: Question) -> tuple[Stream, Decoder]:
         """A stream that has sent nothing yet, and the decoder for it. Never blocks.

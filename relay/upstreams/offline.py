@@ -120,7 +120,8 @@ def rehearsed(prompt: str) -> dict[str, float]:
     for word, given in _WORD.findall(prompt):
         if word not in WORDS:
             raise BadRequest(
-                f"offline:{word} is not a word of the offline upstream; it knows {', '.join(WORDS)}."
+                f"offline:{word} is not a word of the offline upstream; it knows {', '.join(WORDS)}.",
+                quoted=word,
             )
         lowest, highest, default, _ = WORDS[word]
         try:

@@ -30,10 +30,12 @@ from relay.errors import (
 from relay.service import Service
 from relay.web.browsers import BrowserRules
 from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
+from relay.web.proxies import TrustedProxies
 
 log = logging.getLogger("chatgpt_webapi")
 
 OUTSIDE = "/outside/of/the/prefix"
+HEALTH = "/healthz"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def mount(app: Any, prefix: str) -> Any:
     """All routes below the prefix; outside it there is only /healthz."""
 
     def outside(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["PATH_INFO"] != "/healthz":
+        if environ["PATH_INFO"] != HEALTH:
             environ["PATH_INFO"] = OUTSIDE
         return app(environ, start_response)
 
@@ -97,6 +99,7 @@ class Edge:
             service.settings.cors_origins, service.access.needs_key
         )
         self._wrong_keys = WrongKeys()
+        self._proxies = TrustedProxies(service.settings.forwarded_allow_ips)
         self._by_segment = {
             segment: dialect
             for dialect in dialects
@@ -107,6 +110,7 @@ class Edge:
         """Hand the request to its view, as the argument `incoming`."""
         incoming = current()
         incoming.service = self._service
+        incoming.proxies = self._proxies
         segment = incoming.path.split("/")[1]
         incoming.dialect = self._by_segment.get(segment, self._by_segment[""])
         if values is not None:
@@ -126,7 +130,7 @@ class Edge:
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
         if not self._service.access.is_proven(incoming.credential):
-            self._wrong_keys.check(address_of(incoming))
+            self._wrong_keys.check(incoming.caller_address)
         if self._view_authenticates(incoming):
             self._service.access.check(incoming.credential)
         else:
@@ -148,15 +152,10 @@ class Edge:
         if isinstance(error, InternalServerError):
             log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
-        incoming.error_code = failure.code
+        incoming.failure = failure
         if isinstance(failure, Unauthorized) and failure.wrong_key:
-            self._wrong_keys.add(address_of(incoming))
-        response.headers["X-Error-Source"] = failure.source
-        response.headers["X-Error-Code"] = failure.code
-        if failure.retry_after is not None:
-            response.headers["Retry-After"] = str(failure.retry_after)
-        if failure.status == 401 and failure.source == "caller":
-            response.headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
+            self._wrong_keys.add(incoming.caller_address)
+        response.headers.update(error_headers(failure))
         turn = incoming.delivery.turn if incoming.delivery else None
         if turn is not None and turn.conversation_id:  # it has the question
             response.headers["X-Conversation-Id"] = turn.conversation_id
@@ -180,6 +179,16 @@ class Edge:
         return response
 
 
+def error_headers(failure: RelayError) -> dict[str, str]:
+    """What goes with every failure, whatever its shape."""
+    headers = {"X-Error-Source": failure.source, "X-Error-Code": failure.code}
+    if failure.retry_after is not None:
+        headers["Retry-After"] = str(failure.retry_after)
+    if failure.status == 401 and failure.source == "caller":
+        headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
+    return headers
+
+
 def check_host(host: str, allowed: tuple[str, ...]) -> None:
     """Raise Forbidden for a host name that is not this machine's own: a page may have rebound it."""
     name = urlsplit(f"//{host}").hostname or ""
@@ -194,27 +203,30 @@ def check_host(host: str, allowed: tuple[str, ...]) -> None:
         ) from None
 
 
-def address_of(incoming: Incoming) -> str:
-    """The caller's address; that which a proxy on this machine names, where there is one."""
-    peer = incoming.remote_addr or ""
-    forwarded = incoming.headers.get("X-Forwarded-For", "")
-    if forwarded and peer in ("127.0.0.1", "::1", ""):
-        return forwarded.rpartition(",")[2].strip()[:64]
-    return peer
-
-
 def write_access_log(incoming: Incoming, response: Response) -> None:
+    """Write a request's line: `who` is the owner, `from` the address; `why` says of a failure what may be said."""
+    level = logging.DEBUG if incoming.path == HEALTH else logging.INFO
+    if not log.isEnabledFor(level):
+        return
     delivery = incoming.delivery
-    outcome = delivery.outcome if delivery else incoming.error_code
+    failure = incoming.failure
+    outcome = failure.code if failure else "-"
+    if delivery is not None:
+        outcome = delivery.outcome
+        failure = delivery.failure or failure
     fields = {
         "id": incoming.id,
+        "who": incoming.owner or "-",
+        "from": incoming.caller_address or "-",
         "method": incoming.method,
         "path": incoming.path,
         "status": response.status_code,
         "outcome": outcome,
         "ms": round((time.monotonic() - incoming.started) * 1000),
     }
-    log.info("request", extra={"fields": fields})
+    if failure is not None:
+        fields["why"] = failure.reason
+    log.log(level, "request", extra={"fields": fields})
 
 
 def to_relay_error(error: Exception) -> RelayError:

@@ -7,6 +7,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from relay.domain import Caller
 from relay.errors import BadRequest, RelayError, TooLarge, Unauthorized
 from relay.memory import MOST_IN_MEMORY
 from relay.service import Service
+from relay.web.proxies import TrustedProxies
 
 if TYPE_CHECKING:
     from relay.web.edge import Dialect
@@ -38,12 +40,14 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Incoming(Request):
     """A request, the service that answers it, and how far that is.
 
-    The edge sets `service` and `dialect` before any view runs. The body is read by the view alone:
-    with `whole_body`, or from `stream`, where it is passed on untouched.
+    The edge sets `service`, `dialect` and `proxies` before any view runs. The body is read by the
+    view alone: with `whole_body`, or from `stream`, where it is passed on untouched. `failure`: the
+    error that it was answered with.
     """
 
     service: Service
     dialect: Dialect
+    proxies: TrustedProxies
 
     def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
         super().__init__(environ, *args, **options)
@@ -51,7 +55,7 @@ class Incoming(Request):
         self.id = self._own_id() or uuid.uuid4().hex
         self.format: str | None = None
         self.delivery: Delivery | None = None
-        self.error_code = "-"
+        self.failure: RelayError | None = None
         self.when_sent: list[Callable[[], None]] = []
         self._caller: Caller | None = None
         self._memory_holder: object | None = None
@@ -76,6 +80,17 @@ class Incoming(Request):
         if self._caller is None:
             raise Unauthorized()
         return self._caller
+
+    @property
+    def owner(self) -> str | None:
+        """The owner of what is asked; None while nobody has found out who asks."""
+        return self._caller.owner if self._caller else None
+
+    @cached_property
+    def caller_address(self) -> str:
+        """Where the caller is, as far as that is known: see `TrustedProxies`."""
+        forwarded = self.headers.get("X-Forwarded-For", "")
+        return self.proxies.caller_address(self.remote_addr or "", forwarded)
 
     def authenticate(self, access_token: str | None = None) -> None:
         """Find out who asks. Raises RelayError for one who may not ask."""

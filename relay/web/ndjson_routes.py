@@ -9,7 +9,7 @@ from relay.errors import RelayError
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.own import authenticate_by_fields
-from relay.web.responses import deliver_stream, text_response
+from relay.web.responses import bytes_response, deliver_stream
 
 routes = Blueprint("ndjson", __name__)
 
@@ -23,7 +23,7 @@ def chat(incoming: Incoming) -> Response:
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
     status, lines = ndjson.error(error)
-    response = text_response(lines, ndjson.TYPE)
+    response = bytes_response(lines, ndjson.TYPE)
     response.status_code = status
     return response
 

@@ -27,11 +27,21 @@ STREAM_HEADERS = {
 
 
 def json_response(value: object) -> Response:
-    return Response(orjson.dumps(value), mimetype="application/json")
+    """A value as JSON, with a line end."""
+    body = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    return Response(body, mimetype="application/json")
 
 
-def text_response(text: str | bytes, mimetype: str = "text/plain") -> Response:
-    return Response(text, content_type=f"{mimetype}; charset=utf-8")
+def text_response(text: str, mimetype: str = "text/plain") -> Response:
+    """A text with a line end; one that has one, or is empty, gets no other."""
+    if text and not text.endswith("\n"):
+        text += "\n"
+    return bytes_response(text.encode(), mimetype)
+
+
+def bytes_response(body: bytes, mimetype: str) -> Response:
+    """UTF-8 as it is."""
+    return Response(body, content_type=f"{mimetype}; charset=utf-8")
 
 
 def reply_headers(reply: Reply) -> dict[str, str]:

@@ -237,7 +237,8 @@ def test_twenty_thousand_requests_of_strangers_spend_nothing(
     for number in range(20_000):
         request = odd_request(chance, paths)
         # of an address of its own: one that is not listened to any more would try nothing
-        request["headers"].setdefault("X-Forwarded-For", f"198.51.100.7:{number}")
+        address = f"198.51.{number // 256}.{number % 256}"
+        request["headers"].setdefault("X-Forwarded-For", address)
         answer = clients[number % 2].open(**request)
         code = answer.headers.get("X-Error-Code", "")
         assert code != "internal_error", request

@@ -210,6 +210,20 @@ def test_a_bad_body_is_refused_with_a_sentence(
         ask_of(content_type, body)
 
 
+NAMELESS = [b"hello", b"hello there", b"hello%20there", "你好".encode(), b"a & b", b"is 1 + 1 = 2?", b'"hi"', b"[1]"]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NAMELESS)
+def test_a_form_that_is_a_bare_text_has_no_field_name(body: bytes) -> None:
+    """As curl -d and --data-urlencode send it; as text/plain it is the prompt."""
+    with pytest.raises(BadRequest, match=r"no field name.*--data-urlencode 'prompt="):
+        ask_of(URLENCODED, body)
+    assert ask_of("text/plain", body) == body.decode()
+    # what comes after a field was cut off from it
+    with pytest.raises(BadRequest, match="cut a field short"):
+        ask_of(URLENCODED, b"prompt=a&" + body)
+
+
 def test_a_credential_in_the_url_is_refused() -> None:
     for name in ("access_token", "key", "Token", "password"):
         with pytest.raises(BadRequest, match="Never put"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -803,9 +804,13 @@ def test_history_at_chatgpt(
         ids[0],
     ]
     tree = client.get(f"/conversation/{ids[0]}", headers=KEY).json
-    assert tree == json.loads(json.dumps(backend.trees[ids[0]])), (
-        "just as ChatGPT shows it"
-    )
+    untitled = json.loads(json.dumps(backend.trees[ids[0]]))
+    assert tree == {**untitled, "title": "q0"}, "else just as ChatGPT shows it"
+    backend.trees[ids[1]]["title"] = "Named there"
+    tree = client.get(f"/conversation/{ids[1]}", headers=KEY).json
+    assert tree == json.loads(json.dumps(backend.trees[ids[1]]))
+    older_tree = client.get(f"/conversation/{older}", headers=KEY).json
+    assert older_tree == json.loads(json.dumps(backend.trees[older]))
     for name in (ids[0], older):
         assert (
             client.post(
@@ -830,6 +835,86 @@ def test_history_at_chatgpt(
         ids[2],
         ids[1],
     ]
+
+
+def test_a_conversation_at_chatgpt_has_one_title(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    client = service()
+    name = body_of(post(client, prompt="how do I prune a pear tree"))["conversation_id"]
+
+    def titles(path: str) -> list[str]:
+        return [item["title"] for item in client.get(path, headers=KEY).json]
+
+    def title_when_read() -> str:
+        found: str = client.get(f"/conversation/{name}", headers=KEY).json["title"]
+        return found
+
+    # as long as ChatGPT has none, it is the question
+    asked = "how do I prune a pear tree"
+    assert titles("/conversations") == titles("/conversations?q=pear") == [asked]
+    assert title_when_read() == asked
+    backend.trees[name]["title"] = "Pruning \n fruit\0 trees"
+    assert title_when_read() == "Pruning \n fruit\0 trees"
+    assert titles("/conversations?q=pruning") == ["Pruning fruit trees"]
+    backend.trees[name]["title"] = "Orchard work"
+    assert titles("/conversations") == ["Orchard work"]
+    assert titles("/conversations?q=orchard") == ["Orchard work"]
+    assert titles("/conversations?q=pruning") == []
+    # what was learnt stays where ChatGPT does not answer
+    for nothing in (None, "", " ", "New chat", 7):
+        backend.trees[name]["title"] = nothing
+        assert titles("/conversations") == [title_when_read()] == ["Orchard work"]
+
+
+def test_a_rejected_token_is_named_by_its_number(
+    service: Callable[..., FlaskClient],
+    backend: Backend,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    second = jwt(sub="someone")
+    expired = (401, {"Content-Type": "application/json"}, EXPIRED)
+    limit = (
+        429,
+        {"Content-Type": "application/json"},
+        b'{"detail": {"clears_in": 60}}',
+    )
+    backend.mode = Mode(
+        refuse_tokens={"token-1": expired, second: expired, "token-3": limit}
+    )
+    client = service(access_token=("token-1", second, "token-3", "token-4"))
+    body_of(post(client))
+    rejected = [line for line in caplog.messages if "was rejected" in line]
+    end = (
+        " was rejected: it expired or is invalid; ChatGPT shows a new one at "
+        "https://chatgpt.com/api/auth/session"
+    )
+    name = Account.of(second).name
+    assert rejected == [
+        f"ACCESS_TOKEN number 1{end}",
+        f"ACCESS_TOKEN number 2 ({name}){end}",
+    ]
+    assert "ACCESS_TOKEN number 3 is rate limited for 60 s." in caplog.messages
+    assert "token-1" not in caplog.text and second not in caplog.text
+
+
+def test_a_title_that_cannot_be_stored_withholds_no_conversation(
+    service: Callable[..., FlaskClient], backend: Backend, tmp_path: Path
+) -> None:
+    client = service()
+    name = body_of(post(client))["conversation_id"]
+    backend.trees[name]["title"] = "Named there"
+    database = tmp_path / "data" / "conversations.db"
+    with sqlite3.connect(database) as other:
+        other.execute(
+            "CREATE TRIGGER broken BEFORE UPDATE ON conversations "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    other.close()
+    assert client.get("/conversations", headers=KEY).json[0]["title"] == "Named there"
+    found = client.get(f"/conversation/{name}", headers=KEY)
+    assert found.json["title"] == "Named there"
 
 
 @pytest.mark.parametrize(("page", "bare"), [(28, False), (100, False), (100, True)])
@@ -899,7 +984,7 @@ def test_history_of_a_callers_own_account(
     ] == [conversation_id]
     assert (
         client.get(f"/conversation/{conversation_id}", headers=headers).json["title"]
-        == "New chat"
+        == "hello"
     )
     assert (
         client.post(

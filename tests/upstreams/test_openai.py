@@ -176,6 +176,67 @@ def test_a_server_without_keys(service: Service, api: OpenAIBackend) -> None:
     )
 
 
+@pytest.mark.parametrize("model", ["tiny-1", ""])
+def test_a_wrong_address_is_shown(
+    service: Service, api: OpenAIBackend, model: str
+) -> None:
+    client = service(openai_base_url=f"{api.origin}/wrong", openai_model=model)
+    message = ask(client).json["msg"]
+    path = "/wrong/chat/completions" if model else "/wrong/models"
+    assert f"It was asked at {api.origin}{path}. Is OPENAI_BASE_URL right?" in message
+
+
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize(
+    ("message", "is_hinted"),
+    [
+        ("Not Found", True),
+        ("Invalid URL (GET /v1/v1/models)", True),
+        ("The model `x` does not exist", False),
+        ('model "x" not found, try pulling it first', False),
+    ],
+)
+def test_an_unknown_model_is_no_wrong_address(
+    service: Service,
+    api: OpenAIBackend,
+    status: int,
+    message: str,
+    is_hinted: bool,
+) -> None:
+    body = json.dumps(error(message)).encode()
+    api.mode = Mode(failing={"hello": (status, body)})
+    answer = ask(service(openai_model="tiny-1"))
+    assert answer.status_code == status and message in answer.json["msg"]
+    assert ("Is OPENAI_BASE_URL right?" in answer.json["msg"]) == is_hinted
+
+
+def test_an_upstream_that_wants_a_key_that_is_not_set(
+    service: Service, api: OpenAIBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = ask(service(openai_api_key=())).json["msg"]
+    assert message.startswith("The upstream asks for a key: ")
+    assert message.endswith(" Set OPENAI_API_KEY.")
+    assert "A request without OPENAI_API_KEY was rejected" in caplog.messages
+    api.mode = Mode(keys=(), failing={"hello": (403, b"Forbidden")})
+    message = ask(service(openai_api_key=(), openai_model="tiny-1")).json["msg"]
+    assert message == "The upstream answered 403: Forbidden. Set OPENAI_API_KEY."
+    # a header of the operator's may be a key, and so may the caller's own
+    for settings in ({"openai_headers": {"api-key": "x"}}, {}):
+        keyless = not settings
+        client = service(
+            openai_api_key=("sk-invented-1",) if keyless else (), **settings
+        )
+        assert "Set OPENAI_API_KEY" not in ask(client, model="tiny-1").json["msg"]
+
+
+def test_a_rejected_key_is_named_by_its_number(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(service(openai_api_key=("sk-wrong-0", "sk-invented-1")), model="tiny-1")
+    assert "OPENAI_API_KEY number 1 was rejected" in caplog.messages
+    assert "sk-" not in caplog.text
+
+
 def test_a_callers_own_key_is_spent_alone(service: Service, api: OpenAIBackend) -> None:
     api.mode = Mode(keys=("sk-invented-1", "sk-own"))
     client = service(

@@ -184,3 +184,31 @@ def test_the_names_of_node_clients_go_on_with_a_conversation(
         "Hello",
         "two",
     ]
+
+
+def test_json_and_text_end_with_one_line_end(build: Callable[..., Flask]) -> None:
+    client = build(Scripted(b"S|", b"Hi|", b"F|")).test_client()
+    for path, fields in (
+        ("/ask", {"msg": "x"}),
+        ("/ask", {"msg": "x", "format": "text"}),
+        ("/ask", {}),
+        ("/ask", {"format": "text"}),
+    ):
+        text = client.post(path, data=fields).text
+        assert text.endswith("\n") and not text.endswith("\n\n")
+    name = client.post("/ask", data={"msg": "x"}).headers["X-Conversation-Id"]
+    formats = ("", "?format=markdown", "?format=jsonl")
+    paths = [f"/conversation/{name}{form}" for form in formats]
+    for path in ("/", "/healthz", "/readyz", "/conversations", *paths):
+        text = client.get(path).text
+        assert text.endswith("\n") and not text.endswith("\n\n")
+    ended = build(Scripted(b"S|", b"Hi\n|", b"F|")).test_client()
+    assert ended.post("/ask", data={"msg": "x", "format": "text"}).text == "Hi\n"
+
+
+def test_chats_last_line_has_no_line_end(build: Callable[..., Flask]) -> None:
+    client = build(Scripted()).test_client()
+    for body in ({"prompt": "x"}, {}):
+        answer = client.post("/chat", json=body, buffered=True)
+        assert answer.text.splitlines()[-1].startswith('{"done":true')
+        assert not answer.text.endswith("\n")

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from relay.accounts import Account, AccountPool, Resting
-from relay.domain import Question
+from relay.domain import Caller, Model, Question
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.transports import Call, Transport
 from relay.upstreams.addresses import check_setting
+from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
-from relay.upstreams.http import HttpSession, Limits
+from relay.upstreams.http import HttpSession, Limits, fetch
+from relay.upstreams.listing import Models, list_with, parse_models
+
+TOKEN_RENEWAL = (
+    ": it expired or is invalid; ChatGPT shows a new one at "
+    "https://chatgpt.com/api/auth/session"
+)
 
 
 def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
@@ -32,7 +39,7 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         allowed = allowed or (settings.reverse_proxy,)
     for address in addresses:
         check_setting(name, address)
-    accounts = tuple(Account.of(token) for token in settings.access_token)
+    accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
     backend = Backend(
         transport=transport,
         places=tuple(place(at, settings.conversation_path) for at in addresses),
@@ -52,7 +59,10 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
 
 
 class ChatGPTWeb:
-    """Asks ChatGPT, which stores its conversations itself. `seconds`: longest wait for its history."""
+    """Asks ChatGPT, which stores its conversations itself.
+
+    `seconds`: the longest wait for its history, and for its list of models.
+    """
 
     name = "chatgpt-web"
     accepts_caller_tokens = True
@@ -61,6 +71,7 @@ class ChatGPTWeb:
 
     def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
         self._backend = backend
+        self._seconds = seconds
         self.needs_client_key = len(backend.pool) > 0
         self.history = WebHistory(backend, seconds)
 
@@ -69,6 +80,25 @@ class ChatGPTWeb:
 
     def resting(self) -> Sequence[Resting]:
         return self._backend.pool.resting()
+
+    def models(self, caller: Caller) -> Sequence[Model]:
+        _, accounts = self._backend.candidates(caller.token, None)
+        own = bool(caller.token)
+        tried = accounts[: self._backend.retries + 1]
+        return list_with(tried, lambda account: self._list_models(account, own))
+
+    def _list_models(self, account: Account, own: bool) -> Models:
+        """The models of one account. `own`: its token is the caller's."""
+        headers = body.headers(account.token, self._backend.extras, "", own=own)
+        url = f"{self._backend.place_for(None).base}/models"
+        call = Call("GET", url, headers)
+        largest = self._backend.limits.answer
+        response = fetch(self._backend.transport, call, self._seconds, largest)
+        if response.status != 200:
+            raise failures.from_response(
+                response.status, response.head.headers, response.redacted
+            )
+        return parse_models(response, self.name, "models", "slug", "title")
 
     def ask(self, question: Question) -> tuple[HttpSession, WebDecoder]:
         backend = self._backend

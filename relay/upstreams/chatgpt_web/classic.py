@@ -245,7 +245,9 @@ class WebDecoder:
             raise Blocked()
         if payload.get("type") == "stream_quota_check":
             message, _ = error_text(self._redacted(payload))
-            raise RateLimited(f"The upstream's limit is reached: {message}")
+            raise RateLimited(
+                f"The upstream's limit is reached: {message}", quoted=message
+            )
         is_error = payload.get("error") or payload.get("error_code")
         if is_error or (payload.get("detail") and "type" not in payload):
             payload = self._redacted(payload)

@@ -103,15 +103,19 @@ def _from_status(
 ) -> UpstreamError:
     suffix = f": {message}" if message else "."
     if status == 401:
-        return TokenRejected(f"The upstream rejects the access token{suffix}")
+        sentence = f"The upstream rejects the access token{suffix}"
+        return TokenRejected(sentence, quoted=message)
     if status == 429 or code in _LIMIT_CODES or _is_limit(status, message):
         return _limit(message, payload, headers)
     if status == 403 and code in _CLOSED_ACCOUNT_CODES:
-        return TokenRejected(f"The upstream has closed this account{suffix}")
+        sentence = f"The upstream has closed this account{suffix}"
+        return TokenRejected(sentence, quoted=message)
     return UpstreamRefused(
         f"The upstream answered {status}{suffix}",
         status=status,
         retry_after=retry_after(headers),
+        is_own=isinstance(payload, dict),
+        quoted=message,
     )
 
 
@@ -123,8 +127,8 @@ def _limit(message: str, payload: Any, headers: Mapping[str, str]) -> RateLimite
     wait = stated_wait(payload) or retry_after(headers) or _wait_in(message)
     sentence = f"The upstream's limit is reached: {message or 'too many requests'}"
     if wait is None and "one message at a time" in message.lower():
-        return OneAtATime(sentence)
-    return RateLimited(sentence, retry_after=wait)
+        return OneAtATime(sentence, quoted=message)
+    return RateLimited(sentence, retry_after=wait, quoted=message)
 
 
 def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
@@ -132,23 +136,23 @@ def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
 
     `message`, `code`: as `error_text` reads them. `payload`: the event, where it may state a wait.
     """
-    reason = message or code or "it gave no reason"
+    quoted = message or code
+    reason = quoted or "it gave no reason"
     if code in _LIMIT_CODES:
-        return RateLimited(
-            f"The upstream's limit is reached: {reason}",
-            retry_after=stated_wait(payload),
-        )
+        sentence = f"The upstream's limit is reached: {reason}"
+        wait = stated_wait(payload)
+        return RateLimited(sentence, retry_after=wait, quoted=quoted)
     if code in _TOKEN_CODES:
-        return TokenRejected(f"The upstream rejects the access token: {reason}")
+        sentence = f"The upstream rejects the access token: {reason}"
+        return TokenRejected(sentence, quoted=quoted)
     if "conversation_not_found" in code or code in _GONE_CODES:
-        return UpstreamRefused(
-            f"The upstream knows no such conversation: {reason}", status=404
-        )
+        sentence = f"The upstream knows no such conversation: {reason}"
+        return UpstreamRefused(sentence, status=404, quoted=quoted)
     if code == "conversation_too_large":
-        return UpstreamRefused(
-            f"The conversation is too long for the upstream: {reason}", status=413
-        )
-    return UpstreamFailed(f"The upstream failed within its answer: {reason}")
+        sentence = f"The conversation is too long for the upstream: {reason}"
+        return UpstreamRefused(sentence, status=413, quoted=quoted)
+    sentence = f"The upstream failed within its answer: {reason}"
+    return UpstreamFailed(sentence, quoted=quoted)
 
 
 def _wait_in(message: str) -> int | None:

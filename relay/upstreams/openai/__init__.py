@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relay.accounts import Account, AccountPool, Resting, is_chatgpt_token
-from relay.domain import Question
+from relay.domain import Caller, Model, Question
 from relay.errors import BadRequest
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.transports import Call, Transport
 from relay.upstreams.addresses import check_setting
-from relay.upstreams.http import HttpSession, Limits
+from relay.upstreams.http import HttpSession, Limits, fetch
+from relay.upstreams.listing import Models, list_with, parse_models
 from relay.upstreams.openai import body
 from relay.upstreams.openai.decoder import OpenAIDecoder
 from relay.upstreams.openai.procedure import API, KEYLESS, OpenAIProcedure
@@ -25,7 +26,7 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         return None
     if settings.openai_base_url:
         check_setting("OPENAI_BASE_URL", settings.openai_base_url)
-    keys = tuple(Account.of(key) for key in settings.openai_api_key)
+    keys = Account.of_setting("OPENAI_API_KEY", settings.openai_api_key)
     api = API(
         transport=transport,
         base=body.base(settings.openai_base_url or body.DEFAULT_BASE),
@@ -36,7 +37,8 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         has_keys=bool(keys),
         limits=Limits(answer=settings.max_answer),
     )
-    return OpenAI(api, any_key=settings.allow_caller_tokens == "any")
+    any_key = settings.allow_caller_tokens == "any"
+    return OpenAI(api, any_key, settings.read_timeout)
 
 
 class OpenAI:
@@ -44,6 +46,7 @@ class OpenAI:
 
     Only OpenAI itself is known to check keys: another server may take any, so a caller's own is no
     pass to it. `any_key`: the operator says that this server checks them, whatever their form.
+    `seconds`: the longest wait for its list of models.
     """
 
     name = "openai"
@@ -52,9 +55,10 @@ class OpenAI:
     accepts_options = True
     history = None
 
-    def __init__(self, api: API, any_key: bool = False) -> None:
+    def __init__(self, api: API, any_key: bool = False, seconds: float = 60.0) -> None:
         self._api = api
         self._any_key = any_key
+        self._seconds = seconds
         self.accepts_caller_tokens = any_key or body.is_openai(api.base)
 
     def recognizes(self, token: str) -> bool:
@@ -65,12 +69,25 @@ class OpenAI:
     def resting(self) -> Sequence[Resting]:
         return self._api.pool.resting()
 
+    def models(self, caller: Caller) -> Sequence[Model]:
+        if caller.token:
+            return self._list_models(_account_of(caller.token), own=True)
+        accounts = self._api.pool.in_turn()[: self._api.retries + 1]
+        return list_with(accounts, self._list_models)
+
+    def _list_models(self, account: Account, own: bool = False) -> Models:
+        """The models that one key may use. `own`: it is the caller's."""
+        headers = body.headers(account.token, self._api.extras, "", own=own)
+        call = Call("GET", f"{self._api.base}/models", headers)
+        largest = self._api.limits.answer
+        response = fetch(self._api.transport, call, self._seconds, largest)
+        if response.status != 200:
+            raise self._api.failure(response, own)
+        return parse_models(response, self.name, "data", "id", "name")
+
     def ask(self, question: Question) -> tuple[HttpSession, OpenAIDecoder]:
-        if question.token and Account.of(question.token).name.startswith("account-"):
-            raise BadRequest(
-                "That is a token of an account, and this upstream takes API keys: leave "
-                "it out."
-            )
+        if question.token:
+            _account_of(question.token)
         procedure = OpenAIProcedure(self._api, question)
         session = HttpSession(
             self._api.transport,
@@ -80,3 +97,14 @@ class OpenAI:
             self._api.limits,
         )
         return session, OpenAIDecoder(procedure.redact)
+
+
+def _account_of(token: str) -> Account:
+    """The account of a caller's own key. Raises BadRequest for a token of ChatGPT's."""
+    account = Account.of(token)
+    if account.name.startswith("account-"):
+        raise BadRequest(
+            "That is a token of an account, and this upstream takes API keys: leave it "
+            "out."
+        )
+    return account

@@ -30,6 +30,10 @@ from relay.upstreams.wording import (
     whole_seconds,
 )
 
+SET_KEY = "Set OPENAI_API_KEY."
+IS_BASE_RIGHT = "Is OPENAI_BASE_URL right?"
+#: what an upstream calls unknown in a 404 where its address is right
+_MODEL = re.compile(r"(?i)\bmodel(_not_found)?\b")
 _LIMIT_CODES = (
     "rate_limit_exceeded",
     "insufficient_quota",
@@ -51,11 +55,17 @@ _RESET_HEADER = re.compile(r"x-ratelimit-reset(-\w+)?")
 
 
 def from_response(
-    status: int, headers: Mapping[str, str], body: bytes
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    url: str = "",
+    sent_key: bool = True,
 ) -> UpstreamError:
     """The failure that a response means: one with an error's status, or a 200 that is no answer.
 
-    Header names are in lower case; the body is without the API key already.
+    Header names are in lower case; the body is without the API key already. `url`: the address that
+    was asked. `sent_key`: the request had a key, or a header of the operator's that may be one.
     """
     if 300 <= status < 400:
         return UpstreamFailed(
@@ -64,35 +74,72 @@ def from_response(
     payload = parse_json(body)
     if status < 400:
         return in_event(payload) or UpstreamFailed(
-            f"The upstream sent {kind_of_body(headers, body)} where an answer was due. Is OPENAI_BASE_URL right?"
+            f"The upstream sent {kind_of_body(headers, body)} where an answer was due. {IS_BASE_RIGHT}"
         )
     _, code = error_text(payload)
-    suffix = _suffix(headers, body, payload)
+    quoted = _quoted(headers, body, payload)
+    suffix = _suffix(headers, body, quoted)
     if status == 401:
-        return TokenRejected(f"The upstream rejects the API key{suffix}")
+        return _rejected(suffix, quoted, sent_key)
     if status == 429:
-        wait = None if code in _QUOTA_CODES else _limit_wait(headers, payload)
-        return RateLimited(f"The upstream's limit is reached{suffix}", retry_after=wait)
+        message = f"The upstream's limit is reached{suffix}"
+        wait = _limit_wait(code, headers, payload)
+        return RateLimited(message, retry_after=wait, quoted=quoted)
+    hint = ""
     if code == "context_length_exceeded":
-        suffix += " A lower HISTORY_BUDGET lets long conversations go on."
+        hint = "A lower HISTORY_BUDGET lets long conversations go on."
+    elif status == 403 and not sent_key:
+        hint = SET_KEY
+    elif status in (404, 405):
+        hint = _wrong_address(url, quoted)
     return UpstreamRefused(
-        f"The upstream answered {status}{suffix}",
+        _with_hint(f"The upstream answered {status}{suffix}", hint),
         status=status,
         retry_after=retry_after(headers),
+        is_own=isinstance(payload, dict),
+        quoted=quoted,
     )
 
 
-def _suffix(headers: Mapping[str, str], body: bytes, payload: Any) -> str:
-    """The end of a sentence about an error's body: its message, and its code where that says more."""
-    message, code = error_text(payload)
+def _rejected(suffix: str, quoted: str, sent_key: bool) -> TokenRejected:
+    message = f"The upstream rejects the API key{suffix}"
+    if not sent_key:
+        message = _with_hint(f"The upstream asks for a key{suffix}", SET_KEY)
+    return TokenRejected(message, quoted=quoted)
+
+
+def _suffix(headers: Mapping[str, str], body: bytes, quoted: str) -> str:
+    """The end of a sentence about an error's body."""
     if is_page(headers, body):
-        message = "with a web page"
-    elif not message:
+        return ": with a web page"
+    return f": {quoted}" if quoted else "."
+
+
+def _wrong_address(url: str, quoted: str) -> str:
+    """The hint for an address at which nothing is; "" where the error speaks of a model, which is unknown there."""
+    if not url or _MODEL.search(quoted):
+        return ""
+    return f"It was asked at {url}. {IS_BASE_RIGHT}"
+
+
+def _with_hint(message: str, hint: str) -> str:
+    """A message, which may end without a full stop, and what to do about it, if anything."""
+    if not hint:
+        return message
+    stop = "" if message.endswith((".", "!", "?", "…")) else "."
+    return f"{message}{stop} {hint}"
+
+
+def _quoted(headers: Mapping[str, str], body: bytes, payload: Any) -> str:
+    """What an error's body says: its message, and its code where that says more; "" for a web page."""
+    if is_page(headers, body):
+        return ""
+    message, code = error_text(payload)
+    if not message:
         message = redacted(body.decode("utf-8", "replace").strip())
-    suffix = f": {message}" if message else "."
     if code and code not in message and not code.isdigit():
-        suffix += f" ({code})"
-    return suffix
+        return f"{message} ({code})"
+    return message
 
 
 def in_event(payload: Any, name: str = "") -> UpstreamError | None:
@@ -103,20 +150,21 @@ def in_event(payload: Any, name: str = "") -> UpstreamError | None:
     if not isinstance(payload, dict) or not _is_error(payload, name):
         return None
     message, code = error_text(payload)
-    reason = message or code or "it gave no reason"
+    quoted = message or code
+    reason = quoted or "it gave no reason"
     status = _status_of(code)
     if _is_limit(payload, code, status):
+        sentence = f"The upstream's limit is reached: {reason}"
         wait = None if code in _QUOTA_CODES else stated_wait(payload)
-        return RateLimited(
-            f"The upstream's limit is reached: {reason}", retry_after=wait
-        )
+        return RateLimited(sentence, retry_after=wait, quoted=quoted)
     if status == 401 or code == "invalid_api_key":
-        return TokenRejected(f"The upstream rejects the API key: {reason}")
+        sentence = f"The upstream rejects the API key: {reason}"
+        return TokenRejected(sentence, quoted=quoted)
     if 400 <= status < 500:
-        return UpstreamRefused(
-            f"The upstream answered {status}: {reason}", status=status
-        )
-    return UpstreamFailed(f"The upstream failed within its answer: {reason}")
+        sentence = f"The upstream answered {status}: {reason}"
+        return UpstreamRefused(sentence, status=status, quoted=quoted)
+    sentence = f"The upstream failed within its answer: {reason}"
+    return UpstreamFailed(sentence, quoted=quoted)
 
 
 def _status_of(code: str) -> int:
@@ -136,8 +184,10 @@ def _is_error(payload: dict[str, Any], name: str) -> bool:
     return "message" in payload and "choices" not in payload
 
 
-def _limit_wait(headers: Mapping[str, str], payload: Any) -> int | None:
+def _limit_wait(code: str, headers: Mapping[str, str], payload: Any) -> int | None:
     """Seconds until the limit ends: as stated for retries, else until what is used up is there again."""
+    if code in _QUOTA_CODES:
+        return None
     milliseconds = headers.get("retry-after-ms", "")
     if re.fullmatch(r"[0-9]{1,11}(\.[0-9]{0,20})?", milliseconds):
         return whole_seconds(max(1.0, float(milliseconds) / 1000))

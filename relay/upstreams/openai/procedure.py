@@ -13,7 +13,7 @@ from typing import Any
 from relay import sse
 from relay.accounts import Account, AccountPool, Attempts
 from relay.domain import Question
-from relay.errors import RelayError, UpstreamCut, UpstreamFailed
+from relay.errors import RelayError, UpstreamCut, UpstreamError, UpstreamFailed
 from relay.transports import Call, Transport
 from relay.upstreams.http import Limits, Step, Steps, WholeResponse
 from relay.upstreams.openai import body
@@ -22,7 +22,7 @@ from relay.upstreams.openai.failures import from_response, in_event
 from relay.upstreams.wording import Secrets, parse_json
 
 MODELS_SECONDS = 3600.0  # the first listed model stays the default for so long
-KEYLESS = Account("keyless", "")
+KEYLESS = Account("keyless", "", label="A request without OPENAI_API_KEY")
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # what JSON has no other use for
 
 
@@ -67,6 +67,16 @@ class API:
             return Attempts(AccountPool((own,)), (own,), 0)
         model = question.model or self.model or self.default.known
         return Attempts(self.pool, self.pool.in_turn(), self.retries, model)
+
+    def failure(self, response: WholeResponse, own: bool) -> UpstreamError:
+        """The failure that a response means. `own`: it was asked with the caller's own key."""
+        return from_response(
+            response.status,
+            response.head.headers,
+            response.redacted,
+            url=response.call.url,
+            sent_key=own or self.has_keys or bool(self.extras.headers),
+        )
 
 
 class OpenAIProcedure:
@@ -114,13 +124,13 @@ class OpenAIProcedure:
         try:
             response = yield Step(call)
             assert response is not None
-            name = _first_model(response)
+            name = self._first_model(response)
         except UpstreamCut:
-            raise _no_model("it broke the connection") from None
+            raise _no_model(UpstreamFailed("it broke the connection")) from None
         except RelayError as error:
             if error.another_account_may_help:
                 raise
-            raise _no_model(error.message) from error
+            raise _no_model(error) from error
         if not self._own:
             self._api.default.learn(name)
         return name
@@ -132,23 +142,24 @@ class OpenAIProcedure:
         is_answer = response.status == 200 and has_choices
         if is_answer and in_event(payload) is None:
             return sse.event(response.body.translate(_ONE_LINE))
-        raise from_response(response.status, response.head.headers, response.redacted)
+        raise self._api.failure(response, self._own)
+
+    def _first_model(self, response: WholeResponse) -> str:
+        if response.status != 200:
+            raise self._api.failure(response, self._own)
+        payload = parse_json(response.body)
+        models: Any = payload.get("data") if isinstance(payload, dict) else None
+        first = models[0] if isinstance(models, list) and models else None
+        name = first.get("id") if isinstance(first, dict) else None
+        if not isinstance(name, str) or not name:
+            raise UpstreamFailed("it lists none")
+        return name
 
 
-def _first_model(response: WholeResponse) -> str:
-    if response.status != 200:
-        raise from_response(response.status, response.head.headers, response.redacted)
-    payload = parse_json(response.body)
-    models: Any = payload.get("data") if isinstance(payload, dict) else None
-    first = models[0] if isinstance(models, list) and models else None
-    name = first.get("id") if isinstance(first, dict) else None
-    if not isinstance(name, str) or not name:
-        raise UpstreamFailed("it lists none")
-    return name
-
-
-def _no_model(reason: str) -> UpstreamFailed:
+def _no_model(error: RelayError) -> UpstreamFailed:
+    """The failure to find a model for an ask that names none."""
     return UpstreamFailed(
-        f"No model was named, and the upstream gives none ({reason.rstrip('.')}). "
-        "Send the field model, or set OPENAI_MODEL."
+        "No model was named, and the upstream gives none "
+        f"({error.message.rstrip('.')}). Send the field model, or set OPENAI_MODEL.",
+        quoted=error.quoted,
     )

@@ -1,0 +1,190 @@
+"""The command `check`: whether a service with these settings would work. It changes no data."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import orjson
+from sqlalchemy import Connection, insert
+
+from relay import schema
+from relay.accounts import Account, is_jwt
+from relay.commands.keys import keys_in_force
+from relay.database import check_private, open_database, sqlite_path
+from relay.domain import Caller
+from relay.errors import RelayError, StoreFailed, Unauthorized
+from relay.server import in_place
+from relay.service import default_upstream, open_upstreams
+from relay.setting_warnings import find_warnings
+from relay.settings import Settings, SettingsError
+from relay.startup import describe_database, describe_keys, upstream_address
+from relay.tables import leases
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+
+SOON = 3 * 86400.0  # seconds before its end that a token is warned of
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+
+
+def check() -> int:
+    """Print what is found, a line each; the exit status: 1 if any of them is an error."""
+    status = 0
+    for finding in _findings():
+        sys.stdout.write(f"{finding.level}: {finding.text}\n")
+        sys.stdout.flush()
+        if finding.level == "error":
+            status = 1
+    return status
+
+
+def _findings() -> Iterator[Finding]:
+    try:
+        settings = Settings.load()
+        warnings = find_warnings(settings, os.environ)
+    except (SettingsError, OSError) as error:
+        yield Finding("error", f"settings: {error}")
+        return
+    for warning in warnings:
+        yield Finding("warning", f"settings: {warning}")
+    yield Finding("ok", "settings: all were read")
+    yield _check_keys(settings)
+    yield _check_database(settings)
+    yield _check_upstream(settings)
+    yield from _check_tokens(settings)
+
+
+def _check_keys(settings: Settings) -> Finding:
+    try:
+        owners = [key.owner for key in keys_in_force(settings)]
+    except (SettingsError, OSError) as error:
+        return Finding("error", f"client keys: {error}")
+    if not owners and not settings.authorization:
+        return Finding("ok", "client keys: none was made yet")
+    return Finding("ok", f"client keys: {describe_keys(settings, owners)}")
+
+
+def _check_database(settings: Settings) -> Finding:
+    name = f"database: {describe_database(settings)}"
+    path = sqlite_path(settings.database())
+    try:
+        check_private(Path(settings.data_dir))
+        if path is not None and not path.exists():
+            return _check_new_database(name, path)
+        version = _use_database(settings.database())
+    except StoreFailed as error:
+        return Finding("error", f"{name}: {error}")
+    if version is None:
+        return Finding("ok", f"{name} is empty")
+    if version > schema.NEWEST_VERSION:
+        return Finding("error", f"{name} is of a newer version ({version})")
+    if version < schema.NEWEST_VERSION:
+        return Finding("ok", f"{name} can be used; the next start changes its tables")
+    return Finding("ok", f"{name} can be read and written")
+
+
+def _check_new_database(name: str, path: Path) -> Finding:
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("error", f"{name} cannot be made: {folder} cannot be written")
+    return Finding("ok", f"{name} is made at the first start")
+
+
+def _use_database(url: str) -> int | None:
+    """The version of the tables, after a row was written and deleted. Raises StoreFailed."""
+    database = open_database(url, in_place)
+    name = f"check/{uuid.uuid4()}"
+    lease = {"name": name, "holder": "check", "expires": 0.0}
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(schema.leases), lease)
+
+    try:
+        version = database.read(schema.stored_version)
+        if version is not None:
+            database.write(write)
+            database.write(lambda connection: leases.delete_any_lease(connection, name))
+        return version
+    finally:
+        database.close()
+
+
+def _check_upstream(settings: Settings) -> Finding:
+    transport = DirectTransport(DirectDialer(settings.connect_timeout))
+    try:
+        upstreams = open_upstreams(settings, transport)
+        name = default_upstream(settings, upstreams)
+        models = upstreams[name].models(Caller("owner", may_spend=True))
+    except SettingsError as error:
+        return Finding("error", f"upstream: {error}")
+    except Unauthorized:
+        return Finding("ok", f"upstream: {name} asks with its callers' own tokens")
+    except RelayError as error:
+        address = upstream_address(settings, name)
+        return Finding("error", f"upstream: {name} at {address}: {error}")
+    finally:
+        transport.close()
+    if name == "offline":
+        level: Literal["ok", "warning"] = "warning"
+        if settings.upstream == "offline":
+            level = "ok"
+        return Finding(level, "upstream: the offline responder, which is no model")
+    return _check_models(settings, name, [model.id for model in models])
+
+
+def _check_models(settings: Settings, name: str, models: list[str]) -> Finding:
+    text = f"upstream: {name} at {upstream_address(settings, name)} lists {len(models)} model"
+    if len(models) != 1:
+        text += "s"
+    wanted = settings.openai_model if name == "openai" else ""
+    if wanted and wanted not in models:
+        return Finding(
+            "warning", f"{text}, and {wanted} (OPENAI_MODEL) is none of them"
+        )
+    return Finding("ok", text)
+
+
+def _check_tokens(settings: Settings) -> Iterator[Finding]:
+    now = time.time()
+    for account in Account.of_setting("ACCESS_TOKEN", settings.access_token):
+        yield _check_token(account.label, _expiry(account.token), now)
+
+
+def _check_token(name: str, expiry: float | None, now: float) -> Finding:
+    if expiry is None:
+        return Finding("ok", f"{name}: it does not say when it expires")
+    at = f"{datetime.fromtimestamp(expiry, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    if expiry <= now:
+        return Finding("error", f"{name}: it expired at {at}")
+    level: Literal["ok", "warning"] = "ok"
+    if expiry <= now + SOON:
+        level = "warning"
+    return Finding(level, f"{name}: it expires at {at}")
+
+
+def _expiry(token: str) -> float | None:
+    """When a JWT expires, in seconds since 1970; None for what does not say so."""
+    if not is_jwt(token):
+        return None
+    payload = token.split(".")[1]
+    try:
+        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        expiry = orjson.loads(decoded).get("exp")
+    except (AttributeError, ValueError, RecursionError, binascii.Error):
+        return None
+    is_time = isinstance(expiry, (int, float)) and 0 < expiry < 32503680000
+    return float(expiry) if is_time else None
