@@ -325,7 +325,7 @@ def serve(settings: Settings) -> None:
     startup.notify_systemd("READY=1")
     stop.wait()
     startup.notify_systemd("STOPPING=1")
-    log.info("Stopping: running answers may end. A second signal ends them.")
+    log.info("Stopping: running answers are finished first. A second signal cuts them.")
     for watcher in watchers:
         watcher.cancel()
     server.finish(settings.total_timeout + 5)

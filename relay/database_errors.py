@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 DISK_FULL = (
     "The database's disk is full: nothing was stored. Make room on the disk of DATA_DIR "
-    "(or of PostgreSQL), or delete conversations: POST /conversation/ID/delete."
+    "(or of PostgreSQL): other files there must go first."
 )
 #: PostgreSQL's SQLSTATEs
 _FULL_STATE = "53100"

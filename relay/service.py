@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +162,14 @@ def access_for(
 
 def caller_token_rules(settings: Settings, checking: list[str]) -> str:
     """One line for the log: which credentials of callers' own are accepted in a client key's place."""
-    form = "of any form" if settings.allow_caller_tokens == "any" else "of a known form"
-    line = f"Callers' own credentials {form} need no client key ({', '.join(checking)})"
+    form = "of a known form"
+    if settings.allow_caller_tokens == "any":
+        form = "of any form"
+    line = (
+        f"Callers may bring credentials of their own, {form}, in place of a client key: "
+        f"they are used at {' and '.join(checking)} alone, and nothing of the owner's is. "
+        "ALLOW_CALLER_TOKENS=false refuses them"
+    )
     if settings.reverse_proxy:
         line += (
             "; REVERSE_PROXY is sent them, and must check them: if it spends accounts of "
@@ -186,9 +191,6 @@ def keys_for(settings: Settings, upstreams: Mapping[str, Upstream]) -> tuple[Key
     if not any(upstream.needs_client_key for upstream in upstreams.values()):
         return ()
     key, made = first_key(Path(settings.data_dir))
-    if made:  # the only time that it is shown
-        sys.stderr.write(
-            "\nA client key was made, for this service has something to protect:\n\n"
-            f"    {key}\n\n"
-        )
+    if made:
+        log.warning("A client key was made: this service has something to protect.")
     return parse_keys((f"owner:{key}",))

@@ -45,9 +45,9 @@ def _unreadable_lines(path: Path) -> Iterator[str]:
     for binding in bindings:
         # a line without "=" may be a secret that was pasted, so nothing of it is quoted
         if binding.error:
-            yield f"{path}, line {_line_of(binding)}: it cannot be read, and is ignored."
+            yield f"{path}, line {_line_of(binding)}: it is no NAME=value, and is ignored."
         elif binding.key is not None and binding.value is None:
-            yield f"{path}, line {_line_of(binding)}: it has no '=', and is ignored."
+            yield f"{path}, line {_line_of(binding)}: it is no NAME=value, and is ignored."
 
 
 def _line_of(binding: Binding) -> int:

@@ -480,8 +480,8 @@ class Store:
         """The number of conversations of each owner that has any, by name."""
         return self._read(owners.count_conversations)
 
-    def give(self, former_owner: str, owner: str) -> int:
-        """Make all conversations of `former_owner` the `owner`'s; how many there were.
+    def give(self, former_owner: str, owner: str) -> tuple[int, int]:
+        """Make all conversations of `former_owner` the `owner`'s: how many there were, and how many lost their names.
 
         One whose name the new owner uses already loses it.
         """

@@ -92,7 +92,7 @@ def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(
     for cut in range(len(wire) + 1):
         turn = opened(chat, ask(), form.Raw())
         text = turn.feed(wire[:cut]) + turn.feed(wire[cut:]) + turn.end()
-        assert text.decode() == "Héllo 你"
+        assert text.decode() == "Héllo 你\n"
 
 
 def test_nothing_is_kept_as_whole_before_its_end(

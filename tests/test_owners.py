@@ -61,16 +61,16 @@ def test_conversations_are_counted_and_given_to_another(store: Store) -> None:
         add(store, "anonymous", f"c-{number}")
     add(store, "alice", "a-0")
     assert store.owners_with_counts() == {"alice": 1, "anonymous": 3}
-    assert store.give("anonymous", "alice") == 3
+    assert store.give("anonymous", "alice") == (3, 0)
     assert store.owners_with_counts() == {"alice": 4}
-    assert store.give("anonymous", "alice") == 0
+    assert store.give("anonymous", "alice") == (0, 0)
 
 
 def test_a_name_that_the_new_owner_uses_stays_the_new_owners(store: Store) -> None:
     add(store, "anonymous", "c-0", "news")
     add(store, "anonymous", "c-1", "chat")
     add(store, "alice", "a-0", "news")
-    assert store.give("anonymous", "alice") == 2
+    assert store.give("anonymous", "alice") == (2, 1)
     names = {row.id: row.name for row in store.list("alice", 0, 10)}
     assert names == {"a-0": "news", "c-0": None, "c-1": "chat"}
 

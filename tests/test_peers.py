@@ -144,7 +144,7 @@ def test_ten_turns_through_a_kill(
             "-d",
             "format=text",
         )
-        == ANSWER
+        == f"{ANSWER}\n"
     )
     lines = curl(
         service, f"/conversation/{first['conversation_id']}?format=jsonl"

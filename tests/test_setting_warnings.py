@@ -74,9 +74,9 @@ def test_names_in_the_environment_must_be_very_similar() -> None:
 def test_lines_that_cannot_be_read_are_named_by_their_number_alone() -> None:
     warnings = warn("PORT=8080\n\n\nsecret-key-1\nmy secret\nHOST='unclosed\nPORT=1\n")
     assert warnings == [
-        ".env, line 4: it has no '=', and is ignored.",
-        ".env, line 5: it cannot be read, and is ignored.",
-        ".env, line 6: it cannot be read, and is ignored.",
+        ".env, line 4: it is no NAME=value, and is ignored.",
+        ".env, line 5: it is no NAME=value, and is ignored.",
+        ".env, line 6: it is no NAME=value, and is ignored.",
     ]
 
 

@@ -283,7 +283,7 @@ def test_no_answer_waits_for_a_delayed_ack(serve: Serve, server: str) -> None:
 def test_a_raw_stream_over_http_1_0_is_whole_or_an_error(one_service: Service) -> None:
     fields = ["-d", "stream=true", "-d", "format=text"]
     whole = curl("-0", "-i", "-d", "msg=hi", *fields, f"{one_service.url}/ask")
-    assert "Content-Length" in whole.stdout and whole.stdout.endswith("You said: hi")
+    assert "Content-Length" in whole.stdout and whole.stdout.endswith("You said: hi\n")
     cut = curl(
         "-0",
         "-w",

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +20,8 @@ from sqlalchemy import Connection, insert
 from relay import schema
 from relay.accounts import Account, is_jwt
 from relay.commands.keys import keys_in_force
-from relay.database import check_private, open_database, sqlite_path
+from relay.database import Database, check_private, open_database, sqlite_path
+from relay.database_errors import refused_start
 from relay.domain import Caller
 from relay.errors import RelayError, StoreFailed, Unauthorized
 from relay.server import in_place
@@ -115,12 +117,31 @@ def _use_database(url: str) -> int | None:
 
     try:
         version = database.read(schema.stored_version)
-        if version is not None:
+        if version == schema.NEWEST_VERSION:
             database.write(write)
             database.write(lambda connection: leases.delete_any_lease(connection, name))
+        elif version is None or version < schema.NEWEST_VERSION:
+            _rehearse_start(database)
         return version
+    except StoreFailed as error:
+        raise refused_start(error, url) from error
     finally:
         database.close()
+
+
+class _Rehearsed(StoreFailed):
+    """Undoes what was tried."""
+
+
+def _rehearse_start(database: Database) -> None:
+    """Do what a start does to the tables, and undo it. Raises StoreFailed where it cannot be done."""
+
+    def work(connection: Connection) -> None:
+        schema.bring_up_to_date(connection)
+        raise _Rehearsed()
+
+    with suppress(_Rehearsed):
+        database.write(work)
 
 
 def _check_upstream(settings: Settings) -> Finding:

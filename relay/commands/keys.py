@@ -32,8 +32,10 @@ def list_keys(settings: Settings) -> int:
     rows += [
         (*_row(owner, last_asks, counts), "no client key") for owner in without_key
     ]
+    if not owners:
+        sys.stdout.write("There are no client keys yet.\n")
+        rows = [_row(owner, last_asks, counts) for owner in counts]
     if not rows:
-        sys.stdout.write("There are no client keys yet, and no conversations.\n")
         return 0
     _print_table([("name", "last asked", "conversations"), *rows])
     if without_key:
@@ -65,15 +67,21 @@ def give(settings: Settings, former_owner: str, owner: str) -> int:
     check_name(owner)
     store = open_store(settings)
     count = 0
+    nameless = 0
     if store is not None:
         try:
-            count = store.give(former_owner, owner)
+            count, nameless = store.give(former_owner, owner)
         finally:
             store.close()
     if not count:
         sys.stderr.write(f"{former_owner} has no conversations.\n")
         return 1
     sys.stdout.write(f"{owner} has {_count(count)} of {former_owner} now.\n")
+    if nameless:
+        sys.stdout.write(
+            f"{_count(nameless)} lost the name that {owner} has given to another: the id "
+            "leads there.\n"
+        )
     if all(key.owner != owner for key in keys_in_force(settings)):
         sys.stderr.write(f"No client key has the name {owner} in these settings.\n")
     return 0

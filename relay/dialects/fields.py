@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -135,16 +135,23 @@ def unknown_of(fields: Fields, known: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(given.difference(known, (PLAIN_BODY,))))
 
 
-def check_places(fields: Iterable[str], known: Collection[str]) -> None:
-    """Raise BadRequest for an unknown field that nearly has the name of one that says where an ask belongs."""
+def check_places(
+    fields: Iterable[str],
+    known: Collection[str],
+    meant: Mapping[str, str] = _PLACES,
+) -> None:
+    """Raise BadRequest for an unknown field that nearly has the name of one that says where an ask belongs.
+
+    `meant`: the fields that may be meant, by their names in lower-case letters.
+    """
     for name in fields:
         if name in known or len(name) > LONGEST_CONVERSATION_NAME:
             continue
         plain = re.sub("[^a-z]", "", name.lower())
-        near = get_close_matches(plain, _PLACES, 1, NEAR)
+        near = get_close_matches(plain, meant, 1, NEAR)
         if near:
             raise BadRequest(
-                f"There is no field {name}: {_PLACES[near[0]]} was probably meant. "
+                f"There is no field {name}: {meant[near[0]]} was probably meant. "
                 "Nothing was asked.",
                 quoted=name,
             )

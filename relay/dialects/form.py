@@ -92,6 +92,7 @@ class Route:
         prompt = "".join(prompts)
         if not prompt.strip():
             name = self.prompt_field
+            read.check_places(fields, FIELDS, {"prompt": "prompt", "msg": "msg"})
             raise BadRequest(
                 f"The field {name} is missing or empty: nothing was asked. Send it as "
                 f"in: curl --data-urlencode '{name}=hello' URL"

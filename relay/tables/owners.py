@@ -58,11 +58,13 @@ def select_last_asks(connection: Connection) -> dict[str, float]:
     return {owner: last_asked for owner, last_asked in rows}
 
 
-def give_conversations(connection: Connection, former_owner: str, owner: str) -> int:
-    """Make all conversations of one owner another's; how many there were.
+def give_conversations(
+    connection: Connection, former_owner: str, owner: str
+) -> tuple[int, int]:
+    """Make all conversations of one owner another's: how many there were, and how many of them lost their names.
 
     One whose name the new owner uses already loses it.
     """
     parameters = {"former_owner": former_owner, "new_owner": owner}
-    connection.execute(CLEAR_TAKEN_NAMES, parameters)
-    return connection.execute(GIVE_CONVERSATIONS, parameters).rowcount
+    nameless = connection.execute(CLEAR_TAKEN_NAMES, parameters).rowcount
+    return connection.execute(GIVE_CONVERSATIONS, parameters).rowcount, nameless

@@ -229,6 +229,14 @@ def write_access_log(incoming: Incoming, response: Response) -> None:
     log.log(level, "request", extra={"fields": fields})
 
 
+def _other_methods(error: Exception) -> str:
+    """A sentence with the methods that a route takes; "" where they are not known."""
+    methods = sorted({*(getattr(error, "valid_methods", None) or ())} - {"OPTIONS"})
+    if not methods:
+        return ""
+    return f"This route does not take that method, but {' and '.join(methods)}."
+
+
 def to_relay_error(error: Exception) -> RelayError:
     """Flask's and werkzeug's own failures as ours."""
     if isinstance(error, RelayError):
@@ -238,7 +246,7 @@ def to_relay_error(error: Exception) -> RelayError:
         case 404:
             return NotFound()
         case 405:
-            return MethodNotAllowed()
+            return MethodNotAllowed(_other_methods(error))
         case 413:
             return TooLarge(TOO_LARGE)
         case int() if code < 500:

@@ -456,6 +456,8 @@ class Listener:
         return self.address
 
 class Worker:
+    age = 1
+    cfg = type("Config", (), {{"workers": 1}})
     sockets = [Listener(("127.0.0.1", 80)), Listener("/run/a.socket"), Listener(("{host}", 80))]
     def handle(self, listener, client, address):
         pass
@@ -496,8 +498,9 @@ def test_gunicorn_on_a_public_address_without_keys_is_warned_of(
 
 
 def test_the_readme_prints_gunicorn_with_an_address() -> None:
-    readme = (ROOT / "README.md").read_text() + (ROOT / "wsgi.py").read_text()
-    commands = re.findall(r"gunicorn -k gevent[^`]*wsgi:app", readme)
+    texts = [ROOT / "README.md", ROOT / "docs" / "server.md", ROOT / "wsgi.py"]
+    text = "".join(path.read_text() for path in texts)
+    commands = re.findall(r"gunicorn -k gevent[^`]*wsgi:app", text)
     assert commands
     assert all("-b 127.0.0.1:8080" in command for command in commands)
 

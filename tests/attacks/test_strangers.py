@@ -106,7 +106,7 @@ def client_for(
         given |= {
             "openai_base_url": api.url,
             "openai_api_key": (OURS,),
-            "upstream": "openai",
+            "chatgpt_base_url": (backend.url,),
         }
     else:
         given |= {"access_token": ("the-owners-token",), "reverse_proxy": backend.url}
@@ -138,6 +138,9 @@ def test_the_readmes_table_of_who_pays_is_what_happens(
             )
         case "the caller":
             assert answer.status_code == 200 and tokens == [credential]
+        case "the caller, at ChatGPT":
+            assert answer.status_code == 200 and tokens == [credential]
+            assert backend.turns and not api.asked
         case "nobody: 401":
             assert answer.status_code == 401 and not api.asked and not backend.asked
         case _:

@@ -168,6 +168,11 @@ def test_a_misspelt_place_is_an_error_that_says_what_was_meant(
     assert name not in found.value.reason
 
 
+def test_a_misspelt_prompt_is_an_error_that_says_so() -> None:
+    with pytest.raises(BadRequest, match="promt: prompt was probably meant"):
+        form.ASK.ask({"promt": "hi"}, CALLER)
+
+
 def test_unknown_fields_are_named_as_ignored() -> None:
     fields = {"msg": "hi", "mdoel": "gpt", "empty": "", "messageId": "m", "lang": None}
     assert form.ASK.ask(fields, CALLER).ignored == ("messageId", "mdoel")

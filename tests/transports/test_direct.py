@@ -422,7 +422,7 @@ def test_a_body_is_sent_as_its_pieces_are_taken(
             pieces_read.append(piece)
             yield piece
             if piece == b"two,":
-                assert b"two," in wait_for(lambda: peer.received), "it is not gathered"
+                wait_for(lambda: b"two," in peer.received)  # it is not gathered
 
     assert read_all(direct.send(Call("PUT", peer.url, {}, pieces(), length))) == (
         200,

@@ -673,10 +673,10 @@ def test_without_any_token_the_caller_is_told_to_bring_one(
 
 
 def test_a_service_with_a_token_makes_a_key(
-    service: Callable[..., FlaskClient], capsys: pytest.CaptureFixture[str]
+    service: Callable[..., FlaskClient], tmp_path: Path
 ) -> None:
     client = service(authorization=())
-    assert "cw-" in capsys.readouterr().err
+    assert (tmp_path / "data" / "client_key").read_text().startswith("cw-")
     assert post(client, route="/ask", headers={}).status_code == 401
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -625,7 +626,7 @@ def test_each_conversation_gets_its_own_kind_of_credential(
 
 
 def test_a_client_key_is_made_for_it(
-    build: Build, api: OpenAIBackend, capsys: pytest.CaptureFixture[str]
+    build: Build, api: OpenAIBackend, tmp_path: Path
 ) -> None:
     build(openai_base_url=api.url)
-    assert "cw-" in capsys.readouterr().err
+    assert (tmp_path / "data" / "client_key").read_text().startswith("cw-")
