@@ -545,7 +545,7 @@ def test_a_waiter_is_prepared_once_and_woken(
         turn = chat.open(waiting, Silent())
     found = time.monotonic()
     releasing.join()
-    assert found - freed[0] < 0.2, "it is woken"
+    assert found - freed[0] < 2, "it is woken, and not found at the next poll"
     assert len(prints) == 1
     # the first look is three writes, and so is the last one; one ends the turn that was waited for
     assert len(writes) <= 8
