@@ -17,6 +17,7 @@ from typing import Protocol
 
 import orjson
 
+from relay import cutting
 from relay.domain import (
     Ask,
     Caller,
@@ -53,6 +54,7 @@ from relay.keeping import (
     RemoteKeeper,
     ReplayKeeper,
 )
+from relay.models import ModelCatalog
 from relay.replay import ReplayedAnswer, raise_failure
 from relay.store import OpenedTurn, Store, TurnRequest
 from relay.upkeep import LEASE_SECONDS, Leases, Waiters
@@ -321,7 +323,8 @@ class PreparedAsk:
 class Chat:
     """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
-    `budget`: tokens of a conversation that go upstream at most; 0: all of them.
+    `budget`: tokens of a conversation that go upstream at most; 0: all of them. `catalog`: what
+    the names of models mean.
     """
 
     def __init__(
@@ -331,7 +334,10 @@ class Chat:
         store: Store,
         leases: Leases,
         budget: int = 0,
+        *,
+        catalog: ModelCatalog | None = None,
     ) -> None:
+        self._catalog = catalog or ModelCatalog()
         self._upstreams = upstreams
         self._routing = routing
         self._store = store
@@ -539,17 +545,20 @@ class Chat:
         """Record that the question is about to be sent, and open its stream."""
         upstream = self._upstream_of(opened)
         window = self._window(ask, opened, upstream)
+        limits = _answer_limits(ask, upstream)
+        token = self._credential(ask, upstream)
+        payer = replace(ask.caller, token=token)
         question = Question(
             window.messages,
             question_id=keeper.request.question_id,
             conversation_id=ask.conversation_id if opened.remote else None,
             parent_id=opened.parent_id if opened.remote else None,
             account=opened.account,
-            model=ask.model,
+            model=self._catalog.name_for(upstream, payer, ask.model),
             options=ask.options if upstream.accepts_options else {},
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
-            token=self._credential(ask, upstream),
+            token=token,
             keep=ask.keep,
             request_id=request_id,
         )
@@ -562,6 +571,8 @@ class Chat:
             window.tokens,
         )
         stream, decoder = upstream.ask(question)
+        if limits is not None:
+            decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
 
     def _upstream_of(self, opened: OpenedTurn) -> Upstream:
@@ -616,11 +627,18 @@ class Chat:
         return None
 
 
+def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:
+    """What ends the answer of an upstream that knows no such options. Raises BadRequest."""
+    if upstream.accepts_options:
+        return None
+    return cutting.limits_of(ask.options)
+
+
 def _ignored(ask: Ask, upstream: Upstream) -> tuple[str, ...]:
     """The parameters that have no effect on this answer."""
     ignored = ask.ignored
     if not upstream.accepts_options:
-        ignored += tuple(ask.options)
+        ignored += tuple(name for name in ask.options if name not in cutting.OPTIONS)
     if ask.preamble and ask.conversation_id:
         ignored += ("system",)
     return ignored

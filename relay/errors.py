@@ -3,10 +3,12 @@
 RelayError
 ├── CallerError                 the caller can correct it
 │   ├── BadRequest              400  a field, an id or a body is wrong
+│   │   └── Unsupported         400  the upstream cannot do what a parameter asks for
 │   ├── Unauthorized            401  no key, or not a valid one
 │   ├── Forbidden               403  not from here: another origin, a host that may not be named
 │   ├── NotFound                404  no such route
-│   │   └── NoConversation      404  no such conversation, or not the caller's
+│   │   ├── NoConversation      404  no such conversation, or not the caller's
+│   │   └── ModelNotFound       404  no upstream has a model of that name
 │   ├── MethodNotAllowed        405
 │   ├── Busy                    409  the conversation is being asked something else
 │   ├── KeyReused               409  the idempotency key was another ask's
@@ -89,6 +91,16 @@ class BadRequest(CallerError):
     code = "bad_request"
 
 
+class Unsupported(BadRequest):
+    """`parameter`: the field that asks for what cannot be done; it is never merely left out."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, message: str, *, parameter: str, quoted: str = "") -> None:
+        super().__init__(message, quoted=quoted)
+        self.parameter = parameter
+
+
 class Unauthorized(CallerError):
     """`wrong_key`: something was shown that is no key, so it may be a guess."""
 
@@ -116,6 +128,12 @@ class NoConversation(NotFound):
     message = (
         "There is no such conversation. Leave conversation_id out to begin a new one."
     )
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    message = "There is no such model; GET /v1/models lists those that there are."
+    parameter: ClassVar[str] = "model"
 
 
 class MethodNotAllowed(CallerError):

@@ -83,6 +83,7 @@ class ReplayedAnswer:
     dispatched = True
     started = True
     complete = True
+    message_id = None
 
     def __init__(self, record: KeyRecord) -> None:
         self._outcome = record.outcome

@@ -201,6 +201,21 @@ def headers(value: str) -> dict[str, str]:
     return found
 
 
+def aliases(value: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words(value):
+        name, _, model = (part.strip() for part in word.partition("="))
+        is_name = re.fullmatch(r"[^\s=]+", name)
+        if not is_name or not re.fullmatch(r"[^\s=]+", model):
+            raise ValueError("each must be NAME=NAME, as gpt-3.5-turbo=qwen3")
+        if name in found:
+            raise ValueError("the same name stands in it twice")
+        found[name] = model
+    if found.keys() & set(found.values()):
+        raise ValueError("the second of two names must not be an alias itself")
+    return found
+
+
 def setting(
     env: str,
     default: T,
@@ -345,6 +360,18 @@ class Settings:
         {},
         json_object,
         "Extra body fields for the OpenAI-compatible API, as JSON; null leaves one out.",
+    )
+    model_aliases: Mapping[str, str] = setting(
+        "MODEL_ALIASES",
+        {},
+        aliases,
+        "Other names of models, comma-separated, each NAME=NAME.",
+    )
+    check_model: bool = setting(
+        "CHECK_MODEL",
+        False,
+        flag,
+        "Whether a model that the upstream does not list is refused.",
     )
     history_budget: int = setting(
         "HISTORY_BUDGET",

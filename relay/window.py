@@ -25,9 +25,18 @@ class Window:
 
 def estimate_tokens(message: Message) -> int:
     """What a message costs."""
-    ascii_characters = len(message.text.encode("ascii", "ignore"))
-    others = len(message.text) - ascii_characters
-    return -(-ascii_characters // 4) + others + PER_MESSAGE
+    return estimate_text(message.text) + PER_MESSAGE
+
+
+def estimate_text(text: str) -> int:
+    """What a text costs that is no message of its own."""
+    ascii_characters = len(text.encode("ascii", "ignore"))
+    return tokens_of(ascii_characters, len(text) - ascii_characters)
+
+
+def tokens_of(ascii_characters: int, others: int) -> int:
+    """What so many characters cost."""
+    return -(-ascii_characters // 4) + others
 
 
 def least_cost(length: int) -> int:

@@ -23,6 +23,7 @@ class ScriptedDecoder:
     """A wire of single letters between bars: `S` starts, `F` ends, anything else is text."""
 
     started = complete = False
+    message_id = None
 
     def __init__(self) -> None:
         self._held = b""
@@ -108,6 +109,7 @@ class Scripted:
         self.accepts_caller_tokens = accepts_caller_tokens
         self.stores_conversations = False
         self.history = None
+        self.forwarder = None
         self.accepts_options = accepts_options
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []

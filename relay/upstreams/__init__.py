@@ -8,10 +8,14 @@ and changes them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from relay.accounts import Resting
+from relay.accounts import Account, Attempts, Resting
 from relay.domain import Caller, Event, Model, Question
+from relay.errors import UpstreamError
+from relay.transports import Call, Headers, Transport
+from relay.upstreams.http import WholeResponse
 
 
 class Stream(Protocol):
@@ -42,7 +46,8 @@ class Decoder(Protocol):
     """An upstream's bytes as events: Started, any number of pieces, Finished. Pure: no I/O, no clock.
 
     `started`: the upstream said that it accepted the question. `complete`: the answer's text is
-    complete, only the stream's trailer is missing.
+    complete, only the stream's trailer is missing. `message_id`: the upstream's own id of the
+    answer that comes, where it has one and has named it.
     """
 
     @property
@@ -50,6 +55,9 @@ class Decoder(Protocol):
 
     @property
     def complete(self) -> bool: ...
+
+    @property
+    def message_id(self) -> str | None: ...
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         """The events that this piece completes, lazily: those before an error come before it is raised.
@@ -94,6 +102,47 @@ class History(Protocol):
         """Let the upstream find a title; the title. Raises NoConversation."""
 
 
+@dataclass(frozen=True)
+class Forwarded:
+    """A request that goes to an upstream's API as it is.
+
+    `path`: below the API's base, with its query. `headers`: the caller's. `body`: as in `Call`.
+    `model`: what limits are per. `token`: the caller's own credential, to be used instead of ours.
+    """
+
+    method: str
+    path: str
+    headers: Headers = field(repr=False)
+    body: bytes | Iterable[bytes] = field(default=b"", repr=False)
+    length: int | None = None
+    model: str = ""
+    token: str | None = field(default=None, repr=False)
+    request_id: str = ""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it can be sent once more, with another account."""
+        return isinstance(self.body, bytes)
+
+
+class Forwarder(Protocol):
+    """An upstream's API as it is. Pure, but for what its accounts remember."""
+
+    transport: Transport
+
+    def attempts(self, request: Forwarded) -> Attempts:
+        """The accounts that may be used."""
+
+    def call(self, request: Forwarded, account: Account) -> Call:
+        """The request with an account's credential, and without what is between us and the caller alone.
+
+        Raises BadRequest for what cannot be sent.
+        """
+
+    def failure(self, response: WholeResponse, request: Forwarded) -> UpstreamError:
+        """The failure that a response means."""
+
+
 class Upstream(Protocol):
     """A way to a model; shared by all threads.
 
@@ -111,6 +160,10 @@ class Upstream(Protocol):
 
     @property
     def history(self) -> History | None: ...
+
+    @property
+    def forwarder(self) -> Forwarder | None:
+        """Its API, where that is OpenAI's: requests can pass through."""
 
     def recognizes(self, token: str) -> bool:
         """Whether a caller's credential has the form of those that this upstream checks."""

@@ -77,6 +77,7 @@ class Offline:
     stores_conversations = False
     accepts_options = False
     history = None
+    forwarder = None
 
     def __init__(self) -> None:
         self._refusals = Refusals()
@@ -230,6 +231,7 @@ class OfflineDecoder:
     """Our side: the server's bytes as events."""
 
     started = complete = False
+    message_id = None
 
     def __init__(self) -> None:
         self._events = sse.Parser()

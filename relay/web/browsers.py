@@ -48,7 +48,8 @@ class BrowserRules:
             return site not in ("none", "same-origin")
         # browsers say it to https and to this machine alone
         origin = headers.get("Origin", "").lower()
-        needs_nothing = not self._needs_key and not headers.get("Authorization")
+        shows_key = headers.get("Authorization") or headers.get("X-Api-Key")
+        needs_nothing = not self._needs_key and not shows_key
         if not origin or not (needs_nothing or _has_ambient_credential(headers)):
             return False
         return origin.partition("://")[2] != host.lower()

@@ -6,13 +6,14 @@ import re
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
 
+from relay.access import parse_authorization
 from relay.delivery import Delivery
 from relay.domain import Caller
 from relay.errors import BadRequest, RelayError, TooLarge, Unauthorized
@@ -30,6 +31,10 @@ CUT_SHORT = (
 NEEDS_HEADER = (
     "A body over 64 KB is read only with a credential in the headers: send the client "
     "key or the access token as the header 'Authorization: Bearer KEY', not in a field."
+)
+TWO_CREDENTIALS = (
+    "The headers Authorization and x-api-key hold two different credentials: send one "
+    "of them."
 )
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
@@ -67,8 +72,18 @@ class Incoming(Request):
 
     @property
     def credential(self) -> str:
-        """The Authorization header."""
-        return self.headers.get("Authorization", "")
+        """The credential in the headers, as an Authorization header has it.
+
+        Raises BadRequest where the header x-api-key has another one than Authorization.
+        """
+        authorization = self.headers.get("Authorization", "")
+        api_key = self.headers.get("X-Api-Key", "").strip()
+        if not api_key:
+            return authorization
+        shown = [credential.text for credential in parse_authorization(authorization)]
+        if shown and shown != [api_key]:
+            raise BadRequest(TWO_CREDENTIALS)
+        return authorization if shown else f"Bearer {api_key}"
 
     @property
     def idempotency_key(self) -> str | None:
@@ -113,6 +128,23 @@ class Incoming(Request):
         if announced not in (None, len(body)):
             raise BadRequest(CUT_SHORT)
         return body
+
+    def body_pieces(self) -> Iterator[bytes]:
+        """The body as it arrives, to be passed on untouched.
+
+        Raises BadRequest for one that was cut short, and TooLarge.
+        """
+        size = 0
+        try:
+            while piece := self.stream.read(_PIECE):
+                size += len(piece)
+                if size > self.service.settings.max_body:
+                    raise TooLarge(TOO_LARGE)
+                yield piece
+        except self.service.server.broken_input:
+            raise BadRequest(CUT_SHORT) from None
+        if self.content_length not in (None, size):
+            raise BadRequest(CUT_SHORT)
 
     def _body_limit(self) -> int:
         limit = self.service.settings.max_body

@@ -171,7 +171,9 @@ def test_a_stop_lets_a_running_answer_end(start: Start, backend: Backend) -> Non
 SECRET_TOKEN = "eyJsecret.secret-claims.secret-signature"
 
 
-def test_the_log_holds_no_credential_and_no_text(start: Start, backend: Backend) -> None:
+def test_the_log_holds_no_credential_and_no_text(
+    start: Start, backend: Backend
+) -> None:
     service = start(LOG_LEVEL="debug")
     ask(service, prompt="secret-prompt")
     ask(service, prompt="secret-prompt", access_token=SECRET_TOKEN)

@@ -95,6 +95,7 @@ class Haiku:
     stores_conversations = False
     accepts_options = False
     history = None
+    forwarder = None
 
     def __init__(self, transport: Transport, url: str, *tokens: str) -> None:
         self._transport = transport

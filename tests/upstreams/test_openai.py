@@ -560,11 +560,14 @@ def test_upstreams_that_take_no_parameters_say_which_they_left_out(
     answer = (
         build()
         .test_client()
-        .post("/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5"})
+        .post(
+            "/ask", data={"msg": "x", "temperature": "0", "max_tokens": "5", "n": "1"}
+        )
     )
     assert (
         body_of(answer)
-        and answer.headers["X-Ignored-Parameters"] == "max_tokens, temperature"
+        and answer.headers["X-Ignored-Parameters"] == "n, temperature"
+        and answer.headers["X-Finish-Reason"] == "length"
     )
 
 

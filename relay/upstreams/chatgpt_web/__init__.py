@@ -68,6 +68,7 @@ class ChatGPTWeb:
     accepts_caller_tokens = True
     stores_conversations = True
     accepts_options = False
+    forwarder = None
 
     def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
         self._backend = backend

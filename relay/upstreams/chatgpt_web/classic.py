@@ -96,6 +96,11 @@ class WebDecoder:
         """The answer is there; only the stream's own end is still to come."""
         return self._answer.complete and not self._garbled and self.wants is None
 
+    @property
+    def message_id(self) -> str | None:
+        """The id of the message whose text comes now."""
+        return self._answer.id
+
     def again(self) -> None:
         """A new stream begins, of what was wanted."""
         self.wants = None

@@ -14,6 +14,7 @@ from relay.upstreams.http import HttpSession, Limits, fetch
 from relay.upstreams.listing import Models, list_with, parse_models
 from relay.upstreams.openai import body
 from relay.upstreams.openai.decoder import OpenAIDecoder
+from relay.upstreams.openai.forward import OpenAIForwarder
 from relay.upstreams.openai.procedure import API, KEYLESS, OpenAIProcedure
 
 
@@ -59,6 +60,7 @@ class OpenAI:
         self._api = api
         self._any_key = any_key
         self._seconds = seconds
+        self.forwarder = OpenAIForwarder(api)
         self.accepts_caller_tokens = any_key or body.is_openai(api.base)
 
     def recognizes(self, token: str) -> bool:

@@ -71,6 +71,8 @@ FAILURE_REASONS = (
 class OpenAIDecoder:
     """Follows the first choice of a completion. `redact` takes the credential out of what a failure quotes."""
 
+    message_id = None
+
     def __init__(self, redact: Callable[[bytes], bytes] = bytes) -> None:
         self._redact = redact
         self._parser = sse.Parser(strays=True)
