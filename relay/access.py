@@ -245,8 +245,8 @@ class Access:
                 tokens.append(credential.text)
         if len(tokens) > 1:
             raise BadRequest(
-                "The Authorization header and the field access_token hold two "
-                "different credentials."
+                "A header and the field access_token hold two different credentials: "
+                "send one of them."
             )
         token = tokens[0] if tokens else None
         self._check_may_ask(key, token)

@@ -16,6 +16,7 @@ from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model
 from relay.memory import BodyMemory
+from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
@@ -49,6 +50,7 @@ class Service:
     store: Store
     upstreams: Mapping[str, Upstream]
     routing: Routing
+    catalog: ModelCatalog
     chat: Chat
     conversations: Conversations
     access: Access
@@ -81,6 +83,8 @@ class Service:
         )
         store = Store(settings.database(), server.native)
         leases = Leases(store.renew)
+        catalog = ModelCatalog(settings.model_aliases, settings.check_model)
+        budget = settings.history_budget
         upkeep = Upkeep(store, settings.retention_days * DAY)
         upkeep.start()
         return cls(
@@ -89,7 +93,8 @@ class Service:
             store=store,
             upstreams=upstreams,
             routing=routing,
-            chat=Chat(upstreams, routing, store, leases, settings.history_budget),
+            catalog=catalog,
+            chat=Chat(upstreams, routing, store, leases, budget, catalog=catalog),
             conversations=Conversations(store, histories_of(upstreams), sole_owner),
             access=access_for(settings, keys, upstreams),
             clocks=Clocks(
@@ -110,8 +115,44 @@ class Service:
         return {name: accounts for name, accounts in resting.items() if accounts}
 
     def models(self, caller: Caller) -> Sequence[Model]:
-        """The models of the upstream that answers this caller's new conversations. Raises RelayError."""
-        return self.routing.upstream_for(caller, self.upstreams).models(caller)
+        """The models of the upstream that answers this caller's new conversations, as they are now.
+
+        Blocks; raises RelayError.
+        """
+        upstream = self.routing.upstream_for(caller, self.upstreams)
+        return self.catalog.list(upstream, caller, seconds=0)
+
+    def listed_models(self, caller: Caller) -> Sequence[Model]:
+        """The same, by a list that may be an hour old."""
+        upstream = self.routing.upstream_for(caller, self.upstreams)
+        return self.catalog.list(upstream, caller)
+
+    def model_for(self, name: str) -> str:
+        """The model's own name, for a name that may be an alias."""
+        return self.catalog.resolve(name)
+
+    def find_model(self, caller: Caller, name: str) -> Model:
+        """The model of a name among them. Blocks; raises ModelNotFound, or RelayError where there is no list."""
+        upstream = self.routing.upstream_for(caller, self.upstreams)
+        return self.catalog.find(upstream, caller, name)
+
+    def check_model(self, caller: Caller, name: str | None) -> str | None:
+        """The name by which the upstream of this caller's new conversations is asked; None: by none.
+
+        Blocks; raises ModelNotFound. See `ModelCatalog.name_for`.
+        """
+        upstream = self.routing.upstream_for(caller, self.upstreams)
+        return self.catalog.name_for(upstream, caller, name)
+
+    def default_model(self, caller: Caller) -> str:
+        """The model for requests that name none: the first listed, unless a setting names one.
+
+        Blocks; raises RelayError.
+        """
+        if self.settings.openai_model:
+            return self.settings.openai_model
+        listed = self.listed_models(caller)
+        return listed[0].id if listed else ""
 
     def wait(self, seconds: float) -> None:
         """Until the asks that outlived their callers have ended, for `seconds` at most."""

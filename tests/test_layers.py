@@ -40,13 +40,20 @@ MAY_IMPORT = {
     "relay.transports": VALUES,
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
+    "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
+    "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
+    | {"relay.cutting", "relay.models"}
     | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
+    "relay.passage": VALUES
+    | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
+    | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
+    "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
     "relay.dialects": VALUES | {"relay.sse"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
@@ -65,7 +72,9 @@ MAY_IMPORT = {
     | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
-    | {"relay.access", "relay.newcomers", "relay.memory"},
+    | {"relay.access", "relay.newcomers", "relay.memory"}
+    | {"relay.passage", "relay.transports!"}
+    | PROTOCOL,
 }
 
 

@@ -69,9 +69,10 @@ def test_every_route_stands_in_the_readme_and_no_other(
     build: Callable[..., Flask],
 ) -> None:
     routes = {
-        f"{method} {rule.rule.replace('<path:conversation_id>', '<id>')}"
+        f"{method} {rule.rule.replace('<path:conversation_id>', '<id>').replace('<path:name>', '<id>')}"
         for rule in build().url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.rule != "/v1/<path:path>"  # whatever else there is
     }
     assert {
         route for route in re.findall(r"`((?:GET|POST) /[^` ]*)`", README)

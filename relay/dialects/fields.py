@@ -255,8 +255,11 @@ def options_of(fields: Fields, *, known_only: bool = True) -> dict[str, Any]:
 
 def _json_or_text(name: str, value: str) -> Any:
     try:
-        return parse_json(value)
+        found = parse_json(value)
     except orjson.JSONDecodeError:
         if name not in _MAY_BE_TEXT:
             raise BadRequest(f"The field {name} must be a number, or JSON.") from None
         return value
+    if name == "stop" and isinstance(found, (int, float)):
+        return value  # what looks like a number is a text all the same
+    return found

@@ -15,6 +15,7 @@ from relay.chat import Printer, Turn
 from relay.delivery import BackgroundDelivery, Delivery, DirectDelivery, Silent
 from relay.domain import Ask, Remarks, Reply
 from relay.newcomers import NewcomerDelivery
+from relay.passage import Passage, passed_headers
 from relay.web.incoming import Incoming
 
 MOST_IGNORED = 20
@@ -93,6 +94,39 @@ def deliver_stream(
             response.headers.update(_turn_headers(delivery.turn))
         response.call_on_close(on_failure.pop_all().close)
         return response
+
+
+def deliver_passage(incoming: Incoming, passage: Passage) -> Response:
+    """An answer that passes as it is; raises RelayError for what fails before its head is there."""
+    incoming.delivery = passage
+    with ExitStack() as on_failure:
+        if incoming.caller.unverified and incoming.caller.token is not None:
+            leave = incoming.service.newcomers.enter(incoming.caller.token)
+            on_failure.callback(lambda: leave(passage.accepted))
+        on_failure.callback(passage.close)
+        on_failure.callback(_watch(incoming, passage))
+        response = _passed_response(incoming, passage)
+        response.call_on_close(on_failure.pop_all().close)
+        return response
+
+
+def _passed_response(incoming: Incoming, passage: Passage) -> Response:
+    head = passage.start()
+    if head is None:
+        return Response(
+            passage.body(), mimetype="text/event-stream", headers=STREAM_HEADERS
+        )
+    response = Response(passage.body(), status=head.status)
+    del response.headers["Content-Type"]
+    for name, value in passed_headers(head.headers):
+        response.headers.add(name, value)
+    if passage.is_event_stream:
+        response.headers.update(STREAM_HEADERS)
+    elif passage.length is not None:
+        response.headers["Content-Length"] = str(passage.length)
+    elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        response.set_data(b"".join(passage.body()))  # else a cut would look whole
+    return response
 
 
 def _turn_headers(turn: Turn) -> dict[str, str]:

@@ -113,6 +113,11 @@ def client_for(
     return build(**given).test_client()
 
 
+#: the headers that show a credential, and how
+HEADERS_OF_CREDENTIALS = {"Authorization": "Bearer {}", "x-api-key": "{}"}
+
+
+@pytest.mark.parametrize("header", HEADERS_OF_CREDENTIALS)
 @pytest.mark.parametrize(("settings", "shown", "payer"), rows())
 def test_the_readmes_table_of_who_pays_is_what_happens(
     build: Build,
@@ -122,11 +127,13 @@ def test_the_readmes_table_of_who_pays_is_what_happens(
     settings: str,
     shown: str,
     payer: str,
+    header: str,
 ) -> None:
     credential = SHOWN[shown]
     api.mode = Mode(keys=(OURS, *SHOWN.values()))
     client = client_for(settings, build, api, backend, openai_itself)
-    headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+    value = HEADERS_OF_CREDENTIALS[header].format(credential)
+    headers = {header: value} if credential else {}
     answer = client.post("/ask", data={"msg": "hello"}, headers=headers)
     asked = [*api.completions, *backend.turns]
     tokens = [call.headers["authorization"].removeprefix("Bearer ") for call in asked]
@@ -205,6 +212,8 @@ def odd_request(chance: random.Random, paths: list[str]) -> dict[str, Any]:
     headers = (
         {"Authorization": chance.choice(CREDENTIALS)} if chance.random() < 0.8 else {}
     )
+    if chance.random() < 0.3:
+        headers["X-Api-Key"] = chance.choice(CREDENTIALS)
     for _ in range(chance.randrange(3)):
         headers[chance.choice(HEADERS)] = chance.choice(
             ["", "x", "null", "http://evil.example", "127.0.0.1", "POST", "*/*"]

@@ -1,0 +1,156 @@
+"""What is looked at, and changed, of requests and answers that pass as they are. Pure.
+
+Bytes are passed on as they came. Of a request's JSON the model alone may be replaced; of an event stream it is watched
+whether it came to its end, because a client takes a stream that merely ends for a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any
+
+import orjson
+
+from relay import sse
+from relay.dialects.bodies import read as read_fields
+from relay.dialects.openai import errors
+from relay.errors import BadRequest, RelayError
+
+LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
+_SPACE = re.compile(r"[ \t\n\r]*")
+_VALUE = json.JSONDecoder(parse_float=str, parse_int=str)
+#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped
+_CHOICES_END = re.compile(
+    rb'"finish_reason"\s*:\s*"|^data: ?\[DONE\]|"error"\s*:\s*\{', re.MULTILINE
+)
+_RESPONSE_END = re.compile(
+    rb'"type"\s*:\s*"response\.(?:completed|failed|incomplete|cancelled)"'
+    rb'|"type"\s*:\s*"error"|"error"\s*:\s*\{'
+)
+_ENDS = {
+    "chat/completions": _CHOICES_END,
+    "completions": _CHOICES_END,
+    "responses": _RESPONSE_END,
+}
+
+
+class EventWatch:
+    """Reads along with an event stream that passes. `path`: the route's, below /v1.
+
+    Whole events pass on, so that an error can follow where the next one was cut.
+    """
+
+    keep_alive = sse.KEEP_ALIVE
+
+    def __init__(self, path: str) -> None:
+        self._end = _ENDS.get(path)
+        self._held = b""
+        self._ended = False
+
+    @property
+    def is_whole(self) -> bool:
+        """The answer said that it is whole; of an unknown kind of stream its end alone says so."""
+        return self._ended or self._end is None
+
+    @property
+    def is_between_events(self) -> bool:
+        """No event has begun, so that a comment can stand here."""
+        return not self._held
+
+    def feed(self, piece: bytes) -> bytes:
+        """The whole events that have come."""
+        held = self._held + piece
+        last = _last_boundary(held, len(self._held))
+        if not last and len(held) > LONGEST_HELD:
+            last = len(held)
+        self._held = held[last:]
+        return self._look(held[:last])
+
+    def end(self) -> bytes:
+        """The bytes are over: what was held, which no empty line ended. It counts where its JSON is whole."""
+        held = self._held
+        self._held = b""
+        return self._look(held) if _is_whole_event(held) else held
+
+    def _look(self, events: bytes) -> bytes:
+        if self._end is not None and not self._ended:
+            self._ended = self._end.search(events) is not None
+        return events
+
+    def fail(self, error: RelayError) -> bytes:
+        """The error, in the place of what did not come."""
+        return sse.event(orjson.dumps(errors.body(error)))
+
+
+def _is_whole_event(event: bytes) -> bool:
+    data = b"\n".join(
+        line[5:] for line in event.splitlines() if line.startswith(b"data:")
+    )
+    if data.strip() == b"[DONE]":
+        return True
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _last_boundary(held: bytes, known: int) -> int:
+    """The end of the last whole event; 0 where there is none. In the first `known` bytes there is none."""
+    start = max(0, known - 3)
+    last = 0
+    for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"):
+        found = held.rfind(mark, start)
+        if found >= 0:
+            last = max(last, found + len(mark))
+    return last
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A JSON object with another model, every other byte as it was.
+
+    Raises BadRequest for what is no JSON object in UTF-8.
+    """
+    try:
+        text = body.decode()
+        start = _skip(text, 0)
+        span = _find_value(text, start, "model")
+    except (ValueError, IndexError, RecursionError):
+        raise BadRequest("The body is no JSON object.") from None
+    value = json.dumps(model)
+    if span is not None:
+        return (text[: span[0]] + value + text[span[1] :]).encode()
+    rest = text[start + 1 :]
+    comma = "," if rest[_skip(rest, 0)] != "}" else ""
+    return f'{text[: start + 1]}"model":{value}{comma}{rest}'.encode()
+
+
+def _find_value(text: str, start: int, name: str) -> tuple[int, int] | None:
+    """Where the last value of a name in an object begins and ends; None where the object has none."""
+    if text[start] != "{":
+        raise ValueError("no object")
+    span = None
+    at = _skip(text, start + 1)
+    while text[at] != "}":
+        key, at = scanstring(text, at + 1, True)
+        value_start = _skip(text, _skip(text, at) + 1)
+        _, at = _VALUE.raw_decode(text, value_start)
+        if key == name:
+            span = (value_start, at)
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+    return span
+
+
+def _skip(text: str, at: int) -> int:
+    """The place of the next character that is no white space."""
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def read(body: bytes) -> dict[str, Any]:
+    """The object that a JSON body is. Raises BadRequest, TooLarge."""
+    return read_fields("application/json", body)

@@ -1,0 +1,302 @@
+"""One request that passes to a fixed origin as it is, and its answer back, streamed both ways in constant memory.
+
+The same rules as for a turn: the loop over accounts, the clocks, the caller who leaves. Another account is tried only
+after a refusal that certainly was no answer, and only with a body that can be sent once more. An answer with an
+error's status is read whole, because it may quote a credential. An event stream is watched: one that was cut ends with
+an error, and never like a whole one; any other body that was cut is broken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from threading import Event as Flag
+from typing import Protocol
+
+import orjson
+
+from relay.accounts import Account
+from relay.deadline import Deadline
+from relay.delivery import BodyAborted, Clocks, Delivery, SilenceClock, Silent
+from relay.errors import (
+    CallerLeft,
+    RelayError,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
+from relay.transports import Call, Exchange, Head, Headers
+from relay.upstreams import Forwarded, Forwarder
+from relay.upstreams.http import LARGEST_ERROR, BodyReader, WholeResponse
+
+#: between two connections (RFC 9110, 7.6.1), or of the upstream's origin and not of ours
+DROPPED_HEADERS = frozenset(
+    (
+        "alt-svc",
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "nel",
+        "openai-organization",
+        "openai-project",
+        "proxy-authenticate",
+        "report-to",
+        "server",
+        "strict-transport-security",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "www-authenticate",
+        "x-request-id",
+    )
+)
+DROPPED_PREFIXES = ("access-control-", "cf-", "proxy-")
+
+
+class Watch(Protocol):
+    """Reads along with an event stream, in its dialect. Pure; one for each answer."""
+
+    keep_alive: bytes
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    @property
+    def is_between_events(self) -> bool: ...
+
+    def feed(self, piece: bytes) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def fail(self, error: RelayError) -> bytes: ...
+
+
+class Passage(Delivery):
+    """See the module. `start` once, then `body` to its end, then `close`; `leave` may be called from others.
+
+    `streams`: an event stream is expected, so its head is not waited for beyond one keep-alive.
+    """
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        request: Forwarded,
+        watch: Watch,
+        clocks: Clocks,
+        *,
+        streams: bool,
+    ) -> None:
+        super().__init__(Silent(), clocks)
+        self._forwarder = forwarder
+        self._request = request
+        self._watch = watch
+        self._streams = streams
+        self._attempts = forwarder.attempts(request)
+        self._silence = SilenceClock(clocks)
+        self._caller_left = Flag()
+        self._exchange: Exchange | None = None
+        self._opening = self._open()
+        self._refusal: WholeResponse | None = None
+        self._head: Head | None = None
+
+    def start(self) -> Head | None:
+        """Send the request; the answer's head. None for an event stream that has not begun yet.
+
+        Raises RelayError.
+        """
+        patience = Deadline.after(self._clocks.keep_alive)
+        try:
+            for _ in self._opening:
+                if self._streams and patience.passed:
+                    return None
+        except RelayError as error:
+            self._fail(error)
+            raise
+        return self._head
+
+    @property
+    def is_event_stream(self) -> bool:
+        if self._head is None:
+            return self._streams
+        headers = self._head.headers
+        is_packed = headers.get("content-encoding", "identity") != "identity"
+        kind = headers.get("content-type", "").lower()
+        return "text/event-stream" in kind and not is_packed
+
+    @property
+    def accepted(self) -> bool:
+        """The upstream answered the request, so it took the credential."""
+        return self._head is not None
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, where that is known before it comes."""
+        if self._refusal is not None:
+            return len(_quoted(self._refusal))
+        stated = self._head.headers.get("content-length", "") if self._head else ""
+        return int(stated) if stated.isascii() and stated.isdigit() else None
+
+    def _open(self) -> Iterator[None]:
+        """Send the request, with one account after the other; yields in times of silence."""
+        while self._head is None:
+            account = self._attempts.next()
+            call = self._forwarder.call(self._request, account)
+            self._exchange = self._forwarder.transport.send(call)
+            try:
+                head = yield from self._read_head(self._exchange)
+                if head.status >= 300:
+                    yield from self._read_refusal(self._exchange, call, head)
+                else:
+                    self._head = head
+                    self._attempts.succeeded()
+            except RelayError as error:
+                self._try_another(error, account)
+
+    def _read_head(self, exchange: Exchange) -> Generator[None, None, Head]:
+        while True:
+            head = exchange.head(self._patience())
+            if head is not None:
+                return head
+            yield None
+            self._check_clocks()
+
+    def _read_refusal(
+        self, exchange: Exchange, call: Call, head: Head
+    ) -> Iterator[None]:
+        """Read an error; raises it where it is not to be passed on as it is: a page, a redirect, a key of ours."""
+        reader = BodyReader(exchange, call, LARGEST_ERROR)
+        while (response := reader.read(self._patience())) is None:
+            yield None
+            self._check_clocks()
+        failure = self._forwarder.failure(response, self._request)
+        is_object = response.body.lstrip().startswith(b"{")
+        if failure.another_account_may_help or head.status < 400 or not is_object:
+            raise failure
+        self._release()
+        self._refusal = response
+        self._head = head
+
+    def _try_another(self, error: RelayError, account: Account) -> None:
+        """Let the next account have the request. Raises the error where none may help."""
+        self._release()
+        self._attempts.refused(error)
+        if not self._request.is_repeatable:
+            raise error
+
+    def body(self) -> Iterator[bytes]:
+        """The answer's body. Ends in BodyAborted where it was cut and has no place for an error."""
+        try:
+            if self._head is None:
+                yield from self._begin_late()
+            yield from self._pass_on()
+            self.outcome = "whole"
+        except RelayError as error:
+            self._fail(error)
+            if not self.is_event_stream:
+                raise BodyAborted() from None
+            yield self._watch.fail(error)
+
+    def _begin_late(self) -> Iterator[bytes]:
+        """The head comes after the caller's own was sent."""
+        yield self._watch.keep_alive
+        for _ in self._opening:
+            yield self._watch.keep_alive
+        assert self._head is not None
+        if self._refusal is not None:
+            raise self._forwarder.failure(self._refusal, self._request)
+        if not self.is_event_stream:
+            raise UpstreamFailed("The upstream did not stream, as it was asked to.")
+
+    def _pass_on(self) -> Iterator[bytes]:
+        watches = self.is_event_stream
+        while True:
+            piece = self._read()
+            if piece == b"":
+                break
+            if piece is None:
+                if watches and self._watch.is_between_events:
+                    yield self._watch.keep_alive
+                continue
+            passed = self._watch.feed(piece) if watches else piece
+            if passed:
+                yield passed
+        if watches:
+            rest = self._watch.end()
+            if not self._watch.is_whole:
+                raise UpstreamCut()
+            yield rest
+
+    def _read(self) -> bytes | None:
+        """What has arrived; None for one keep-alive of silence, b"" at the end."""
+        if self._refusal is not None:
+            refusal = _quoted(self._refusal)
+            self._refusal = None
+            return refusal
+        if self._exchange is None:
+            return b""
+        piece = self._exchange.read(self._patience())
+        if piece is None:
+            self._check_clocks()
+        elif piece:
+            self._silence.restart(False)
+        else:
+            self._release()
+        return piece
+
+    def _patience(self) -> float:
+        next_clock = min(self._deadline, self._silence.deadline)
+        return min(next_clock.left, self._clocks.keep_alive)
+
+    def _check_clocks(self) -> None:
+        if self._caller_left.is_set():
+            raise CallerLeft()
+        if self._deadline.passed:
+            raise UpstreamTimeout(
+                f"The answer was not whole within {self.seconds:g} s; it was given up."
+            )
+        if self._silence.deadline.passed:
+            raise UpstreamTimeout(
+                f"The upstream was silent for {self._silence.limit:g} s; it was given up."
+            )
+
+    def _fail(self, error: RelayError) -> None:
+        failure = CallerLeft() if self._caller_left.is_set() else error
+        self.failure = failure
+        self.outcome = failure.code
+        self._release()
+
+    def leave(self) -> None:
+        self._caller_left.set()
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.interrupt()
+
+    def _release(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+        self._exchange = None
+
+    def close(self) -> None:
+        if self.outcome == "open":
+            self._fail(CallerLeft())
+        self._release()
+
+
+def _quoted(response: WholeResponse) -> bytes:
+    """An error's body as it came, unless it quotes what the request kept secret."""
+    redacted = response.redacted
+    try:
+        is_same = orjson.loads(redacted) == orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        return redacted
+    return response.body if is_same else redacted
+
+
+def passed_headers(headers: Headers) -> list[tuple[str, str]]:
+    """The fields of an answer that go to the caller, duplicates too."""
+    return [
+        (name, value)
+        for name, value in headers.pairs
+        if name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
+    ]

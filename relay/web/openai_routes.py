@@ -1,0 +1,195 @@
+"""OpenAI's API under /v1: passed through where the upstream speaks it, and translated where it does not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import quote
+
+from flask import Blueprint, Response
+
+from relay.dialects.openai import chat, errors, models, wire
+from relay.domain import Model
+from relay.errors import NotFound, RelayError
+from relay.passage import Passage
+from relay.transports import Headers
+from relay.upstreams import Forwarded, Forwarder, Upstream
+from relay.web.edge import Dialect
+from relay.web.incoming import Incoming
+from relay.web.responses import (
+    deliver_passage,
+    deliver_stream,
+    deliver_whole,
+    json_response,
+    reply_headers,
+)
+
+routes = Blueprint("openai", __name__, url_prefix="/v1")
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+PATH_CHARACTERS = "/:@!$&'()*+,;=~"  # that a path may hold as they are
+#: routes whose requests get the default model, where they name none
+DEFAULTED = ("chat/completions", "completions", "responses")
+
+
+@routes.post("/chat/completions")
+def chat_completions(incoming: Incoming) -> Response:
+    body = incoming.whole_body()
+    payload = wire.read(body)
+    upstream = upstream_of(incoming)
+    keyed = incoming.idempotency_key is not None
+    if upstream.forwarder is None or keyed or chat.keeps(payload):
+        return translate(incoming, payload, upstream)
+    return pass_json(incoming, upstream.forwarder, "chat/completions", body, payload)
+
+
+@routes.get("/models")
+def list_models(incoming: Incoming) -> Response:
+    return json_response(
+        models.listing(incoming.service.listed_models(incoming.caller))
+    )
+
+
+@routes.get("/engines")
+def list_engines(incoming: Incoming) -> Response:
+    return json_response(
+        models.engines(incoming.service.listed_models(incoming.caller))
+    )
+
+
+@routes.get("/models/<path:name>")
+def read_model(incoming: Incoming, name: str) -> Response:
+    return json_response(models.entry(find_model(incoming, name)))
+
+
+@routes.route("/<path:path>", methods=METHODS)
+def anything_else(incoming: Incoming, path: str) -> Response:
+    """Whatever else the API has, where the upstream has it."""
+    forwarder = upstream_of(incoming).forwarder
+    if forwarder is None:
+        raise NotFound(
+            "There is no such route here: only an OpenAI-compatible upstream has more "
+            "of this API than chat completions and models."
+        )
+    if incoming.mimetype == "application/json":
+        body = incoming.whole_body()
+        if body.lstrip().startswith(b"{"):
+            return pass_json(incoming, forwarder, path, body, wire.read(body))
+        return deliver(
+            incoming, forwarder, forwarded(incoming, path, body), path, streams=False
+        )
+    return pass_on(incoming, forwarder, path)
+
+
+def upstream_of(incoming: Incoming) -> Upstream:
+    """The upstream of this caller's new conversations."""
+    service = incoming.service
+    return service.routing.upstream_for(incoming.caller, service.upstreams)
+
+
+def find_model(incoming: Incoming, name: str) -> Model:
+    """The model of this name. Raises ModelNotFound."""
+    return incoming.service.find_model(incoming.caller, name)
+
+
+def translate(
+    incoming: Incoming, payload: dict[str, Any], upstream: Upstream
+) -> Response:
+    """One ask like any other, printed as this API does."""
+    ask = chat.ask(
+        payload,
+        incoming.caller,
+        incoming.idempotency_key,
+        accepts_options=upstream.accepts_options,
+    )
+    if payload.get("stream") is True:
+        printer = chat.Chunks.of(payload, ask, created=int(time.time()))
+        return deliver_stream(incoming, ask, printer, "text/event-stream")
+    reply = deliver_whole(incoming, ask)
+    response = json_response(chat.completion(reply, ask, created=int(time.time())))
+    response.headers.update(reply_headers(reply))
+    return response
+
+
+def pass_json(
+    incoming: Incoming,
+    forwarder: Forwarder,
+    path: str,
+    body: bytes,
+    payload: dict[str, Any],
+) -> Response:
+    """A request whose JSON is looked at for its model, and passes as it is."""
+    named = payload.get("model")
+    model = named if isinstance(named, str) else ""
+    wanted = choose_model(incoming, path, model)
+    if wanted != model:
+        body = wire.with_model(body, wanted)
+    streams = payload.get("stream") is True
+    request = forwarded(incoming, path, body, model=wanted)
+    return deliver(incoming, forwarder, request, path, streams)
+
+
+def choose_model(incoming: Incoming, path: str, model: str) -> str:
+    """The model that the upstream is asked for; "" where none is named and the route has no default."""
+    service = incoming.service
+    if path not in DEFAULTED:
+        return service.model_for(model) if model else ""
+    checked = service.check_model(incoming.caller, model or None)
+    return checked or service.default_model(incoming.caller)
+
+
+def pass_on(incoming: Incoming, forwarder: Forwarder, path: str) -> Response:
+    """A request whose body is not looked at: it passes as it arrives."""
+    has_body = incoming.content_length or "HTTP_TRANSFER_ENCODING" in incoming.environ
+    if not has_body:
+        request = forwarded(incoming, path, b"")
+    else:
+        request = forwarded(
+            incoming, path, incoming.body_pieces(), length=incoming.content_length
+        )
+    return deliver(incoming, forwarder, request, path, streams=False)
+
+
+def forwarded(
+    incoming: Incoming,
+    path: str,
+    body: Any,
+    *,
+    length: int | None = None,
+    model: str = "",
+) -> Forwarded:
+    target = quote(path, safe=PATH_CHARACTERS)
+    if incoming.query_string:
+        target += f"?{incoming.query_string.decode('latin-1')}"
+    return Forwarded(
+        method=incoming.method,
+        path=target,
+        headers=Headers(incoming.headers.items()),
+        body=body,
+        length=length,
+        model=model,
+        token=incoming.caller.token,
+        request_id=incoming.id,
+    )
+
+
+def deliver(
+    incoming: Incoming,
+    forwarder: Forwarder,
+    request: Forwarded,
+    path: str,
+    streams: bool,
+) -> Response:
+    watch = wire.EventWatch(path)
+    clocks = incoming.service.clocks
+    passage = Passage(forwarder, request, watch, clocks, streams=streams)
+    return deliver_passage(incoming, passage)
+
+
+def error_response(error: RelayError, incoming: Incoming) -> Response:
+    response = json_response(errors.body(error))
+    response.status_code = errors.status(error)
+    return response
+
+
+DIALECT = Dialect(routes, ("v1",), error_response)
