@@ -127,7 +127,7 @@ class Passage(Delivery):
     @property
     def accepted(self) -> bool:
         """The upstream answered the request, so it took the credential."""
-        return self._head is not None
+        return self._head is not None and self._head.status < 400
 
     @property
     def length(self) -> int | None:
@@ -236,12 +236,12 @@ class Passage(Delivery):
         if self._exchange is None:
             return b""
         piece = self._exchange.read(self._patience())
-        if piece is None:
-            self._check_clocks()
-        elif piece:
+        if piece:
             self._silence.restart(False)
-        else:
+        elif piece == b"":
             self._release()
+            return piece
+        self._check_clocks()
         return piece
 
     def _patience(self) -> float:

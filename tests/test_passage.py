@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from relay.dialects.openai import wire
 from relay.errors import BadRequest
-from tests.processes import SERVERS, Service
+from tests.processes import SERVERS, Service, curl
 from tests.raw_upstream import RawUpstream, chunked, model_of, response, whole
 from tests.waiting import wait_for
 
@@ -365,6 +365,34 @@ def test_silence_ends_the_call(build: Build, upstream: RawUpstream) -> None:
     client = app(build, upstream, read_timeout=0.3).test_client()
     answer = post(client, b'{"model":"m","stream":true}')
     assert answer.data.startswith(HEAD) and "upstream_timeout" in answer.text
+
+
+def test_the_total_clock_ends_a_stream_without_end(
+    build: Build, upstream: RawUpstream
+) -> None:
+    def endless() -> Iterator[bytes]:
+        yield chunked([HEAD])[0]
+        while True:
+            yield b"%x\r\n%b\r\n" % (len(WORD), WORD)
+
+    upstream.answers = [endless()]  # type: ignore[list-item]
+    client = app(build, upstream, total_timeout=0.5).test_client()
+    answer = post(client, b'{"model":"m","stream":true}')
+    last = answer.text.split("\n\n")[-2]
+    assert "upstream_timeout" in last and "[DONE]" not in answer.text
+
+
+def test_over_http_1_0_a_cut_answer_is_an_error(
+    serve: Start, upstream: RawUpstream
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    service = served(serve, upstream)
+    url = f"{service.url}{CHAT}"
+    ask = ("-0", "-sS", "-w", " %{http_code}", "-u", ":the-client-key-0", "--json")
+    for end, status in ((b"0\r\n\r\n", " 200"), (b"", " 502")):
+        upstream.answers = [[head + b"2\r\n{}\r\n" + end]]
+        answer = curl(*ask, '{"model":"m"}', url)
+        assert answer.stdout.endswith(status), answer.stdout
 
 
 def test_pieces_pass_as_they_come(serve: Start, upstream: RawUpstream) -> None:

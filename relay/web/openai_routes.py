@@ -65,6 +65,7 @@ def read_model(incoming: Incoming, name: str) -> Response:
 @routes.route("/<path:path>", methods=METHODS)
 def anything_else(incoming: Incoming, path: str) -> Response:
     """Whatever else the API has, where the upstream has it."""
+    path = path.rstrip("/")
     forwarder = upstream_of(incoming).forwarder
     if forwarder is None:
         raise NotFound(

@@ -12,8 +12,15 @@ import orjson
 from flask import Response
 
 from relay.chat import Printer, Turn
-from relay.delivery import BackgroundDelivery, Delivery, DirectDelivery, Silent
+from relay.delivery import (
+    BackgroundDelivery,
+    BodyAborted,
+    Delivery,
+    DirectDelivery,
+    Silent,
+)
 from relay.domain import Ask, Remarks, Reply
+from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage, passed_headers
 from relay.web.incoming import Incoming
@@ -125,8 +132,16 @@ def _passed_response(incoming: Incoming, passage: Passage) -> Response:
     elif passage.length is not None:
         response.headers["Content-Length"] = str(passage.length)
     elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-        response.set_data(b"".join(passage.body()))  # else a cut would look whole
+        response.set_data(_whole_body(passage))  # else a cut would look whole
     return response
+
+
+def _whole_body(passage: Passage) -> bytes:
+    """The body of a passage; raises RelayError where it was cut."""
+    try:
+        return b"".join(passage.body())
+    except BodyAborted:
+        raise passage.failure or UpstreamCut() from None
 
 
 def _turn_headers(turn: Turn) -> dict[str, str]:
