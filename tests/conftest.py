@@ -60,6 +60,14 @@ def database(request: pytest.FixtureRequest) -> str:
     )
 
 
+#: the files that take longest: they begin first, so that no process works alone at the end
+LONGEST = ("test_load", "test_peers", "test_image", "test_readme_commands", "test_wsgi")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of a module that says ON_BOTH run on either database, as far as they use one and do not say which."""
     if any(

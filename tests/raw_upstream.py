@@ -55,6 +55,8 @@ class RawUpstream:
 
     def _read(self, file: object) -> Received:
         line = file.readline().decode().strip()  # type: ignore[attr-defined]
+        if not line:
+            raise EOFError
         headers = {}
         while (field := file.readline().decode("latin-1").strip()) != "":  # type: ignore[attr-defined]
             name, _, value = field.partition(":")
@@ -102,9 +104,7 @@ def response(status: int, body: bytes, kind: str, *more: str) -> bytes:
 
 def chunked(packets: list[bytes], kind: str = "text/event-stream") -> list[bytes]:
     """A streamed answer, a chunk for each packet; the end is its last packet."""
-    head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     frames = [b"%x\r\n%b\r\n" % (len(packet), packet) for packet in packets if packet]
     return [head.encode(), *frames, b"0\r\n\r\n"]
 

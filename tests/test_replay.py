@@ -315,16 +315,11 @@ def test_a_keyed_ask_that_waits_for_its_conversation_says_so(
     assert len(api.completions) == 2, "what gave up waiting was never asked"
 
 
-def test_the_total_clock_gives_a_keyed_ask_up(serve: Start, api: OpenAIBackend) -> None:
+def test_the_total_clock_gives_a_keyed_ask_up(build: Build, api: OpenAIBackend) -> None:
     api.mode = Mode(pace=0.3)
-    service = serve(
-        "pywsgi",
-        TOTAL_TIMEOUT="0.5",
-        **served(api),
-    )
-    fields = {"msg": "hello", "request_id": "k1"}
-    answer = requests.post(f"{service.url}/ask", fields, headers=KEY, timeout=9)
-    assert (answer.status_code, answer.json()["error"]) == (504, "upstream_timeout")
+    client = service(build, api, total_timeout=0.5).test_client()
+    answer = ask(client)
+    assert (answer.status_code, answer.json["error"]) == (504, "upstream_timeout")
 
 
 @pytest.mark.parametrize("place", ["conversation_id", "both ids"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,42 +14,82 @@ import requests
 from tests.chatgpt_backend import Backend
 from tests.chatgpt_backend import Mode as ChatGPTMode
 from tests.openai_backend import Mode, OpenAIBackend, error
-from tests.processes import SERVERS, Service
+from tests.processes import SERVERS, Service, need
 
-Start = Callable[..., Service]
 KEY = "the-client-key-0"
 ASKS: Any = [{"role": "user", "content": "hello 你好"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 UPSTREAMS = ("offline", "openai", "chatgpt-web")
 
 
+class Services:
+    """A service for each upstream and server, started when it is first asked for."""
+
+    def __init__(self, make_folder: Callable[[str], Path]) -> None:
+        self.api = OpenAIBackend()
+        self.backend = Backend()
+        self._make_folder = make_folder
+        self._running: dict[tuple[str, str], Service] = {}
+        self._settings = {
+            "offline": {},
+            "openai": {
+                "OPENAI_BASE_URL": self.api.url,
+                "OPENAI_API_KEY": "sk-invented-1",
+            },
+            "chatgpt-web": {
+                "REVERSE_PROXY": self.backend.url,
+                "ACCESS_TOKEN": "token-1",
+            },
+        }
+
+    def url(self, upstream: str, server: str) -> str:
+        known = self._running.get((upstream, server))
+        if known is None:
+            settings = {"AUTHORIZATION": KEY, **self._settings[upstream]}
+            known = Service(self._make_folder(upstream), server, settings)
+            self._running[upstream, server] = known
+        return known.url
+
+    def close(self) -> None:
+        for service in self._running.values():
+            service.stop()
+        for server in (self.api, self.backend):
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    need("pgrep")
+    services = Services(tmp_path_factory.mktemp)
+    yield services
+    services.close()
+
+
 @pytest.fixture
-def settings(api: OpenAIBackend, backend: Backend) -> dict[str, dict[str, str]]:
-    return {
-        "offline": {"AUTHORIZATION": KEY},
-        "openai": {
-            "AUTHORIZATION": KEY,
-            "OPENAI_BASE_URL": api.url,
-            "OPENAI_API_KEY": "sk-invented-1",
-        },
-        "chatgpt-web": {
-            "AUTHORIZATION": KEY,
-            "REVERSE_PROXY": backend.url,
-            "ACCESS_TOKEN": "token-1",
-        },
-    }
+def api(services: Services) -> OpenAIBackend:
+    services.api.mode = Mode()
+    services.api.asked.clear()
+    return services.api
+
+
+@pytest.fixture
+def backend(services: Services) -> Backend:
+    services.backend.mode = ChatGPTMode()
+    services.backend.asked.clear()
+    return services.backend
 
 
 @pytest.fixture
 def sdk(
-    serve: Start, settings: dict[str, dict[str, str]]
+    services: Services, api: OpenAIBackend, backend: Backend
 ) -> Callable[..., openai.OpenAI]:
     """The official client of a service before an upstream."""
 
     def make(upstream: str, server: str = "pywsgi", **options: Any) -> openai.OpenAI:
-        service = serve(server, **settings[upstream])
+        url = services.url(upstream, server)
         values: dict[str, Any] = {"api_key": KEY, "max_retries": 0, "timeout": 20}
-        return openai.OpenAI(base_url=f"{service.url}/v1", **{**values, **options})
+        return openai.OpenAI(base_url=f"{url}/v1", **{**values, **options})
 
     return make
 
@@ -174,7 +215,7 @@ def test_an_upstreams_errors_are_the_sdks_own(
 ) -> None:
     body = b'{"error": {"message": "no", "type": "t", "code": "c", "param": null}}'
     client = sdk("openai")
-    api.mode = Mode(refusals=[(status, {"Retry-After": "7"}, body)])
+    api.mode = Mode(refusals=[(status, {}, body)])
     with pytest.raises(kind) as found:
         client.chat.completions.create(model="tiny-1", messages=ASKS, stream=stream)
     assert isinstance(found.value, openai.APIStatusError)
@@ -227,13 +268,14 @@ def test_a_conversation_is_kept_by_its_name(sdk: Sdk, upstream: str) -> None:
 
 def test_nothing_is_kept_unless_it_is_asked_for(sdk: Sdk) -> None:
     client = sdk("offline")
+
+    def listed() -> Any:
+        url = str(client.base_url).replace("/v1/", "/conversations")
+        return requests.get(url, headers={"Authorization": KEY}, timeout=5).json()
+
+    before = listed()
     client.chat.completions.create(model="offline", messages=ASKS)
-    listed = requests.get(
-        str(client.base_url).replace("/v1/", "/conversations"),
-        headers={"Authorization": KEY},
-        timeout=5,
-    )
-    assert listed.json() == []
+    assert listed() == before
 
 
 def test_an_idempotency_key_asks_once(sdk: Sdk, api: OpenAIBackend) -> None:

@@ -45,8 +45,8 @@ _NOT_SENT = (
     "The upstream takes messages of text alone: leave images, files and tools out."
 )
 _NOT_KEPT = (
-    "What is kept of a conversation is text alone, without images, files and tools. "
-    "The fields conversation, conversation_id and history_disabled have it kept."
+    "What is kept of a conversation is text alone: leave images, files and tools out, "
+    "or the fields that have it kept (conversation, conversation_id, history_disabled)."
 )
 
 

@@ -88,7 +88,7 @@ def check_abilities(fields: Fields) -> None:
 
     Raises BadRequest for wrong types, else Unsupported.
     """
-    check_tools(fields, f"The upstream calls no tools: {_ELSEWHERE}")
+    check_tools(fields, f"The upstream calls no tools. {_ELSEWHERE}")
     response_format = fields.get("response_format")
     if response_format is None:
         return
@@ -113,7 +113,7 @@ def check_tools(fields: Fields, why: str) -> None:
         if tools is not None and not isinstance(tools, list):
             raise BadRequest(f"The field {name} must be a list.")
         if tools:
-            raise Unsupported(f"{why} Leave {name} out.", parameter=name)
+            raise Unsupported(f"To go on, leave {name} out. {why}", parameter=name)
 
 
 def options_of(fields: Fields) -> dict[str, Any]:
