@@ -50,7 +50,6 @@ class Newcomer:
             copy(ROOT / name, folder / name)
         (folder / "question.txt").write_text("a question")
         (folder / "message.txt").write_text("a message")
-        subprocess.run(["git", "init", "-q", str(folder)], check=True)
 
     def adapted(self, command: str) -> str:
         """The command with the addresses of this machine's stand-ins."""
@@ -123,7 +122,7 @@ class Newcomer:
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
-    for program in ("curl", "openssl", "git"):
+    for program in ("curl", "openssl"):
         need(program)
     newcomer = Newcomer(tmp_path_factory.mktemp("newcomer"))
     yield newcomer
