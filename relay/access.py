@@ -83,7 +83,7 @@ def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
             text = entry
             is_only_one = len(entries) == 1
             name = "owner" if is_only_one else f"key-{_digest(entry).hex()[:16]}"
-        if not _NAME.fullmatch(name) or name == "anonymous" or not text:
+        if not _is_name(name) or not text:
             raise SettingsError(
                 "AUTHORIZATION cannot be read: each entry must be KEY or NAME:KEY, the "
                 "name of letters, digits, '.', '_' and '-', and not 'anonymous'."
@@ -128,9 +128,13 @@ def key_file(folder: Path) -> Path:
     return folder / "client_key"
 
 
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name != "anonymous"
+
+
 def check_name(name: str) -> None:
     """Raise SettingsError for what cannot be the name of a key."""
-    if not _NAME.fullmatch(name) or name == "anonymous":
+    if not _is_name(name):
         raise SettingsError(
             f"{name!r} cannot name a client key: a name has 1 to 64 letters, digits, "
             "'.', '_' and '-', and is not 'anonymous'."

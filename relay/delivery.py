@@ -83,6 +83,26 @@ class Silent:
         return b""
 
 
+class SilenceClock:
+    """The clock for the first byte, then for silence within the answer, then for the trailer after it."""
+
+    def __init__(self, clocks: Clocks) -> None:
+        self._silence = clocks.silence
+        self._is_trailer = False
+        self.limit = clocks.first_byte
+        self.deadline = Deadline.after(self.limit)
+
+    def restart(self, is_complete: bool) -> None:
+        """Something of the body came. While the answer is complete, that moves nothing."""
+        if is_complete and self._is_trailer:
+            return
+        self._is_trailer = is_complete
+        self.limit = self._silence
+        if is_complete:
+            self.limit = min(TRAILER_SECONDS, self._silence)
+        self.deadline = Deadline.after(self.limit)
+
+
 class Delivery:
     """A turn on its way to its caller. `chunks` says where the output comes from; the rest is common.
 
@@ -99,6 +119,7 @@ class Delivery:
         self._last_chunk: bytes | None = None
         self.seconds = min(clocks.total, timeout or clocks.total)
         self._deadline = Deadline.after(self.seconds)
+        self._caller_left = Flag()
         self.turn: Turn | None = None
         self.outcome = "open"
         self.failure: RelayError | None = None
@@ -156,25 +177,23 @@ class Delivery:
                 raise BodyAborted() from None
             yield self._last_chunk
 
+    def _patience(self, silence: SilenceClock) -> float:
+        """Seconds that one read may wait: to the next clock, and no longer than between two keep-alives."""
+        next_clock = min(self._deadline, silence.deadline)
+        return min(next_clock.left, self._clocks.keep_alive)
 
-class SilenceClock:
-    """The clock for the first byte, then for silence within the answer, then for the trailer after it."""
-
-    def __init__(self, clocks: Clocks) -> None:
-        self._silence = clocks.silence
-        self._is_trailer = False
-        self.limit = clocks.first_byte
-        self.deadline = Deadline.after(self.limit)
-
-    def restart(self, is_complete: bool) -> None:
-        """Something of the body came. While the answer is complete, that moves nothing."""
-        if is_complete and self._is_trailer:
-            return
-        self._is_trailer = is_complete
-        self.limit = self._silence
-        if is_complete:
-            self.limit = min(TRAILER_SECONDS, self._silence)
-        self.deadline = Deadline.after(self.limit)
+    def _check_clocks(self, silence: SilenceClock) -> None:
+        """Raise CallerLeft, or UpstreamTimeout where a clock ran out."""
+        if self._caller_left.is_set():
+            raise CallerLeft()
+        if self._deadline.passed:
+            raise UpstreamTimeout(
+                f"The answer was not whole within {self.seconds:g} s; it was given up."
+            )
+        if silence.deadline.passed:
+            raise UpstreamTimeout(
+                f"The upstream was silent for {silence.limit:g} s; it was given up."
+            )
 
 
 class DirectDelivery(Delivery):
@@ -195,7 +214,6 @@ class DirectDelivery(Delivery):
         super().__init__(printer, clocks, timeout)
         self._open_turn = open_turn
         self._request_id = request_id
-        self._caller_left = Flag()
         self._waiting_is_over = Flag()
         self._waits_for: Waiting | None = None
 
@@ -278,23 +296,10 @@ class DirectDelivery(Delivery):
     def _read_in_time(self, turn: Turn, silence: SilenceClock) -> bytes | None:
         """The same. Raises where a clock ran out."""
         self._check_clocks(silence)
-        next_clock = min(self._deadline, silence.deadline)
-        piece = turn.stream.read(min(next_clock.left, self._clocks.keep_alive))
+        piece = turn.stream.read(self._patience(silence))
         if piece is None:
             self._check_clocks(silence)
         return piece
-
-    def _check_clocks(self, silence: SilenceClock) -> None:
-        if self._caller_left.is_set():
-            raise CallerLeft()
-        if self._deadline.passed:
-            raise UpstreamTimeout(
-                f"The answer was not whole within {self.seconds:g} s; it was given up."
-            )
-        if silence.deadline.passed:
-            raise UpstreamTimeout(
-                f"The upstream was silent for {silence.limit:g} s; it was given up."
-            )
 
     def _fail(self, error: RelayError) -> None:
         self.outcome = error.code
@@ -417,7 +422,6 @@ class BackgroundDelivery(Delivery):
         self._background = background
         self._backlog = Backlog()
         self._error: RelayError | None = None
-        self._caller_left = Flag()
 
     def leave(self) -> None:
         self._stop_following()

@@ -9,7 +9,6 @@ an error, and never like a whole one; any other body that was cut is broken off.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from threading import Event as Flag
 from typing import Protocol
 
 import orjson
@@ -22,7 +21,6 @@ from relay.errors import (
     RelayError,
     UpstreamCut,
     UpstreamFailed,
-    UpstreamTimeout,
 )
 from relay.transports import Call, Exchange, Head, Headers
 from relay.upstreams import Forwarded, Forwarder
@@ -94,7 +92,6 @@ class Passage(Delivery):
         self._streams = streams
         self._attempts = forwarder.attempts(request)
         self._silence = SilenceClock(clocks)
-        self._caller_left = Flag()
         self._exchange: Exchange | None = None
         self._opening = self._open()
         self._refusal: WholeResponse | None = None
@@ -155,20 +152,20 @@ class Passage(Delivery):
 
     def _read_head(self, exchange: Exchange) -> Generator[None, None, Head]:
         while True:
-            head = exchange.head(self._patience())
+            head = exchange.head(self._patience(self._silence))
             if head is not None:
                 return head
             yield None
-            self._check_clocks()
+            self._check_clocks(self._silence)
 
     def _read_refusal(
         self, exchange: Exchange, call: Call, head: Head
     ) -> Iterator[None]:
         """Read an error; raises it where it is not to be passed on as it is: a page, a redirect, a key of ours."""
         reader = BodyReader(exchange, call, LARGEST_ERROR)
-        while (response := reader.read(self._patience())) is None:
+        while (response := reader.read(self._patience(self._silence))) is None:
             yield None
-            self._check_clocks()
+            self._check_clocks(self._silence)
         failure = self._forwarder.failure(response, self._request)
         is_object = response.body.lstrip().startswith(b"{")
         if failure.another_account_may_help or head.status < 400 or not is_object:
@@ -235,30 +232,14 @@ class Passage(Delivery):
             return refusal
         if self._exchange is None:
             return b""
-        piece = self._exchange.read(self._patience())
+        piece = self._exchange.read(self._patience(self._silence))
         if piece:
             self._silence.restart(False)
         elif piece == b"":
             self._release()
             return piece
-        self._check_clocks()
+        self._check_clocks(self._silence)
         return piece
-
-    def _patience(self) -> float:
-        next_clock = min(self._deadline, self._silence.deadline)
-        return min(next_clock.left, self._clocks.keep_alive)
-
-    def _check_clocks(self) -> None:
-        if self._caller_left.is_set():
-            raise CallerLeft()
-        if self._deadline.passed:
-            raise UpstreamTimeout(
-                f"The answer was not whole within {self.seconds:g} s; it was given up."
-            )
-        if self._silence.deadline.passed:
-            raise UpstreamTimeout(
-                f"The upstream was silent for {self._silence.limit:g} s; it was given up."
-            )
 
     def _fail(self, error: RelayError) -> None:
         failure = CallerLeft() if self._caller_left.is_set() else error

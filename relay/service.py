@@ -114,18 +114,20 @@ class Service:
         resting = {name: up.resting() for name, up in self.upstreams.items()}
         return {name: accounts for name, accounts in resting.items() if accounts}
 
+    def upstream_for(self, caller: Caller) -> Upstream:
+        """The upstream of this caller's new conversations."""
+        return self.routing.upstream_for(caller, self.upstreams)
+
     def models(self, caller: Caller) -> Sequence[Model]:
         """The models of the upstream that answers this caller's new conversations, as they are now.
 
         Blocks; raises RelayError.
         """
-        upstream = self.routing.upstream_for(caller, self.upstreams)
-        return self.catalog.list(upstream, caller, seconds=0)
+        return self.catalog.list(self.upstream_for(caller), caller, seconds=0)
 
     def listed_models(self, caller: Caller) -> Sequence[Model]:
         """The same, by a list that may be an hour old."""
-        upstream = self.routing.upstream_for(caller, self.upstreams)
-        return self.catalog.list(upstream, caller)
+        return self.catalog.list(self.upstream_for(caller), caller)
 
     def model_for(self, name: str) -> str:
         """The model's own name, for a name that may be an alias."""
@@ -133,16 +135,14 @@ class Service:
 
     def find_model(self, caller: Caller, name: str) -> Model:
         """The model of a name among them. Blocks; raises ModelNotFound, or RelayError where there is no list."""
-        upstream = self.routing.upstream_for(caller, self.upstreams)
-        return self.catalog.find(upstream, caller, name)
+        return self.catalog.find(self.upstream_for(caller), caller, name)
 
     def check_model(self, caller: Caller, name: str | None) -> str | None:
         """The name by which the upstream of this caller's new conversations is asked; None: by none.
 
         Blocks; raises ModelNotFound. See `ModelCatalog.name_for`.
         """
-        upstream = self.routing.upstream_for(caller, self.upstreams)
-        return self.catalog.name_for(upstream, caller, name)
+        return self.catalog.name_for(self.upstream_for(caller), caller, name)
 
     def default_model(self, caller: Caller) -> str:
         """The model for requests that name none: the first listed, unless a setting names one.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,10 @@ class RawUpstream:
         self.keep_bodies = True
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        self._running = True
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        while self._running:
+        while True:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
@@ -53,23 +52,23 @@ class RawUpstream:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         yield from answer
 
-    def _read(self, file: object) -> Received:
-        line = file.readline().decode().strip()  # type: ignore[attr-defined]
+    def _read(self, file: BinaryIO) -> Received:
+        line = file.readline().decode().strip()
         if not line:
             raise EOFError
         headers = {}
-        while (field := file.readline().decode("latin-1").strip()) != "":  # type: ignore[attr-defined]
+        while (field := file.readline().decode("latin-1").strip()) != "":
             name, _, value = field.partition(":")
             headers[name.lower()] = value.strip()
         body = b"".join(self._body(file, headers))
         return Received(line, headers, body)
 
-    def _body(self, file: object, headers: dict[str, str]) -> Iterator[bytes]:
+    def _body(self, file: BinaryIO, headers: dict[str, str]) -> Iterator[bytes]:
         if headers.get("transfer-encoding") == "chunked":
-            while size := int(file.readline(), 16):  # type: ignore[attr-defined]
+            while size := int(file.readline(), 16):
                 yield self._taken(file, size)
-                file.readline()  # type: ignore[attr-defined]
-            file.readline()  # type: ignore[attr-defined]
+                file.readline()
+            file.readline()
             return
         left = int(headers.get("content-length", 0))
         while left:
@@ -77,15 +76,14 @@ class RawUpstream:
             left -= len(piece) if self.keep_bodies else min(left, 65536)
             yield piece
 
-    def _taken(self, file: object, size: int) -> bytes:
-        piece: bytes = file.read(size)  # type: ignore[attr-defined]
+    def _taken(self, file: BinaryIO, size: int) -> bytes:
+        piece: bytes = file.read(size)
         if len(piece) < size:
             raise EOFError
         self.size += size
         return piece if self.keep_bodies else b""
 
     def close(self) -> None:
-        self._running = False
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -107,8 +105,3 @@ def chunked(packets: list[bytes], kind: str = "text/event-stream") -> list[bytes
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     frames = [b"%x\r\n%b\r\n" % (len(packet), packet) for packet in packets if packet]
     return [head.encode(), *frames, b"0\r\n\r\n"]
-
-
-def model_of(body: bytes) -> str:
-    found = re.search(rb'"model"\s*:\s*"([^"]*)"', body)
-    return found[1].decode() if found else ""

@@ -144,6 +144,15 @@ def test_what_an_api_wrote_is_in_the_answer_and_not_in_the_log(
         assert line["why"] and CANARY not in str(line)
 
 
+def check_chatgpts_words(build: Build, backend: Backend) -> None:
+    """Ask ChatGPT; what it says of its failure is in the answer."""
+    client = build(
+        reverse_proxy=backend.url, access_token=("token-1",), authorization=KEYS
+    ).test_client()
+    answer = client.post("/ask", data={"msg": "x"}, headers=KEY, buffered=True)
+    assert answer.status_code >= 400 and CANARY in answer.text
+
+
 CHATGPT_MODES = {
     "a detail": (400, {"detail": CANARY}),
     "a rejected token": (401, {"detail": CANARY}),
@@ -166,11 +175,7 @@ def test_what_chatgpt_wrote_is_in_the_answer_and_not_in_the_log(
 ) -> None:
     refusal = (status, {"Content-Type": "application/json"}, json.dumps(body).encode())
     backend.mode = ChatGPTMode(refuse_tokens={"token-1": refusal})
-    client = build(
-        reverse_proxy=backend.url, access_token=("token-1",), authorization=KEYS
-    ).test_client()
-    answer = client.post("/ask", data={"msg": "x"}, headers=KEY, buffered=True)
-    assert answer.status_code >= 400 and CANARY in answer.text
+    check_chatgpts_words(build, backend)
     assert CANARY not in f"{caplog.text} {lines()}" and lines()[0]["why"]
 
 
@@ -194,11 +199,7 @@ def test_what_chatgpts_events_say_is_not_in_the_log(
     payload: dict[str, Any],
 ) -> None:
     backend.mode = ChatGPTMode(raw=f"data: {json.dumps(payload)}\n\n".encode())
-    client = build(
-        reverse_proxy=backend.url, access_token=("token-1",), authorization=KEYS
-    ).test_client()
-    answer = client.post("/ask", data={"msg": "x"}, headers=KEY, buffered=True)
-    assert answer.status_code >= 400 and CANARY in answer.text
+    check_chatgpts_words(build, backend)
     assert CANARY not in f"{caplog.text} {lines()}" and lines()[0]["why"]
 
 

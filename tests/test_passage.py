@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from relay.dialects.openai import wire
 from relay.errors import BadRequest
 from tests.processes import SERVERS, Service, curl
-from tests.raw_upstream import RawUpstream, chunked, model_of, response, whole
+from tests.raw_upstream import RawUpstream, chunked, response, whole
 from tests.waiting import wait_for
 
 Build = Callable[..., Flask]
@@ -249,6 +249,17 @@ def served(
     )
 
 
+def open_stream(service: Service) -> requests.Response:
+    """A streamed answer that is to be read."""
+    return requests.post(
+        f"{service.url}{CHAT}",
+        b'{"model":"m","stream":true}',
+        headers=JSON_KEY,
+        stream=True,
+        timeout=9,
+    )
+
+
 def test_an_upstreams_error_passes_as_it_is(
     client: FlaskClient, upstream: RawUpstream
 ) -> None:
@@ -341,13 +352,7 @@ def test_a_caller_that_leaves_ends_the_call(
 
     upstream.answers = [endless()]  # type: ignore[list-item]
     service = served(serve, upstream, server)
-    answer = requests.post(
-        f"{service.url}{CHAT}",
-        b'{"model":"m","stream":true}',
-        headers=JSON_KEY,
-        stream=True,
-        timeout=9,
-    )
+    answer = open_stream(service)
     next(answer.iter_content(10))
     answer.close()
     assert left.wait(3)
@@ -405,13 +410,7 @@ def test_pieces_pass_as_they_come(serve: Start, upstream: RawUpstream) -> None:
 
     upstream.answers = [slow()]  # type: ignore[list-item]
     service = served(serve, upstream)
-    answer = requests.post(
-        f"{service.url}{CHAT}",
-        b'{"model":"m","stream":true}',
-        headers=JSON_KEY,
-        stream=True,
-        timeout=9,
-    )
+    answer = open_stream(service)
     pieces = answer.iter_content(None)
     assert next(pieces) == HEAD
     asked.set()
@@ -489,7 +488,3 @@ def test_a_body_that_is_cut_is_not_passed_as_whole(
         connection.recv(1000)
     time.sleep(0.2)
     assert not upstream.received
-
-
-def test_model_of_reads_a_model() -> None:
-    assert model_of(b'{"model" : "x"}') == "x"

@@ -9,7 +9,6 @@ from urllib.parse import quote
 from flask import Blueprint, Response
 
 from relay.dialects.openai import chat, errors, models, wire
-from relay.domain import Model
 from relay.errors import NotFound, RelayError
 from relay.passage import Passage
 from relay.transports import Headers
@@ -36,7 +35,7 @@ DEFAULTED = ("chat/completions", "completions", "responses")
 def chat_completions(incoming: Incoming) -> Response:
     body = incoming.whole_body()
     payload = wire.read(body)
-    upstream = upstream_of(incoming)
+    upstream = incoming.service.upstream_for(incoming.caller)
     keyed = incoming.idempotency_key is not None
     if upstream.forwarder is None or keyed or chat.keeps(payload):
         return translate(incoming, payload, upstream)
@@ -59,14 +58,16 @@ def list_engines(incoming: Incoming) -> Response:
 
 @routes.get("/models/<path:name>")
 def read_model(incoming: Incoming, name: str) -> Response:
-    return json_response(models.entry(find_model(incoming, name)))
+    return json_response(
+        models.entry(incoming.service.find_model(incoming.caller, name))
+    )
 
 
 @routes.route("/<path:path>", methods=METHODS)
 def anything_else(incoming: Incoming, path: str) -> Response:
     """Whatever else the API has, where the upstream has it."""
     path = path.rstrip("/")
-    forwarder = upstream_of(incoming).forwarder
+    forwarder = incoming.service.upstream_for(incoming.caller).forwarder
     if forwarder is None:
         raise NotFound(
             "There is no such route here: only an OpenAI-compatible upstream has more "
@@ -80,17 +81,6 @@ def anything_else(incoming: Incoming, path: str) -> Response:
             incoming, forwarder, forwarded(incoming, path, body), path, streams=False
         )
     return pass_on(incoming, forwarder, path)
-
-
-def upstream_of(incoming: Incoming) -> Upstream:
-    """The upstream of this caller's new conversations."""
-    service = incoming.service
-    return service.routing.upstream_for(incoming.caller, service.upstreams)
-
-
-def find_model(incoming: Incoming, name: str) -> Model:
-    """The model of this name. Raises ModelNotFound."""
-    return incoming.service.find_model(incoming.caller, name)
 
 
 def translate(

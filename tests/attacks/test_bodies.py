@@ -23,6 +23,7 @@ from relay.dialects import bodies
 from relay.errors import Overloaded, RelayError
 from relay.memory import MOST_IN_MEMORY, BodyMemory
 from relay.web.incoming import MAX_UNPROVEN_BODY
+from tests.attacks.hostile import Watch, withstands
 from tests.growth import assert_grows_at_most, processor_seconds
 from tests.processes import SERVERS, Service
 from tests.tokens import jwt
@@ -35,8 +36,6 @@ Build = Callable[..., Flask]
 
 KEY = "a-client-key-of-the-tests"
 SIZE = 26_000_000
-LONGEST_WAIT = 0.5
-MOST_RESIDENT = 250
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=B"
 DISPOSITION = b'--B\r\nContent-Disposition: form-data; name="prompt"'
@@ -100,24 +99,6 @@ def post(
         connection.close()
 
 
-class Watch:
-    """The longest wait of another caller, in seconds, and the most memory of the service, in megabytes."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self.resident = 0
-
-
-def holds(attack: Callable[[], Watch]) -> bool:
-    """Whether the service withstands an attack; a machine with other work may need more than one try."""
-    for _ in range(3):
-        watch = attack()
-        assert watch.resident < MOST_RESIDENT
-        if watch.longest < LONGEST_WAIT:
-            return True
-    return False
-
-
 @contextmanager
 def watched(service: Service) -> Iterator[Watch]:
     """Asks /healthz all the while."""
@@ -162,7 +143,7 @@ def test_a_stranger_sends_a_body_that_is_not_read(serve: Serve, server: str) -> 
                 answers.append(post(service, "/ask", content_type, in_pieces(body)))
         return watch
 
-    assert holds(attack)
+    assert withstands(attack)
     assert {status for status, _ in answers} <= {401, 429, 0}
     answered = [payload for status, payload in answers if status == 401]
     assert answered and all("as the header" in payload["msg"] for payload in answered)
@@ -182,7 +163,7 @@ def test_a_caller_with_a_key_sends_a_body_that_stops_nobody(
         assert status in (400, 404, 413) and len(payload["msg"]) > 20
         return watch
 
-    assert [name for name in COSTLY if not holds(partial(attack, name))] == []
+    assert [name for name in COSTLY if not withstands(partial(attack, name))] == []
     assert "Traceback" not in service.logged()
 
 
@@ -233,7 +214,7 @@ def test_half_sent_bodies_hold_a_bounded_memory(serve: Serve, server: str) -> No
         assert small[0] == 200 and "hello" in small[1]["data"]["message"]
         return watch
 
-    assert holds(attack)
+    assert withstands(attack)
     refused = [answer for answer in answers if b" 503 " in answer[:20]]
     assert refused and all(b"\r\nRetry-After: " in answer for answer in refused)
     assert "Traceback" not in service.logged()

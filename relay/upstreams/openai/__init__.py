@@ -91,11 +91,12 @@ class OpenAI:
         if question.token:
             _account_of(question.token)
         procedure = OpenAIProcedure(self._api, question)
+        model = procedure.model or self._api.default.known
         session = HttpSession(
             self._api.transport,
             procedure,
             self._api.pool,
-            self._api.attempts(question),
+            self._api.attempts(question.token, model),
             self._api.limits,
         )
         return session, OpenAIDecoder(procedure.redact)

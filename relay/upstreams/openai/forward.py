@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-from relay.accounts import Account, AccountPool, Attempts
+from relay.accounts import Account, Attempts
 from relay.errors import BadRequest, UpstreamError
 from relay.transports import Call, Headers
 from relay.upstreams import Forwarded
@@ -30,11 +30,7 @@ class OpenAIForwarder:
         self._api = api
 
     def attempts(self, request: Forwarded) -> Attempts:
-        if request.token:
-            own = Account.of(request.token)
-            return Attempts(AccountPool((own,)), (own,), 0)
-        pool = self._api.pool
-        return Attempts(pool, pool.in_turn(), self._api.retries, request.model)
+        return self._api.attempts(request.token, request.model)
 
     def call(self, request: Forwarded, account: Account) -> Call:
         if not _PATH.fullmatch(request.path) or _leaves_base(request.path):

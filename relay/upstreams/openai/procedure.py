@@ -60,12 +60,11 @@ class API:
     limits: Limits = Limits()
     default: DefaultModel = field(default_factory=DefaultModel)
 
-    def attempts(self, question: Question) -> Attempts:
+    def attempts(self, token: str | None, model: str) -> Attempts:
         """The keys that may be used: the caller's own alone, or all in turn. Limits are per key and model."""
-        if question.token:
-            own = Account.of(question.token)
+        if token:
+            own = Account.of(token)
             return Attempts(AccountPool((own,)), (own,), 0)
-        model = question.model or self.model or self.default.known
         return Attempts(self.pool, self.pool.in_turn(), self.retries, model)
 
     def failure(self, response: WholeResponse, own: bool) -> UpstreamError:
