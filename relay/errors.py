@@ -79,6 +79,10 @@ class RelayError(Exception):
             return type(self).message
         return reason
 
+    def drop_frames(self) -> None:
+        """Forget where it was raised: the frames hold the request's body until the garbage collector comes."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+
 
 class CallerError(RelayError):
     status = 400

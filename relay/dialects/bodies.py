@@ -224,11 +224,11 @@ def _urlencoded(body: bytes, charset: str, pause: Pause) -> Fields:
         )
     fields: Fields = {}
     for start, equals, end in _pairs(body):
-        name = body[start:equals]
+        name = body[start : min(equals, start + LONGEST_NAME)]
         has_no_name = equals == end or _CUT_NAME.search(name) is not None
         if has_no_name and not fields:
             raise BadRequest(NO_NAME)
-        if has_no_name or len(name) > LONGEST_NAME:
+        if has_no_name or equals - start > LONGEST_NAME:
             raise BadRequest(
                 "An unescaped & or line cut a field short: nothing was asked. " + HINT
             )

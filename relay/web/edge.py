@@ -152,6 +152,7 @@ class Edge:
         if isinstance(error, InternalServerError):
             log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
+        failure.drop_frames()
         incoming.failure = failure
         if isinstance(failure, Unauthorized) and failure.wrong_key:
             self._wrong_keys.add(incoming.caller_address)
@@ -168,6 +169,8 @@ class Edge:
     def finish(self, response: Response) -> Response:
         """What every response has, and its line in the log once it is sent."""
         incoming = current()
+        # it has the request itself, which would wait for the garbage collector with its body
+        incoming.view_args = None
         headers = response.headers
         headers["X-Request-Id"] = incoming.id
         headers.setdefault("Cache-Control", "no-store")
@@ -175,7 +178,8 @@ class Edge:
         headers.update(self._browsers.cors(incoming.headers.get("Origin", "")))
         for callback in incoming.when_sent:
             response.call_on_close(callback)
-        response.call_on_close(partial(write_access_log, incoming, response))
+        write_line = partial(write_access_log, incoming, response.status_code)
+        response.call_on_close(write_line)
         return response
 
 
@@ -203,7 +207,7 @@ def check_host(host: str, allowed: tuple[str, ...]) -> None:
         ) from None
 
 
-def write_access_log(incoming: Incoming, response: Response) -> None:
+def write_access_log(incoming: Incoming, status: int) -> None:
     """Write a request's line: `who` is the owner, `from` the address; `why` says of a failure what may be said."""
     level = logging.DEBUG if incoming.path == HEALTH else logging.INFO
     if not log.isEnabledFor(level):
@@ -220,7 +224,7 @@ def write_access_log(incoming: Incoming, response: Response) -> None:
         "from": incoming.caller_address or "-",
         "method": incoming.method,
         "path": incoming.path,
-        "status": response.status_code,
+        "status": status,
         "outcome": outcome,
         "ms": round((time.monotonic() - incoming.started) * 1000),
     }

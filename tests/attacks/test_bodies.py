@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import socket
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,10 +21,12 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relay.chat import Turn
 from relay.dialects import bodies
+from relay.domain import Ask
 from relay.errors import Overloaded, RelayError
 from relay.memory import MOST_IN_MEMORY, BodyMemory
-from relay.web.incoming import MAX_UNPROVEN_BODY
+from relay.web.incoming import MAX_UNPROVEN_BODY, Incoming
 from tests.attacks.hostile import Watch, withstands
 from tests.growth import assert_grows_at_most, processor_seconds
 from tests.processes import SERVERS, Service
@@ -247,6 +251,29 @@ def kept_client(build: Build) -> FlaskClient:
     return build(
         authorization=(f"owner:{KEY}",), chatgpt_base_url=nowhere
     ).test_client()
+
+
+@pytest.mark.parametrize("path", ["/ask", "/chat", "/conversation/none-such/delete"])
+@pytest.mark.parametrize("name", ["json-as-text", "json-nested", "form-escapes"])
+def test_a_request_that_was_answered_leaves_no_body_to_the_garbage_collector(
+    kept_client: FlaskClient, path: str, name: str
+) -> None:
+    content_type, body = costly(name, 900_000)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        answer = kept_client.post(
+            path, data=body, content_type=content_type, headers={"Authorization": KEY}
+        )
+        assert answer.get_data()
+        answer.close()
+        del answer  # it holds the cycles that it is in
+        gc.collect()
+        kinds = {type(found) for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not kinds & {types.FrameType, Incoming, Ask, Turn}
 
 
 def test_a_large_body_holds_its_memory_until_it_is_answered(
