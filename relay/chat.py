@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -26,6 +26,7 @@ from relay.domain import (
     Finished,
     IdempotencyKey,
     KeyRecord,
+    Message,
     Question,
     Reasoning,
     Refusal,
@@ -96,10 +97,12 @@ class Printer(Protocol):
 class TurnContext:
     """What a turn knows beside its answer.
 
-    `check`: the dialect's; see `Ask.check`. `tokens`: the estimated size of what was sent upstream.
+    `answer_id`: see `Started`. `check`: the dialect's; see `Ask.check`. `tokens`: the estimated
+    size of what was sent upstream.
     """
 
     conversation_id: str = ""
+    answer_id: str = ""
     remarks: Remarks = Remarks()
     check: Callable[[Reply], None] = lambda reply: None
     tokens: int = 0
@@ -164,10 +167,20 @@ class Turn:
                     self._finished = event
                     break
                 self._add(event)
-                batch.append(event)
+                batch.append(self._with_place(event))
         except RelayError as error:
             self.failure = error
         return self._printer.print(batch) if batch else b""
+
+    def _with_place(self, event: Event) -> Event:
+        """The event, if it is the first one with what the printer may want to know of the place of the answer."""
+        if not isinstance(event, Started) or not self._keeper.returns_ids:
+            return event
+        return replace(
+            event,
+            conversation_id=self.conversation_id,
+            answer_id=self._context.answer_id,
+        )
 
     def _add(self, event: Event) -> None:
         match event:
@@ -391,7 +404,7 @@ class Chat:
 
     def _find_named(self, ask: Ask, name: str) -> Ask:
         """The ask with the id of the conversation that it names; as it is where that is yet to begin."""
-        row = self._store.find_named(ask.caller.owner, name)
+        row = self._store.find_named(_owner(ask), name)
         return ask if row is None else replace(ask, conversation_id=row.id)
 
     def _try(
@@ -429,12 +442,6 @@ class Chat:
                 "A parent id goes with the conversation_id of the same reply: send "
                 "both, or neither."
             )
-        messages = (*ask.preamble, ask.question)
-        if ask.keep and any(message.payload for message in messages):
-            raise BadRequest(
-                "What is stored is text alone: images, files and tools go where "
-                "nothing is to be stored."
-            )
         if not ask.conversation_id:
             self._credential(ask, upstream)
 
@@ -444,11 +451,11 @@ class Chat:
         key = _key(ask) if ask.idempotency_key else None
         return TurnRequest(
             conversation_id=ask.conversation_id or str(uuid.uuid4()),
-            owner=ask.caller.owner,
+            owner=_owner(ask),
             upstream=upstream.name,
             question_id=str(uuid.uuid4()),
             answer_id=str(uuid.uuid4()),
-            prompt=ask.prompt,
+            question=ask.question,
             title=_title(ask.prompt),
             is_new=is_new,
             parent_id=ask.parent_id,
@@ -458,6 +465,7 @@ class Chat:
             budget=self._budget,
             deferred=ask.caller.unverified,
             name=ask.conversation_name,
+            echo=ask.echo,
         )
 
     def _open_stored(
@@ -466,7 +474,7 @@ class Chat:
         """Take the conversation's lease and read it; None while another turn has it."""
         opened: OpenedTurn | None = None
         try:
-            if request.name is None or self._may_begin_named(request, upstream):
+            if request.name is None or self._may_begin_named(ask, request, upstream):
                 opened = self._open_anywhere(ask, request, upstream)
         finally:
             if opened is None and request.idempotency_key is not None:
@@ -479,23 +487,24 @@ class Chat:
     def _open_anywhere(
         self, ask: Ask, request: TurnRequest, upstream: Upstream
     ) -> OpenedTurn | None:
-        begins_upstream = request.is_new and upstream.stores_conversations
-        if ask.keep and not begins_upstream:
+        if ask.keep and not _begins_upstream(ask, request, upstream):
             return self._open_owned(ask.caller, request)
         return OpenedTurn(
             upstream.name,
             history=ask.preamble,
-            remote=upstream.stores_conversations,
+            remote=upstream.stores_conversations and not ask.keep_here,
             is_leased=False,
         )
 
-    def _may_begin_named(self, request: TurnRequest, upstream: Upstream) -> bool:
+    def _may_begin_named(
+        self, ask: Ask, request: TurnRequest, upstream: Upstream
+    ) -> bool:
         """Whether no other turn begins the conversation of this name now."""
         if not request.is_new:
             return True
         if request.deferred:  # nothing is written yet: what this process knows must do
             return self._leases.freed(request.conversation_leases) is None
-        if upstream.stores_conversations:
+        if _begins_upstream(ask, request, upstream):
             return self._store.hold_name(request, LEASE_SECONDS)
         return True
 
@@ -544,6 +553,11 @@ class Chat:
     ) -> Turn:
         """Record that the question is about to be sent, and open its stream."""
         upstream = self._upstream_of(opened)
+        if ask.keep_here and opened.remote:
+            raise BadRequest(
+                f"This conversation is stored at the upstream {upstream.name}, and not "
+                "here: go on with it by chat completions, or leave it out."
+            )
         window = self._window(ask, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
@@ -559,13 +573,14 @@ class Chat:
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
             token=token,
-            keep=ask.keep,
+            keep=ask.keep and opened.remote,
             request_id=request_id,
         )
         self._record_dispatch(keeper.request)
         is_stored_here = ask.keep and not opened.remote
         context = TurnContext(
             keeper.request.conversation_id if is_stored_here else "",
+            keeper.request.answer_id if is_stored_here else "",
             Remarks(opened.dropped + window.dropped, _ignored(ask, upstream)),
             ask.check,
             window.tokens,
@@ -588,8 +603,10 @@ class Chat:
         """The messages that go upstream."""
         is_stored_here = ask.keep and not opened.remote
         messages = (*opened.history, ask.question)
+        if ask.instructions:
+            messages = (Message("system", ask.instructions), *messages)
         window = fit(messages, self._budget if is_stored_here else 0)
-        if not upstream.accepts_options and any(m.payload for m in window.messages):
+        if not upstream.accepts_options and any(m.payloads for m in window.messages):
             raise BadRequest(
                 f"The upstream {upstream.name} takes messages of text alone: no "
                 "images, files or tools."
@@ -627,6 +644,16 @@ class Chat:
         return None
 
 
+def _owner(ask: Ask) -> str:
+    """Whose the conversation is. What a token claims opens nothing that no upstream will guard."""
+    return ask.caller.verified_owner if ask.keep_here else ask.caller.owner
+
+
+def _begins_upstream(ask: Ask, request: TurnRequest, upstream: Upstream) -> bool:
+    """Whether the turn begins a conversation that its upstream stores."""
+    return request.is_new and upstream.stores_conversations and not ask.keep_here
+
+
 def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:
     """What ends the answer of an upstream that knows no such options. Raises BadRequest."""
     if upstream.accepts_options:
@@ -654,7 +681,8 @@ def _replay(
     answer = ReplayedAnswer(record)
     conversation_id = str(record.outcome["conversation_id"])
     keeper = ReplayKeeper(request, returns_ids=bool(conversation_id))
-    context = TurnContext(conversation_id, Remarks(replayed=True), ask.check)
+    answer_id = str(record.outcome["message_id"])
+    context = TurnContext(conversation_id, answer_id, Remarks(replayed=True), ask.check)
     return Turn(answer, answer, keeper, printer, context)
 
 
@@ -673,7 +701,7 @@ def _fingerprint(ask: Ask) -> str:
     that are nested too deeply.
     """
     messages = [
-        [message.role, message.text, message.payload]
+        [message.role, message.text, _only_or_all(message.payloads)]
         for message in (*ask.preamble, ask.question)
     ]
     place = [
@@ -683,6 +711,8 @@ def _fingerprint(ask: Ask) -> str:
         ask.reverse_proxy,
         ask.keep,
     ]
+    if ask.instructions:
+        place.append(ask.instructions)
     try:
         content = orjson.dumps(
             [messages, place, dict(ask.options)], option=orjson.OPT_SORT_KEYS
@@ -690,6 +720,11 @@ def _fingerprint(ask: Ask) -> str:
     except orjson.JSONEncodeError:
         raise BadRequest("The question is nested too deeply to be asked.") from None
     return hashlib.sha256(content).hexdigest()
+
+
+def _only_or_all(values: tuple[Any, ...]) -> Any:
+    """The value itself where it is the only one, None where there is none: as keys were recorded by older versions."""
+    return values if len(values) > 1 else next(iter(values), None)
 
 
 def _title(prompt: str) -> str:

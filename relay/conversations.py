@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from relay.domain import Caller, Conversation
+from relay.domain import Caller, Conversation, Message, StoredTurn
 from relay.errors import (
     BadRequest,
     NoConversation,
@@ -157,6 +157,18 @@ class Conversations:
             raise
         if found.row is not None:
             self._store.delete(caller.owner, found.id)
+
+    def turn(self, caller: Caller, answer_id: str) -> StoredTurn:
+        """One answer that is stored here, with its question. Raises NoConversation."""
+        return self._store.turn(caller.verified_owner, answer_id)
+
+    def path(self, caller: Caller, answer_id: str) -> tuple[Message, ...]:
+        """The messages up to an answer that is stored here. Raises NoConversation."""
+        return self._store.path(caller.verified_owner, answer_id)
+
+    def delete_turn(self, caller: Caller, answer_id: str) -> None:
+        """Delete an answer that is stored here, and its question. Raises NoConversation."""
+        self._store.delete_turn(caller.verified_owner, answer_id)
 
     def _locate(self, caller: Caller, conversation_id: str) -> Located:
         """Raises NoConversation for another owner's, UpstreamGone for one whose upstream is not open."""

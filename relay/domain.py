@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Status = Literal["whole", "open", "broken"]
+Status = Literal["whole", "open", "broken", "deleted"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
 
 SYSTEM_ROLES = ("system", "developer")
+TOOL_ROLES = ("tool", "function")  # of messages with a tool's result
 ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
 
 
@@ -45,12 +46,13 @@ class Message:
     """One message of a conversation.
 
     `role`: system, user or assistant; whole dialogues have developer, tool and function too.
-    `payload`: the message as OpenAI's API has it, where text alone cannot carry it (images, tools).
+    `payloads`: the message as OpenAI's API has it, where text alone cannot carry it (images, tools);
+    several where several were sent as one, as the results of tools are.
     """
 
     role: str
     text: str
-    payload: Mapping[str, Any] | None = field(default=None, repr=False)
+    payloads: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class Ask:
     """What a caller wants, parsed: a prompt, and where it belongs.
 
     `conversation_name`: the caller's own name for a conversation, in place of its id; the first ask
-    with it begins one. `timeout`: seconds. `preamble`: the messages that a new conversation begins with. `options`:
-    parameters for the model. `keep`: whether the conversation is stored. `idempotency_key`: with
-    one, the ask happens once, however often it is sent to its `route`. `ignored`: fields of the
-    caller's that have no effect. `check`: raises RelayError for an answer that ended in good order
-    and that the dialect cannot print as one.
+    with it begins one. `timeout`: seconds. `preamble`: the messages that a new conversation begins with.
+    `instructions`: a system message for this answer alone. `payloads`: see `Message`. `options`:
+    parameters for the model. `keep`: whether the conversation is stored; `keep_here`: in our store,
+    wherever the upstream would store it. `echo`: what of the request is stored with the answer, for
+    the dialect to show again. `idempotency_key`: with one, the ask happens once, however often it is
+    sent to its `route`. `ignored`: fields of the caller's that have no effect. `check`: raises
+    RelayError for an answer that ended in good order and that the dialect cannot print as one.
     """
 
     prompt: str = field(repr=False)
@@ -75,8 +79,11 @@ class Ask:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     reverse_proxy: str | None = None
     timeout: float | None = None
-    payload: Mapping[str, Any] | None = field(default=None, repr=False)
+    payloads: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    instructions: str = field(default="", repr=False)
     keep: bool = True
+    keep_here: bool = False
+    echo: Mapping[str, Any] | None = field(default=None, repr=False)
     idempotency_key: str | None = None
     route: str = ""
     ignored: tuple[str, ...] = ()
@@ -84,7 +91,9 @@ class Ask:
 
     @property
     def question(self) -> Message:
-        return Message("user", self.prompt, self.payload)
+        roles = {payload.get("role") for payload in self.payloads}
+        role = "tool" if roles.intersection(TOOL_ROLES) else "user"
+        return Message(role, self.prompt, self.payloads)
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Started:
-    """The upstream accepted the question. An upstream that stores conversations gives its own id."""
+    """The upstream accepted the question. An upstream that stores conversations gives its own id.
+
+    `answer_id`: under which the answer will be stored here; "" where it will not. The turn adds it.
+    """
 
     model: str | None = None
     conversation_id: str | None = None
     account: str | None = None
+    answer_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,7 +251,11 @@ class KeyRecord:
 
 @dataclass(frozen=True)
 class Node:
-    """A stored message in its tree. `parent`: None for the root's children. Times: seconds since 1970."""
+    """A stored message in its tree. `parent`: None for the root's children. Times: seconds since 1970.
+
+    `payloads`: see `Message`. `usage` and `echo`: of an answer, see `Finished` and `Ask`. Of a
+    deleted message only its place in the tree is left.
+    """
 
     id: str
     parent: str | None
@@ -249,6 +266,18 @@ class Node:
     model: str | None = None
     finish_reason: str | None = None
     reasoning: str | None = field(default=None, repr=False)
+    payloads: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    usage: Mapping[str, Any] | None = None
+    echo: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class StoredTurn:
+    """A stored answer, and the question that it answers."""
+
+    conversation_id: str
+    question: Node
+    answer: Node
 
 
 @dataclass(frozen=True)

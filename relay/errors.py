@@ -51,7 +51,7 @@ Source = Literal["caller", "service", "upstream"]
 
 
 class RelayError(Exception):
-    """A failure with a sentence for the caller that says what to do."""
+    """A failure with a sentence for the caller that says what to do. `parameter`: the field at fault, if one is."""
 
     status: int = 500
     code: ClassVar[str] = "error"
@@ -60,6 +60,7 @@ class RelayError(Exception):
     is_final: ClassVar[bool] = False
     another_account_may_help: ClassVar[bool] = False
     message: str = "Something went wrong."
+    parameter: str | None = None
 
     def __init__(
         self, message: str = "", *, retry_after: int | None = None, quoted: str = ""
@@ -96,7 +97,7 @@ class BadRequest(CallerError):
 
 
 class Unsupported(BadRequest):
-    """`parameter`: the field that asks for what cannot be done; it is never merely left out."""
+    """A field asks for what cannot be done; it is never merely left out."""
 
     code = "unsupported_parameter"
 
@@ -137,7 +138,24 @@ class NoConversation(NotFound):
 class ModelNotFound(NotFound):
     code = "model_not_found"
     message = "There is no such model; GET /v1/models lists those that there are."
-    parameter: ClassVar[str] = "model"
+    parameter = "model"
+
+
+class NoResponse(NotFound):
+    code = "response_not_found"
+    message = (
+        "There is no such response: it was not stored, was deleted, or is another "
+        "owner's."
+    )
+
+
+class NoPreviousResponse(CallerError):
+    code = "previous_response_not_found"
+    message = (
+        "There is no whole response with the id in previous_response_id: it was not "
+        "stored, was deleted, or is another owner's. Send the dialogue in input."
+    )
+    parameter = "previous_response_id"
 
 
 class MethodNotAllowed(CallerError):

@@ -63,6 +63,8 @@ messages = Table(
     Column("created", Float, nullable=False),
     Column("reasoning", Text),
     Column("usage", Text),  # JSON
+    Column("payloads", Text),  # JSON, of what text alone cannot carry
+    Column("echo", Text),  # JSON
 )
 leases = Table(
     "leases",
@@ -112,6 +114,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE conversations ADD COLUMN name TEXT",
         "CREATE UNIQUE INDEX conversations_of_name ON conversations (owner, name) WHERE name IS NOT NULL",
         "CREATE TABLE owners (owner TEXT NOT NULL, last_asked FLOAT NOT NULL, PRIMARY KEY (owner))",
+    ),
+    (
+        "ALTER TABLE messages ADD COLUMN payloads TEXT",
+        "ALTER TABLE messages ADD COLUMN echo TEXT",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

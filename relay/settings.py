@@ -373,6 +373,18 @@ class Settings:
         flag,
         "Whether a model that the upstream does not list is refused.",
     )
+    openai_responses: str = setting(
+        "OPENAI_RESPONSES",
+        "auto",
+        one_of("auto", "true", "false"),
+        "Whether the OpenAI-compatible API has /v1/responses: auto, true or false.",
+    )
+    history_disabled: bool = setting(
+        "HISTORY_DISABLED",
+        True,
+        flag,
+        "Whether /v1/chat/completions keeps nothing, unless a request says otherwise.",
+    )
     history_budget: int = setting(
         "HISTORY_BUDGET",
         32000,

@@ -10,7 +10,7 @@ conversation, its lease, messages, a key's lease, its row.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from relay.domain import (
     Message,
     Node,
     Reply,
+    StoredTurn,
 )
 from relay.errors import NoConversation, RelayError, TooLarge
 from relay.server import Run
@@ -40,6 +41,7 @@ from relay.tables import (
 
 NOTE_SECONDS = 60.0  # between two notes that an owner asked
 MOST_NOTED = 10_000  # owners that are remembered to have been noted
+NOTHING = Message("user", "")
 LARGEST_CONVERSATION = 64 * 2**20  # as `messages.size_of` counts it: 64 MB of text
 
 
@@ -50,8 +52,8 @@ class TurnRequest:
     `is_new`: of a new conversation, which begins with `preamble`; otherwise `parent_id` None means
     the newest answer. `adopt`: a conversation without an index row may go on too, at `upstream`,
     which stores it. With an `idempotency_key`, the turn's end is recorded for it as well. `budget`:
-    tokens of history and prompt that are loaded; 0: all. `deferred`: the question is stored only by
-    `Store.accept_turn`. `name`: the owner's name for the conversation, where it is asked by that: a
+    tokens of history and question that are loaded; 0: all. `deferred`: the question is stored only by
+    `Store.accept_turn`. `echo`: see `Ask`. `name`: the owner's name for the conversation, where it is asked by that: a
     new one gets it, and the turn holds a lease of it.
     """
 
@@ -60,7 +62,7 @@ class TurnRequest:
     upstream: str
     question_id: str
     answer_id: str
-    prompt: str = field(repr=False)
+    question: Message = field(repr=False)
     title: str = field(repr=False)
     is_new: bool = True
     parent_id: str | None = None
@@ -70,6 +72,7 @@ class TurnRequest:
     budget: int = 0
     deferred: bool = False
     name: str | None = None
+    echo: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
     def holder(self) -> str:
@@ -266,7 +269,7 @@ class Store:
                 request.conversation_id,
                 request.answer_id,
                 now,
-                messages.size_of(request.prompt, reply.text + reply.reasoning),
+                messages.size_of(request.question) + messages.size_of_answer(reply),
             )
             _delete_conversation_leases(connection, request)
             is_kept = messages.complete_answer(connection, request.answer_id, reply)
@@ -290,7 +293,7 @@ class Store:
 
         def work(connection: Connection) -> None:
             now = self._clock()
-            added_size = messages.size_of(request.prompt, text)
+            added_size = messages.size_of(request.question, Message("assistant", text))
             conversations.add_size(connection, request.conversation_id, now, added_size)
             _delete_conversation_leases(connection, request)
             is_kept = messages.break_answer(
@@ -411,6 +414,36 @@ class Store:
         nodes = tuple(messages.to_node(message, holder) for message in rows)
         return conversations.to_conversation(row, nodes)
 
+    def turn(self, owner: str, answer_id: str) -> StoredTurn:
+        """One answer of the owner's, with its question. Raises NoConversation."""
+        return self._read(
+            lambda connection: _select_turn(connection, owner, answer_id, self._clock())
+        )
+
+    def path(self, owner: str, answer_id: str) -> tuple[Message, ...]:
+        """The messages from the root to an answer of the owner's. Raises NoConversation."""
+
+        def work(connection: Connection) -> tuple[Message, ...]:
+            _select_turn(connection, owner, answer_id, self._clock())
+            return history.load_history(connection, answer_id, NOTHING, 0).messages
+
+        return self._read(work)
+
+    def delete_turn(self, owner: str, answer_id: str) -> None:
+        """Delete an answer and its question; with the last of them the conversation. Raises NoConversation."""
+
+        def work(connection: Connection) -> None:
+            turn = _select_turn(connection, owner, answer_id, self._clock())
+            conversation_id = turn.conversation_id
+            conversations.lock_conversation(connection, conversation_id)
+            messages.erase_turn(connection, turn.question.id, answer_id)
+            idempotency.clear_answer(connection, conversation_id, answer_id)
+            if not messages.has_answer(connection, conversation_id):
+                _delete_conversation(connection, conversation_id)
+
+        self._write(work)
+        self._database.erase()
+
     def rename(self, owner: str, conversation_id: str, title: str) -> None:
         """Change a conversation's title. Raises NoConversation."""
 
@@ -520,6 +553,27 @@ class Store:
         return row is not None
 
 
+def _select_turn(
+    connection: Connection, owner: str, answer_id: str, now: float
+) -> StoredTurn:
+    """An answer of the owner's that is not deleted, with its question. Raises NoConversation."""
+    answer = messages.select_message(connection, answer_id)
+    if answer is None or answer.role != "assistant" or answer.status == "deleted":
+        raise NoConversation()
+    question = messages.select_message(connection, answer.parent or "")
+    if question is None:
+        raise NoConversation()
+    conversation_id = answer.conversation_id
+    conversations.select_owned(connection, owner, conversation_id)
+    lease_name = conversations.conversation_lease(conversation_id)
+    holder = leases.select_lease_holder(connection, lease_name, now)
+    return StoredTurn(
+        conversation_id,
+        messages.to_node(question, holder),
+        messages.to_node(answer, holder),
+    )
+
+
 def _lock_existing(connection: Connection, request: TurnRequest) -> Row[Any] | None:
     """The index row of a conversation that goes on; None for one that may be adopted."""
     row = conversations.lock_conversation(connection, request.conversation_id)
@@ -555,8 +609,7 @@ def _open_turn(
     parent = messages.find_parent(
         connection, request.conversation_id, request.parent_id, row.newest
     )
-    question = Message("user", request.prompt)
-    path = history.load_history(connection, parent, question, request.budget)
+    path = history.load_history(connection, parent, request.question, request.budget)
     if request.deferred:
         return OpenedTurn(row.upstream, path.messages, path.dropped, parent_id=parent)
     _insert_turn(connection, request, parent, now)
@@ -565,12 +618,12 @@ def _open_turn(
 
 def _size_before(request: TurnRequest) -> int:
     """What a new conversation has before its question."""
-    return messages.size_of(*(message.text for message in request.preamble))
+    return messages.size_of(*request.preamble)
 
 
 def _check_size(request: TurnRequest, size: int) -> None:
     """Raise TooLarge where a conversation of this size cannot take the question. Its answer may exceed the limit."""
-    if size + messages.size_of(request.prompt) <= LARGEST_CONVERSATION:
+    if size + messages.size_of(request.question) <= LARGEST_CONVERSATION:
         return
     limit = f"{LARGEST_CONVERSATION // 2**20} MB"
     if request.is_new:
@@ -585,8 +638,25 @@ def _insert_turn(
     connection: Connection, request: TurnRequest, parent: str | None, now: float
 ) -> None:
     """Add a question and its open answer."""
-    question = Node(request.question_id, parent, "user", request.prompt, "whole", now)
-    answer = Node(request.answer_id, question.id, "assistant", "", "open", now)
+    asked = request.question
+    question = Node(
+        request.question_id,
+        parent,
+        asked.role,
+        asked.text,
+        "whole",
+        now,
+        payloads=asked.payloads,
+    )
+    answer = Node(
+        request.answer_id,
+        question.id,
+        "assistant",
+        "",
+        "open",
+        now,
+        echo=request.echo,
+    )
     messages.insert_messages(connection, request.conversation_id, (question, answer))
 
 
@@ -598,7 +668,17 @@ def _insert_conversation(
     parent: str | None = None
     for message in request.preamble:
         node_id = str(uuid.uuid4())
-        nodes.append(Node(node_id, parent, message.role, message.text, "whole", now))
+        nodes.append(
+            Node(
+                node_id,
+                parent,
+                message.role,
+                message.text,
+                "whole",
+                now,
+                payloads=message.payloads,
+            )
+        )
         parent = node_id
     newest = None
     if any(node.role not in SYSTEM_ROLES for node in nodes):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import orjson
+
 from relay.domain import SYSTEM_ROLES, Message
 
 PER_MESSAGE = 4
@@ -24,8 +26,12 @@ class Window:
 
 
 def estimate_tokens(message: Message) -> int:
-    """What a message costs."""
-    return estimate_text(message.text) + PER_MESSAGE
+    """What a message costs, with the calls of tools in it; of images and files nothing is counted."""
+    cost = estimate_text(message.text) + PER_MESSAGE
+    for payload in message.payloads:
+        if calls := payload.get("tool_calls"):
+            cost += estimate_text(orjson.dumps(calls).decode())
+    return cost
 
 
 def estimate_text(text: str) -> int:

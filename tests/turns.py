@@ -27,7 +27,7 @@ def new_turn(prompt: str = "Hi", owner: str = "owner", **fields: Any) -> TurnReq
         "answer_id": str(uuid.uuid4()),
         "owner": owner,
         "upstream": "offline",
-        "prompt": prompt,
+        "question": Message("user", prompt),
         "title": prompt,
     }
     if "system" in fields:

@@ -61,7 +61,7 @@ def ask(fields: Fields, caller: Caller, key: str | None = None) -> Ask:
     conversation_id = read.conversation_of(fields)
     return Ask(
         prompt=question.text,
-        payload=question.payload,
+        payloads=question.payloads,
         caller=caller,
         conversation_id=conversation_id,
         conversation_name=read.conversation_name_of(fields),
@@ -88,7 +88,7 @@ def _dialogue(fields: Fields) -> list[Message]:
             raise BadRequest(f"The field messages is missing or empty. {_EXAMPLE}")
         messages = [Message("user", prompt)]
     question = messages[-1]
-    if question.payload is not None:
+    if question.payloads:
         return messages
     if not question.text.strip():
         raise BadRequest("The last of the messages is empty: nothing was asked.")
@@ -112,13 +112,17 @@ def _options(fields: Fields) -> dict[str, Any]:
     return read.options_of(others, known_only=False)
 
 
-def keeps(fields: Fields) -> bool:
-    """Whether the conversation is stored: the call names one, or says that history is not disabled."""
+def keeps(fields: Fields, unasked: bool = False) -> bool:
+    """Whether the conversation is stored: the call names one, or says that history is not disabled.
+
+    `unasked`: whether one that says nothing is stored.
+    """
     names = (read.conversation_of(fields), read.conversation_name_of(fields))
     if any(name is not None for name in names):
         return True
-    says = "history_disabled" in fields
-    return says and not read.flag_of(fields, "history_disabled")
+    if fields.get("history_disabled") is None:
+        return unasked
+    return not read.flag_of(fields, "history_disabled")
 
 
 def _messages(fields: Fields) -> list[Message]:
@@ -162,10 +166,10 @@ def _message(payload: Any) -> Message:
         if "\0" in content:
             raise BadRequest("A message holds a NUL character; text has none.")
         is_plain = set(payload) <= {"role", "content"} and role in TEXT_ROLES
-        return Message(role, content, None if is_plain else payload)
+        return Message(role, content, () if is_plain else (payload,))
     if content is not None and not isinstance(content, list):
         raise BadRequest("The content of a message must be text, or a list of parts.")
-    return Message(role, _text_of_parts(content or []), payload)
+    return Message(role, _text_of_parts(content or []), (payload,))
 
 
 def _text_of_parts(parts: list[Any]) -> str:

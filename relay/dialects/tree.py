@@ -14,6 +14,7 @@ _STATUS = {
     "whole": "finished_successfully",
     "open": "in_progress",
     "broken": "finished_partial_completion",
+    "deleted": "finished_partial_completion",
 }
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Integer,
     Row,
     Select,
+    and_,
     bindparam,
     case,
     func,
@@ -26,6 +27,7 @@ from sqlalchemy import (
 
 from relay.domain import SYSTEM_ROLES, Message
 from relay.schema import messages
+from relay.tables.messages import read_payloads
 from relay.window import Room, estimate_tokens, least_cost
 
 PAGE = 100  # messages
@@ -41,15 +43,15 @@ def _number(value: int) -> ColumnElement[int]:
 def _select_page() -> Select[Any]:
     """From one message upwards to the root, a page at most; `depth` grows upwards."""
     length = func.length(messages.c.text)
+    is_plain = messages.c.payloads.is_(None)
+    is_short = and_(is_plain, length <= bindparam("short", type_=Integer))
     columns = (
         messages.c.id,
         messages.c.parent,
         messages.c.role,
         messages.c.status,
         length.label("length"),
-        case((length <= bindparam("short", type_=Integer), messages.c.text)).label(
-            "text"
-        ),
+        case((is_short, messages.c.text)).label("text"),
     )
     start = select(*columns, _number(0).label("depth"))
     path = start.where(messages.c.id == bindparam("message_id")).cte(recursive=True)
@@ -62,7 +64,9 @@ def _select_page() -> Select[Any]:
 
 
 SELECT_PAGE = _select_page()
-SELECT_TEXT = select(messages.c.text).where(messages.c.id == bindparam("message_id"))
+SELECT_MESSAGE = select(messages.c.text, messages.c.payloads).where(
+    messages.c.id == bindparam("message_id")
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def load_history(
         else:
             dropped += 1
     if not budget:
-        whole = [Message(row.role, row.text) for row in reversed(candidates)]
+        whole = [_read_message(connection, row) for row in reversed(candidates)]
         return History(tuple(whole))
     return _select_fitting(connection, candidates, dropped, question, budget)
 
@@ -136,10 +140,10 @@ def _read_fitting(
 
 
 def _read_message(connection: Connection, row: Row[Any]) -> Message:
-    text = row.text
-    if text is None:
-        text = connection.execute(SELECT_TEXT, {"message_id": row.id}).scalar_one()
-    return Message(row.role, text)
+    if row.text is not None:
+        return Message(row.role, row.text)
+    whole = connection.execute(SELECT_MESSAGE, {"message_id": row.id}).one()
+    return Message(row.role, whole.text, read_payloads(whole.payloads))
 
 
 def _read_path(
@@ -147,7 +151,7 @@ def _read_path(
 ) -> Iterator[Row[Any]]:
     """The rows from a message up to the root, without broken answers and their questions.
 
-    A text longer than `short` is None.
+    A text is None where it is longer than `short`, or not all of its message.
     """
     unanswered = ""
     while message_id is not None:

@@ -57,6 +57,11 @@ CLEAR_OUTCOMES = (
 )
 
 
+CLEAR_ANSWER = CLEAR_OUTCOMES.where(
+    requests.c.outcome.contains(bindparam("answer_id"), autoescape=False)
+)
+
+
 def key_lease(key: IdempotencyKey) -> str:
     """The name of the lease of an ask with a key."""
     return f"request/{key.owner}/{key.key}"
@@ -126,6 +131,12 @@ def record_outcome(
 def clear_outcomes(connection: Connection, conversation_id: str) -> None:
     """Delete what is kept of the answers of a deleted conversation."""
     connection.execute(CLEAR_OUTCOMES, {"deleted_id": conversation_id})
+
+
+def clear_answer(connection: Connection, conversation_id: str, answer_id: str) -> None:
+    """Delete what is kept of one answer. `answer_id`: a UUID, which no other text of an outcome holds."""
+    parameters = {"deleted_id": conversation_id, "answer_id": answer_id}
+    connection.execute(CLEAR_ANSWER, parameters)
 
 
 def delete_old_keys(connection: Connection, before: float) -> int:

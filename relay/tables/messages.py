@@ -5,7 +5,7 @@ Each function works on a connection of the caller's own transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -19,7 +19,16 @@ from sqlalchemy import (
     update,
 )
 
-from relay.domain import ROOT, SYSTEM_ROLES, Node, Reply, Status
+from relay.domain import (
+    ROOT,
+    SYSTEM_ROLES,
+    TOOL_ROLES,
+    Message,
+    Node,
+    Reply,
+    Status,
+    ToolCall,
+)
 from relay.errors import BadRequest, NoConversation
 from relay.schema import messages
 
@@ -44,18 +53,61 @@ UPDATE_ANSWER = update(messages).where(
 DELETE_TURN = delete(messages).where(
     messages.c.id.in_((bindparam("question_id"), bindparam("answer_id")))
 )
+SELECT_MESSAGE = select(messages).where(messages.c.id == bindparam("message_id"))
+SELECT_ANSWER = (
+    select(messages.c.id)
+    .where(
+        _OF_CONVERSATION,
+        messages.c.role == "assistant",
+        messages.c.status != "deleted",
+    )
+    .limit(1)
+)
+ERASE_TURN = (
+    update(messages)
+    .where(messages.c.id.in_((bindparam("question_id"), bindparam("answer_id"))))
+    .values(
+        status="deleted", text="", reasoning=None, usage=None, payloads=None, echo=None
+    )
+)
 DELETE_MESSAGES = delete(messages).where(_OF_CONVERSATION)
 
 
-def size_of(*texts: str) -> int:
-    """What messages of these texts count in a conversation's size: their bytes in UTF-8, and a share for each."""
+def size_of(*messages: Message) -> int:
+    """What messages count in a conversation's size: their bytes in UTF-8, and a share for each."""
     size = 0
-    for text in texts:
-        length = len(text)
-        if not text.isascii():
-            length = len(text.encode("utf-8", "surrogatepass"))
-        size += length + MESSAGE_SIZE
+    for message in messages:
+        size += _length(message.text) + MESSAGE_SIZE
+        if message.payloads:
+            size += len(orjson.dumps(message.payloads))
     return size
+
+
+def size_of_answer(reply: Reply) -> int:
+    """What a whole answer counts."""
+    text = reply.text + reply.reasoning
+    return size_of(Message("assistant", text, payloads_of(reply)))
+
+
+def _length(text: str) -> int:
+    return len(text if text.isascii() else text.encode("utf-8", "surrogatepass"))
+
+
+def payloads_of(reply: Reply) -> tuple[dict[str, Any], ...]:
+    """An answer as OpenAI's API has it in a dialogue, where it is more than text."""
+    if not reply.tool_calls and not reply.refusal:
+        return ()
+    payload: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
+    if reply.refusal:
+        payload["refusal"] = reply.refusal
+    if reply.tool_calls:
+        payload["tool_calls"] = [_call(call) for call in reply.tool_calls]
+    return (payload,)
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def find_parent(
@@ -80,7 +132,7 @@ def find_parent(
         raise NoConversation(
             "This conversation has no message with that parent id. Leave it out to go on from the newest answer."
         )
-    if role == "user":
+    if role == "user" or role in TOOL_ROLES:
         raise BadRequest(
             "The parent id names a question. Send the id of an answer, as an earlier reply gave it."
         )
@@ -106,6 +158,8 @@ def insert_messages(
             "text": node.text,
             "status": node.status,
             "created": node.created,
+            "payloads": _to_json(node.payloads),
+            "echo": _to_json(node.echo),
         }
         for node in nodes
     ]
@@ -114,9 +168,6 @@ def insert_messages(
 
 def complete_answer(connection: Connection, answer_id: str, reply: Reply) -> bool:
     """Write a whole answer. False if it is not open: it was deleted, or has ended."""
-    usage = None
-    if reply.usage:
-        usage = orjson.dumps(dict(reply.usage)).decode()
     parameters = {
         "answer_id": answer_id,
         "status": "whole",
@@ -124,7 +175,8 @@ def complete_answer(connection: Connection, answer_id: str, reply: Reply) -> boo
         "model": _storable(reply.model or "") or None,
         "finish_reason": _storable(reply.finish_reason),
         "reasoning": _storable(reply.reasoning) or None,
-        "usage": usage,
+        "usage": _to_json(reply.usage),
+        "payloads": _to_json(payloads_of(reply)),
     }
     return connection.execute(UPDATE_ANSWER, parameters).rowcount == 1
 
@@ -153,6 +205,23 @@ def delete_turn(connection: Connection, question_id: str, answer_id: str) -> Non
     connection.execute(DELETE_TURN, parameters)
 
 
+def select_message(connection: Connection, message_id: str) -> Row[Any] | None:
+    """One message's row; for `to_node`."""
+    return connection.execute(SELECT_MESSAGE, {"message_id": message_id}).first()
+
+
+def erase_turn(connection: Connection, question_id: str, answer_id: str) -> None:
+    """Delete what a question and its answer say; their places stay, because others may follow them."""
+    parameters = {"question_id": question_id, "answer_id": answer_id}
+    connection.execute(ERASE_TURN, parameters)
+
+
+def has_answer(connection: Connection, conversation_id: str) -> bool:
+    """Whether a conversation has an answer that is not deleted."""
+    parameters = {"conversation_id": conversation_id}
+    return connection.execute(SELECT_ANSWER, parameters).first() is not None
+
+
 def delete_messages(connection: Connection, conversation_id: str) -> None:
     """Delete all messages of a conversation."""
     connection.execute(DELETE_MESSAGES, {"conversation_id": conversation_id})
@@ -174,7 +243,22 @@ def to_node(row: Row[Any], holder: str | None) -> Node:
         model=row.model,
         finish_reason=row.finish_reason,
         reasoning=row.reasoning,
+        payloads=read_payloads(row.payloads),
+        usage=orjson.loads(row.usage) if row.usage else None,
+        echo=orjson.loads(row.echo) if row.echo else None,
     )
+
+
+def read_payloads(column: str | None) -> tuple[Mapping[str, Any], ...]:
+    """The payloads of a message, as their column has them."""
+    return tuple(orjson.loads(column)) if column else ()
+
+
+def _to_json(value: Any) -> str | None:
+    """A value for a column of JSON; None where it is empty. NUL stays an escape there."""
+    if not value:
+        return None
+    return orjson.dumps(dict(value) if isinstance(value, Mapping) else value).decode()
 
 
 def _last_system_message(connection: Connection, conversation_id: str) -> str | None:

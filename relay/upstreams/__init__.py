@@ -126,9 +126,13 @@ class Forwarded:
 
 
 class Forwarder(Protocol):
-    """An upstream's API as it is. Pure, but for what its accounts remember."""
+    """An upstream's API as it is. Pure, but for what its accounts remember.
+
+    `has_responses`: it has OpenAI's Responses API, beside chat completions.
+    """
 
     transport: Transport
+    has_responses: bool
 
     def attempts(self, request: Forwarded) -> Attempts:
         """The accounts that may be used."""

@@ -37,7 +37,8 @@ def chat_completions(incoming: Incoming) -> Response:
     payload = wire.read(body)
     upstream = incoming.service.upstream_for(incoming.caller)
     keyed = incoming.idempotency_key is not None
-    if upstream.forwarder is None or keyed or chat.keeps(payload):
+    keeps = chat.keeps(payload, not incoming.service.settings.history_disabled)
+    if upstream.forwarder is None or keyed or keeps:
         return translate(incoming, payload, upstream)
     return pass_json(incoming, upstream.forwarder, "chat/completions", body, payload)
 
@@ -92,6 +93,7 @@ def translate(
         incoming.caller,
         incoming.idempotency_key,
         accepts_options=upstream.accepts_options,
+        keeps_unasked=not incoming.service.settings.history_disabled,
     )
     if payload.get("stream") is True:
         printer = chat.Chunks.of(payload, ask, created=int(time.time()))

@@ -361,7 +361,7 @@ def dialogue(store: Store, rng: random.Random) -> tuple[str, list[Message]]:
         answer = None if rng.random() < 0.2 else words()
         answered(store, request, answer)
         if answer is not None:
-            usable += [Message("user", request.prompt), Message("assistant", answer)]
+            usable += [request.question, Message("assistant", answer)]
         request = following(first, words())
     return first.conversation_id, usable
 

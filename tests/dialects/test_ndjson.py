@@ -36,11 +36,11 @@ def test_a_dialogue_is_asked_whole_and_nothing_is_kept() -> None:
         Message("user", "hi"),
         Message("assistant", "ho"),
     )
-    assert (parsed.prompt, parsed.model, parsed.keep, parsed.payload) == (
+    assert (parsed.prompt, parsed.model, parsed.keep, parsed.payloads) == (
         "and?",
         "m",
         False,
-        None,
+        (),
     )
 
 
@@ -100,9 +100,9 @@ def test_parts_that_are_not_text_are_passed_on_unchanged() -> None:
     ]
     parsed = ask(messages=[{"role": "user", "content": parts}])
     assert parsed.prompt == "what is\nthis?"
-    assert parsed.payload == {"role": "user", "content": parts}
+    assert parsed.payloads == ({"role": "user", "content": parts},)
     tool = {"role": "tool", "content": "7", "tool_call_id": "1"}
-    assert ask(messages=[HI, tool]).payload == tool
+    assert ask(messages=[HI, tool]).payloads == (tool,)
 
 
 WRONG = [

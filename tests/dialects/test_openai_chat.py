@@ -65,7 +65,7 @@ def test_the_last_message_is_the_question_and_nothing_is_kept(options: bool) -> 
     )
     assert (parsed.prompt, parsed.model, parsed.keep) == ("and\nnow?", "m", False)
     assert (parsed.idempotency_key, parsed.ignored) == ("k", ())
-    assert parsed.payload == (messages[-1] if options else None)
+    assert parsed.payloads == ((messages[-1],) if options else ())
     assert prompt_tokens_of(parsed) == sum(
         estimate_tokens(message) for message in (*parsed.preamble, parsed.question)
     )
@@ -175,11 +175,11 @@ def test_messages_that_text_cannot_carry_pass_where_they_can_and_are_not_kept() 
     picture = {"role": "user", "content": [{"type": "text", "text": "what?"}, IMAGE]}
     called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     parsed = ask(options=True, messages=[picture, called, TOOL])
-    assert [message.payload for message in parsed.preamble] == [picture, called]
-    assert (parsed.payload, parsed.prompt) == (TOOL, "7")
+    assert [message.payloads for message in parsed.preamble] == [(picture,), (called,)]
+    assert (parsed.payloads, parsed.prompt) == ((TOOL,), "7")
     assert ask(options=True, messages=[picture]).prompt == "what?"
     alone = {"role": "user", "content": [IMAGE]}
-    assert ask(options=True, messages=[alone]).payload == alone
+    assert ask(options=True, messages=[alone]).payloads == (alone,)
 
 
 NO_TEXT: list[tuple[list[dict[str, Any]], str]] = [
@@ -209,13 +209,22 @@ NO_TEXT: list[tuple[list[dict[str, Any]], str]] = [
 def test_elsewhere_they_are_refused_with_their_place(
     messages: list[Any], place: str
 ) -> None:
-    with pytest.raises(Unsupported, match="The upstream takes") as sent:
+    with pytest.raises(Unsupported, match="The upstream takes") as found:
         ask(messages=messages)
-    with pytest.raises(Unsupported, match="What is kept") as kept:
-        ask(options=True, messages=messages, conversation="tea")
-    for found in (sent, kept):
-        assert found.value.parameter == place
-        assert "leave images, files and tools out" in found.value.message
+    assert found.value.parameter == place
+    assert "leave images, files and tools out" in found.value.message
+
+
+def test_results_of_tools_that_follow_each_other_are_one_question() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]}
+    other = {**TOOL, "tool_call_id": "other", "content": "8"}
+    parsed = ask(options=True, messages=[HI, called, TOOL, other], conversation="tea")
+    assert parsed.question == Message("tool", "7\n\n8", (TOOL, other))
+    assert parsed.keep and [message.role for message in parsed.preamble] == ["user", "assistant"]
+    thanks = {"role": "user", "content": "and now?"}
+    parsed = ask(options=True, messages=[called, TOOL, thanks], conversation_id="c1")
+    assert parsed.question.payloads == (TOOL, thanks)
+    assert parsed.question.role == "tool" and parsed.ignored == (chat.PREAMBLE_FIELD,)
 
 
 NEVER = [
@@ -378,7 +387,7 @@ def test_whatever_is_sent_is_an_ask_or_a_bad_request(
     except BadRequest as error:
         assert error.message
         return
-    assert parsed.prompt.strip() or parsed.payload
+    assert parsed.prompt.strip() or parsed.payloads
     assert options or set(parsed.options) <= set(parameters.LIMITS)
 
 
@@ -704,8 +713,7 @@ def test_every_error_has_the_apis_shape(member: type[RelayError]) -> None:
         assert parsed.code == member.code
     usual = "server_error" if error.status >= 500 else "invalid_request_error"
     assert parsed.type == TYPES.get(error.status, usual)
-    if not isinstance(error, (Unsupported, ModelNotFound)):
-        assert parsed.param is None
+    assert parsed.param == error.parameter
 
 
 def test_an_unknown_model_is_the_fields_fault() -> None:

@@ -607,13 +607,19 @@ def test_no_parameter_tells_a_gateway_where_to_go(
     }
 
 
-def test_what_is_kept_is_text_alone(service: Service, api: OpenAIBackend) -> None:
-    body = {
-        "messages": [{"role": "user", "content": [{"type": "image_url"}]}],
-        "history_disabled": False,
-    }
-    answer = service().post("/chat", json=body, headers=KEY, buffered=True)
-    assert answer.status_code == 400 and "text alone" in answer.text and not api.asked
+def test_an_image_is_kept_as_it_was_sent(service: Service, api: OpenAIBackend) -> None:
+    client = service()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "what?"}, image]}
+    body = {"messages": [message], "history_disabled": False}
+    first = client.post("/chat", json=body, headers=KEY, buffered=True)
+    ask(client, conversation_id=first.headers["X-Conversation-Id"])
+    sent = api.completions[-1].body["messages"]
+    assert sent[0] == message and [part["role"] for part in sent] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 def test_each_conversation_gets_its_own_kind_of_credential(

@@ -208,8 +208,8 @@ def test_only_openai_itself_takes_the_role_developer(address: str, takes: bool) 
 QUESTION = Question(
     (
         Message("developer", "Be brief."),
-        Message("developer", "", {"role": "developer", "content": [], "name": "d"}),
-        Message("user", "Hi", {"role": "user", "content": "Hi"}),
+        Message("developer", "", ({"role": "developer", "content": [], "name": "d"},)),
+        Message("user", "Hi", ({"role": "user", "content": "Hi"},)),
         Message("assistant", "Hello."),
     ),
     options={"temperature": 0.5, "api_key": "sk-x", "stream": False},
@@ -234,11 +234,9 @@ def test_messages_of_developers_are_sent_in_a_role_that_the_server_knows(
         "temperature": 0.5,
         "top_p": 1,
     }
-    assert QUESTION.messages[1].payload == {
-        "role": "developer",
-        "content": [],
-        "name": "d",
-    }
+    assert QUESTION.messages[1].payloads == (
+        {"role": "developer", "content": [], "name": "d"},
+    )
 
 
 @pytest.mark.parametrize("options", [{"n": 2}, {"n": "x"}, {"stop": {"a", "b"}}])

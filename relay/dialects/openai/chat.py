@@ -38,36 +38,34 @@ from relay.errors import RelayError
 __all__ = ["Chunks", "ask", "completion", "keeps"]
 
 ROUTE = "chat_completions"
-PREAMBLE_FIELD = "messages[:-1]"  # all messages but the last, as a name
+PREAMBLE_FIELD = "messages[:-1]"  # the messages before the question, as a name
 _WHOLE = "chat.completion"
 _CHUNK = "chat.completion.chunk"
-_NOT_SENT = (
+NOT_SENT = (
     "The upstream takes messages of text alone: leave images, files and tools out."
-)
-_NOT_KEPT = (
-    "What is kept of a conversation is text alone: leave images, files and tools out, "
-    "or the fields that have it kept (conversation, conversation_id, history_disabled)."
 )
 
 
 def ask(
-    payload: Fields, caller: Caller, key: str | None, *, accepts_options: bool
+    payload: Fields,
+    caller: Caller,
+    key: str | None,
+    *,
+    accepts_options: bool,
+    keeps_unasked: bool = False,
 ) -> Ask:
     """The ask that a request makes: its last message is the question, those before it begin a new conversation.
 
     `key`: the header Idempotency-Key. `accepts_options`: whether the upstream takes parameters of
-    OpenAI's API; else the options are those that the answer is cut by. Nothing is kept unless the
-    request says so (`keeps`). Raises BadRequest, or Unsupported for what would make the
-    answer another one than was asked for.
+    OpenAI's API; else the options are those that the answer is cut by. `keeps_unasked`: see
+    `keeps`. Raises BadRequest, or Unsupported for what would make the answer another one than was
+    asked for.
     """
     parameters.check_form(payload)
     if not accepts_options:
         parameters.check_abilities(payload)
-    keep = keeps(payload)
-    if keep:
-        parameters.check_tools(payload, _NOT_KEPT)
     parameters.includes_usage(payload)  # raises for a wrong type
-    dialogue = dialogue_of(payload, _why_text_only(keep, accepts_options))
+    dialogue = dialogue_of(payload, "" if accepts_options else NOT_SENT)
     conversation_id = read.conversation_of(payload)
     preamble = dialogue.preamble
     ignored = dialogue.ignored
@@ -78,7 +76,7 @@ def ask(
     read_options = parameters.options_of if accepts_options else parameters.limits_of
     return Ask(
         prompt=dialogue.question.text,
-        payload=dialogue.question.payload,
+        payloads=dialogue.question.payloads,
         caller=caller,
         conversation_id=conversation_id,
         conversation_name=read.conversation_name_of(payload),
@@ -86,18 +84,11 @@ def ask(
         preamble=preamble,
         model=read.text_of(payload, "model") or None,
         options=read_options(payload),
-        keep=keep,
+        keep=keeps(payload, keeps_unasked),
         idempotency_key=read.key_of(payload, key),
         route=ROUTE,
         ignored=ignored,
     )
-
-
-def _why_text_only(keep: bool, accepts_options: bool) -> str:
-    """Why messages are text alone; "" where they need not be."""
-    if not accepts_options:
-        return _NOT_SENT
-    return _NOT_KEPT if keep else ""
 
 
 def completion(reply: Reply, ask: Ask, *, created: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from relay.errors import ModelNotFound, RelayError, Unauthorized, Unsupported
+from relay.errors import RelayError, Unauthorized
 
 #: status -> type; the rest by their hundreds
 _TYPES = {403: "permission_error", 429: "rate_limit_exceeded"}
@@ -26,7 +26,7 @@ def body(error: RelayError) -> dict[str, Any]:
         "error": {
             "message": error.message,
             "type": _type(error.status),
-            "param": _param(error),
+            "param": error.parameter,
             "code": _CODES.get(error.code, error.code),
         }
     }
@@ -36,10 +36,3 @@ def _type(status: int) -> str:
     if status >= 500:
         return "server_error"
     return _TYPES.get(status, "invalid_request_error")
-
-
-def _param(error: RelayError) -> str | None:
-    """The field that is at fault, where the error knows it."""
-    if isinstance(error, (ModelNotFound, Unsupported)):
-        return error.parameter
-    return None

@@ -1,17 +1,18 @@
 """The messages of a chat completion as a preamble and a question. Pure.
 
-Where text alone can be sent or kept, what is no text is an error that names its place; elsewhere a message that text
-cannot carry goes on as it came, as the payload of its `Message`.
+Where text alone can be sent, what is no text is an error that names its place; elsewhere a message that text cannot
+carry goes on as it came, as the payload of its `Message`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import MOST_MESSAGES, ROLES, TEXT_ROLES
-from relay.domain import Message
+from relay.domain import TOOL_ROLES, Message
 from relay.errors import BadRequest, Unsupported
 
 _EXAMPLE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
@@ -24,7 +25,7 @@ _READ = {"role", "content", "refusal"}
 
 @dataclass(frozen=True)
 class Dialogue:
-    """`preamble`: all messages but the last, which is the question. `ignored`: fields of messages without effect."""
+    """`question`: the last message, with the results of tools before it. `ignored`: fields without effect."""
 
     preamble: tuple[Message, ...]
     question: Message
@@ -54,18 +55,35 @@ def dialogue_of(fields: Fields, why_text_only: str = "") -> Dialogue:
     ]
     _check_question(messages[-1])
     ignored = _ignored(payloads) if why_text_only else ()
-    return Dialogue(tuple(messages[:-1]), messages[-1], ignored)
+    first = len(messages) - 1
+    while first > 0 and messages[first - 1].role in TOOL_ROLES:
+        first -= 1
+    return Dialogue(tuple(messages[:first]), joined(messages[first:]), ignored)
+
+
+def joined(messages: Sequence[Message]) -> Message:
+    """Messages that are sent as one; its role is that of the last."""
+    if len(messages) == 1:
+        return messages[0]
+    text = "\n\n".join(message.text for message in messages if message.text)
+    payloads = [payload for message in messages for payload in payloads_of(message)]
+    return Message(messages[-1].role, text, tuple(payloads))
+
+
+def payloads_of(message: Message) -> tuple[Mapping[str, Any], ...]:
+    """A message as the API has it, also one that is plain text."""
+    return message.payloads or ({"role": message.role, "content": message.text},)
 
 
 def _check_question(question: Message) -> None:
     """Raise for a last message that asks nothing. One with a payload may be a tool's result."""
     if question.role != "user" and (
-        question.payload is None or question.role in TEXT_ROLES
+        not question.payloads or question.role in TEXT_ROLES
     ):
         raise BadRequest(
             "The last of the messages is the question: its role must be user."
         )
-    if question.payload is None and not question.text.strip():
+    if not question.payloads and not question.text.strip():
         raise BadRequest(
             "The last of the messages is empty: nothing was asked. Put the question "
             "into its content."
@@ -84,7 +102,7 @@ def _message(payload: Any, place: str, why_text_only: str) -> Message:
     text = _text(payload, place, why_text_only)
     if why_text_only or _is_plain(payload):
         return Message(role, text)
-    return Message(role, text, payload)
+    return Message(role, text, (payload,))
 
 
 def _is_plain(payload: dict[str, Any]) -> bool:

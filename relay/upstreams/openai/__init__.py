@@ -39,7 +39,10 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         limits=Limits(answer=settings.max_answer),
     )
     any_key = settings.allow_caller_tokens == "any"
-    return OpenAI(api, any_key, settings.read_timeout)
+    has_responses = settings.openai_responses == "true"
+    if settings.openai_responses == "auto":
+        has_responses = body.is_openai(api.base)
+    return OpenAI(api, any_key, settings.read_timeout, has_responses)
 
 
 class OpenAI:
@@ -47,7 +50,7 @@ class OpenAI:
 
     Only OpenAI itself is known to check keys: another server may take any, so a caller's own is no
     pass to it. `any_key`: the operator says that this server checks them, whatever their form.
-    `seconds`: the longest wait for its list of models.
+    `seconds`: the longest wait for its list of models. `has_responses`: see `Forwarder`.
     """
 
     name = "openai"
@@ -56,11 +59,17 @@ class OpenAI:
     accepts_options = True
     history = None
 
-    def __init__(self, api: API, any_key: bool = False, seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        api: API,
+        any_key: bool = False,
+        seconds: float = 60.0,
+        has_responses: bool = False,
+    ) -> None:
         self._api = api
         self._any_key = any_key
         self._seconds = seconds
-        self.forwarder = OpenAIForwarder(api)
+        self.forwarder = OpenAIForwarder(api, has_responses)
         self.accepts_caller_tokens = any_key or body.is_openai(api.base)
 
     def recognizes(self, token: str) -> bool:

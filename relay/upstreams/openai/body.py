@@ -93,7 +93,9 @@ def completion_body(
     }
     if options.get("n") not in (None, 1):
         raise BadRequest("The field n must be 1: one question has one answer here.")
-    messages = [_message(message) for message in question.messages]
+    messages = [
+        payload for message in question.messages for payload in _payloads(message)
+    ]
     if not developer_role:
         messages = [_as_system(message) for message in messages]
     body = {
@@ -112,8 +114,8 @@ def completion_body(
         raise BadRequest("The question holds what cannot be written as JSON.") from None
 
 
-def _message(message: Message) -> Mapping[str, Any]:
-    return message.payload or {"role": message.role, "content": message.text}
+def _payloads(message: Message) -> tuple[Mapping[str, Any], ...]:
+    return message.payloads or ({"role": message.role, "content": message.text},)
 
 
 def _as_system(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,8 +25,9 @@ _PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|%[0-9A-Fa-f]{2})*")
 class OpenAIForwarder:
     """See `relay.upstreams.Forwarder`."""
 
-    def __init__(self, api: API) -> None:
+    def __init__(self, api: API, has_responses: bool) -> None:
         self.transport = api.transport
+        self.has_responses = has_responses
         self._api = api
 
     def attempts(self, request: Forwarded) -> Attempts:
