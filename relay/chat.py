@@ -166,21 +166,23 @@ class Turn:
                 if isinstance(event, Finished):
                     self._finished = event
                     break
+                event = self._with_ids(event)
                 self._add(event)
-                batch.append(self._with_place(event))
+                batch.append(event)
         except RelayError as error:
             self.failure = error
         return self._printer.print(batch) if batch else b""
 
-    def _with_place(self, event: Event) -> Event:
-        """The event, if it is the first one with what the printer may want to know of the place of the answer."""
-        if not isinstance(event, Started) or not self._keeper.returns_ids:
-            return event
-        return replace(
-            event,
-            conversation_id=self.conversation_id,
-            answer_id=self._context.answer_id,
-        )
+    def _with_ids(self, event: Event) -> Event:
+        """The event with what it must name: the place of the answer, and a call's id, which its result will name."""
+        if isinstance(event, Started) and self._keeper.returns_ids:
+            place = event.conversation_id or self.conversation_id or None
+            answer_id = self._context.answer_id
+            return replace(event, conversation_id=place, answer_id=answer_id)
+        if isinstance(event, ToolCall) and not event.id:
+            is_first = event.index not in self._tool_calls
+            return replace(event, id=f"call_{uuid.uuid4().hex}") if is_first else event
+        return event
 
     def _add(self, event: Event) -> None:
         match event:

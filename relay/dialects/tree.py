@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -122,7 +123,7 @@ def _entry(node: Node) -> dict[str, Any]:
         "id": node.id,
         "parent": node.parent,
         "role": node.role,
-        "text": node.text,
+        "text": "\n\n".join(_parts(node)),
         "status": node.status,
         "created": node.created,
         "model": node.model,
@@ -166,12 +167,44 @@ def _message(node: Node) -> dict[str, Any]:
         "id": node.id,
         "author": {"role": node.role, "name": None, "metadata": {}},
         "create_time": node.created,
-        "content": {"content_type": "text", "parts": [node.text]},
+        "content": {"content_type": "text", "parts": _parts(node) or [""]},
         "status": _STATUS[node.status],
         "end_turn": whole if node.role == "assistant" else None,
         "metadata": metadata,
         "recipient": "all",
     }
+
+
+def _parts(node: Node) -> list[str]:
+    """What a message says: its text, and what else it has, as far as words can say that."""
+    parts = [node.text] if node.text else []
+    for payload in node.payloads:
+        parts += _described(payload)
+    return parts
+
+
+def _described(payload: Mapping[str, Any]) -> list[str]:
+    """The images, files and calls of a message, in brackets, and its refusal."""
+    content = payload.get("content")
+    parts = content if isinstance(content, list) else []
+    described = [_described_part(part) for part in parts if isinstance(part, Mapping)]
+    for call in payload.get("tool_calls") or ():
+        function = call.get("function") or {}
+        described.append(f"[calls {function.get('name')}({function.get('arguments')})]")
+    refusal = payload.get("refusal")
+    if isinstance(refusal, str) and refusal not in ("", content):
+        described.append(refusal)
+    return [text for text in described if text]
+
+
+def _described_part(part: Mapping[str, Any]) -> str:
+    """A part that is no text; "" for one that is."""
+    kind = str(part.get("type", ""))
+    if kind in ("text", "refusal"):
+        return ""
+    file = part.get("file")
+    name = file.get("filename") if isinstance(file, Mapping) else None
+    return f"[{kind.removesuffix('_url').removeprefix('input_')}{f' {name}' if name else ''}]"
 
 
 def _iso(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from relay.errors import NotFound, RelayError
 from relay.passage import Passage
 from relay.transports import Headers
 from relay.upstreams import Forwarded, Forwarder, Upstream
+from relay.web import stored_responses
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import (
@@ -41,6 +43,36 @@ def chat_completions(incoming: Incoming) -> Response:
     if upstream.forwarder is None or keyed or keeps:
         return translate(incoming, payload, upstream)
     return pass_json(incoming, upstream.forwarder, "chat/completions", body, payload)
+
+
+@routes.post("/responses")
+def create_response(incoming: Incoming) -> Response:
+    body = incoming.whole_body()
+    payload = wire.read(body)
+    upstream = incoming.service.upstream_for(incoming.caller)
+    if upstream.forwarder is not None and upstream.forwarder.has_responses:
+        return pass_json(incoming, upstream.forwarder, "responses", body, payload)
+    return stored_responses.create(incoming, payload, upstream)
+
+
+@routes.get("/responses/<response_id>")
+def retrieve_response(incoming: Incoming, response_id: str) -> Response:
+    return pass_or(stored_responses.retrieve, incoming, response_id)
+
+
+@routes.delete("/responses/<response_id>")
+def delete_response(incoming: Incoming, response_id: str) -> Response:
+    return pass_or(stored_responses.delete, incoming, response_id)
+
+
+@routes.get("/responses/<response_id>/input_items")
+def list_input_items(incoming: Incoming, response_id: str) -> Response:
+    return pass_or(stored_responses.list_input, incoming, response_id)
+
+
+@routes.post("/responses/<response_id>/cancel")
+def cancel_response(incoming: Incoming, response_id: str) -> Response:
+    return pass_or(stored_responses.cancel, incoming, response_id)
 
 
 @routes.get("/models")
@@ -82,6 +114,16 @@ def anything_else(incoming: Incoming, path: str) -> Response:
             incoming, forwarder, forwarded(incoming, path, body), path, streams=False
         )
     return pass_on(incoming, forwarder, path)
+
+
+def pass_or(
+    view: Callable[[Incoming, str], Response], incoming: Incoming, response_id: str
+) -> Response:
+    """The request as it is where the upstream has responses itself; else what our own store has."""
+    forwarder = incoming.service.upstream_for(incoming.caller).forwarder
+    if forwarder is not None and forwarder.has_responses:
+        return pass_on(incoming, forwarder, incoming.path.removeprefix("/v1/"))
+    return view(incoming, response_id)
 
 
 def translate(

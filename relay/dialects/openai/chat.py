@@ -18,7 +18,7 @@ from relay.dialects import fields as read
 from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import keeps
 from relay.dialects.openai import errors, parameters
-from relay.dialects.openai.messages import dialogue_of
+from relay.dialects.openai.messages import NOT_SENT, dialogue_of
 from relay.dialects.openai.usage import prompt_tokens_of, usage_of
 from relay.domain import (
     Ask,
@@ -41,9 +41,6 @@ ROUTE = "chat_completions"
 PREAMBLE_FIELD = "messages[:-1]"  # the messages before the question, as a name
 _WHOLE = "chat.completion"
 _CHUNK = "chat.completion.chunk"
-NOT_SENT = (
-    "The upstream takes messages of text alone: leave images, files and tools out."
-)
 
 
 def ask(

@@ -15,6 +15,9 @@ from relay.dialects.ndjson import MOST_MESSAGES, ROLES, TEXT_ROLES
 from relay.domain import TOOL_ROLES, Message
 from relay.errors import BadRequest, Unsupported
 
+NOT_SENT = (
+    "The upstream takes messages of text alone: leave images, files and tools out."
+)
 _EXAMPLE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
 #: types of parts that are text -> the part's field that has it
 _TEXT_PARTS = {"text": "text", "refusal": "refusal"}
@@ -33,7 +36,17 @@ class Dialogue:
 
 
 def dialogue_of(fields: Fields, why_text_only: str = "") -> Dialogue:
-    """The dialogue in the field `messages`.
+    """The dialogue in the field `messages`; otherwise as for `messages_in`."""
+    messages = messages_in(fields, why_text_only)
+    ignored = _ignored(fields["messages"]) if why_text_only else ()
+    first = len(messages) - 1
+    while first > 0 and messages[first - 1].role in TOOL_ROLES:
+        first -= 1
+    return Dialogue(tuple(messages[:first]), joined(messages[first:]), ignored)
+
+
+def messages_in(fields: Fields, why_text_only: str = "") -> list[Message]:
+    """The messages in the field `messages`, the last of which asks something.
 
     `why_text_only`: a sentence that says why only text is taken; "" where all that the API has is.
     Raises BadRequest; Unsupported for what is no text where only text is taken.
@@ -54,11 +67,7 @@ def dialogue_of(fields: Fields, why_text_only: str = "") -> Dialogue:
         for at, payload in enumerate(payloads)
     ]
     _check_question(messages[-1])
-    ignored = _ignored(payloads) if why_text_only else ()
-    first = len(messages) - 1
-    while first > 0 and messages[first - 1].role in TOOL_ROLES:
-        first -= 1
-    return Dialogue(tuple(messages[:first]), joined(messages[first:]), ignored)
+    return messages
 
 
 def joined(messages: Sequence[Message]) -> Message:

@@ -44,7 +44,7 @@ _HONOURED = {
     "user",
     *LIMITS,
 }
-_ELSEWHERE = "Only an OpenAI-compatible upstream (UPSTREAM=openai) can."
+ELSEWHERE = "Only an OpenAI-compatible upstream (UPSTREAM=openai) can."
 
 
 def check_form(fields: Fields) -> None:
@@ -88,7 +88,7 @@ def check_abilities(fields: Fields) -> None:
 
     Raises BadRequest for wrong types, else Unsupported.
     """
-    check_tools(fields, f"The upstream calls no tools. {_ELSEWHERE}")
+    check_tools(fields, f"The upstream calls no tools. {ELSEWHERE}")
     response_format = fields.get("response_format")
     if response_format is None:
         return
@@ -101,7 +101,7 @@ def check_abilities(fields: Fields) -> None:
     if kind != "text":
         raise Unsupported(
             "The upstream cannot be held to a format: leave response_format out, and "
-            f"say in a message what you want. {_ELSEWHERE}",
+            f"say in a message what you want. {ELSEWHERE}",
             parameter="response_format",
         )
 

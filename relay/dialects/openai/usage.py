@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from relay.domain import Ask, Reply
+from relay.domain import Ask, Message, Reply
 from relay.window import estimate_text, estimate_tokens
 
 
 def prompt_tokens_of(ask: Ask) -> int:
     """The estimated tokens of an ask's messages."""
     messages = (*ask.preamble, ask.question)
-    return sum(estimate_tokens(message) for message in messages)
+    tokens = sum(estimate_tokens(message) for message in messages)
+    if ask.instructions:
+        tokens += estimate_tokens(Message("system", ask.instructions))
+    return tokens
 
 
 def usage_of(reply: Reply, prompt_tokens: int) -> dict[str, Any]:
