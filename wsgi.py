@@ -22,13 +22,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from email.errors import (
-    FirstHeaderLineIsContinuationDefect,
-    MalformedHeaderDefect,
-    MisplacedEnvelopeHeaderDefect,
-    MissingHeaderBodySeparatorDefect,
-)
-from email.message import Message
 from typing import Any, NoReturn
 
 import gevent
@@ -43,6 +36,7 @@ from relay import logs, startup
 from relay.connection import BodyGuard, Connection
 from relay.deadline import Deadline
 from relay.errors import RelayError, StoreFailed
+from relay.request_head import RequestHead
 from relay.server import Run, Server
 from relay.service import Service
 from relay.setting_warnings import find_warnings
@@ -50,7 +44,6 @@ from relay.settings import Settings, SettingsError
 
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
-MAX_HEAD = 64 * 1024
 WORKER_BOOT_ERROR = (
     3  # gunicorn's: the master ends, where it would start workers for ever
 )
@@ -143,56 +136,6 @@ def redact_request(record: logging.LogRecord) -> bool:
     return True
 
 
-HEAD_DEFECTS = (
-    FirstHeaderLineIsContinuationDefect,
-    MisplacedEnvelopeHeaderDefect,
-    MissingHeaderBodySeparatorDefect,
-    MalformedHeaderDefect,
-)
-
-
-def is_ambiguous(headers: Message) -> bool:
-    """Whether a request's head can be read in more than one way."""
-    # a line that is no header hides the ones after it; of bodies, which it has not seen, the parser complains too
-    if any(isinstance(defect, HEAD_DEFECTS) for defect in headers.defects):
-        return True
-    if headers.get_unixfrom():
-        return True
-    names = headers.keys()
-    if any(name != name.strip() or " " in name for name in names):
-        return True
-    if len(headers.get_all("host") or []) > 1:
-        return True
-    return _has_ambiguous_framing(headers)
-
-
-def _has_ambiguous_framing(headers: Message) -> bool:
-    lengths = headers.get_all("content-length") or []
-    if len(lengths) > 1 or not all(text.strip().isdecimal() for text in lengths):
-        return True
-    encodings = headers.get_all("transfer-encoding") or []
-    if not encodings:
-        return False
-    return bool(lengths) or [text.lower() for text in encodings] != ["chunked"]
-
-
-class HeadLines:
-    """The lines of a request's head, as `http.client` reads them. Raises ValueError where they are too many or odd."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = MAX_HEAD
-
-    def readline(self, limit: int) -> bytes:
-        line: bytes = self._file.readline(min(limit, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise ValueError("the head is too large")
-        if b"\r" in line.removesuffix(b"\r\n"):
-            raise ValueError("a line break that other servers do not see")
-        return line
-
-
 class Input(pywsgi.Input):
     """A body that pywsgi does not drain: a connection with an unread one is closed."""
 
@@ -237,11 +180,7 @@ class Handler(pywsgi.WSGIHandler):
         return is_read
 
     def MessageClass(self, *args: Any) -> Any:
-        file: Any = HeadLines(args[0])
-        headers = super().MessageClass(file, *args[1:])
-        if is_ambiguous(headers):
-            raise ValueError("two servers could read two different requests")
-        return headers
+        return RequestHead(args[0])
 
     def _handle_client_error(self, error: Exception) -> Any:
         if type(error) in (TimeoutError, ConnectionResetError):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, order=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A moment on the monotonic clock; the earlier of two is their `min`."""
 
     at: float

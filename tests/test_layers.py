@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "relay.settings": set(),
     "relay.server": set(),
     "relay.connection": {"relay.deadline"},
+    "relay.request_head": set(),
     "relay.logs": set(),
     "relay.sse": VALUES,
     "relay.window": VALUES,

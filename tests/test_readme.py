@@ -69,13 +69,13 @@ def test_every_route_stands_in_the_readme_and_no_other(
     build: Callable[..., Flask],
 ) -> None:
     routes = {
-        f"{method} {rule.rule.replace('<path:conversation_id>', '<id>').replace('<path:name>', '<id>')}"
+        f"{method} {re.sub('<[a-z_:]+>', '<id>', rule.rule)}"
         for rule in build().url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.rule != "/v1/<path:path>"  # whatever else there is
     }
     assert {
-        route for route in re.findall(r"`((?:GET|POST) /[^` ]*)`", README)
+        route for route in re.findall(r"`((?:GET|POST|DELETE) /[^` ]*)`", README)
     } == routes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
@@ -17,12 +18,15 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs: Pairs = tuple(pairs)
+
+    @cached_property
+    def _values(self) -> dict[str, str]:
         values: dict[str, list[str]] = {}
         for name, value in self.pairs:
             same_name = values.setdefault(name.lower(), [])
             if value:
                 same_name.append(value)
-        self._values = {name: ", ".join(each) for name, each in values.items()}
+        return {name: ", ".join(each) for name, each in values.items()}
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()]

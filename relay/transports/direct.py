@@ -18,8 +18,6 @@ import ssl
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
@@ -49,10 +47,12 @@ LONGEST_RUN = 16 * 1024  # bytes between two times that other greenlets run
 A_MOMENT = (
     1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
 )
+A_WAIT = 0.0002  # seconds; a read that takes as long has waited, and others have run
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
 MOST_IDLE = 20  # connections to one origin
 SEND_SECONDS = 30.0
 DEFAULT_PORTS = {"http": 80, "https": 443}
+FOREIGN_ERRORS = (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade)
 _UNSENDABLE = re.compile(r"[^\t -~\x80-\xff]")
 
 
@@ -89,6 +89,10 @@ class TimeSlice:
     """Lets others run from time to time: where data is always there, no call would ever wait for it."""
 
     def __init__(self) -> None:
+        self._used = 0
+
+    def begin_anew(self) -> None:
+        """Others have run."""
         self._used = 0
 
     def use(self, size: int) -> None:
@@ -249,30 +253,22 @@ class DirectExchange:
         return arrived
 
     def _take(self) -> bytes:
-        with self._translated_errors():
+        try:
             arrived = self._body.take()
+        except zlib.error as error:
+            raise self._translated(error) from error
         if arrived:
             self._overhead = 0
             self._slice.use(len(arrived))
         return arrived
 
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        """Foreign errors as ours. A socket's timeout passes: it is no failure."""
-        try:
-            yield
-        except TimeoutError:
-            raise
-        except OSError as error:
-            cut = UpstreamCut("The connection to the upstream broke.")
-            raise self._logged(cut, error) from error
-        except (
-            httptools.HttpParserError,
-            httptools.HttpParserUpgrade,
-            zlib.error,
-        ) as error:
-            failure = UpstreamFailed("The upstream sent what is no HTTP.")
-            raise self._logged(failure, error) from error
+    def _translated(self, error: Exception) -> RelayError:
+        """A foreign error as ours."""
+        if isinstance(error, OSError):
+            return self._logged(
+                UpstreamCut("The connection to the upstream broke."), error
+            )
+        return self._logged(UpstreamFailed("The upstream sent what is no HTTP."), error)
 
     def _logged(self, failure: RelayError, reason: object = "") -> RelayError:
         """The failure for the caller. Which host it was stands in the log alone."""
@@ -372,16 +368,21 @@ class DirectExchange:
         assert self._connection is not None
         if self._interrupted:
             raise UpstreamCut()
-        with self._translated_errors():
+        asked = time.monotonic()
+        try:
             piece = receive(self._connection, deadline)
             if piece is None:
                 return False
             if not piece:
                 self._end()
                 return True
+            if time.monotonic() - asked > A_WAIT:
+                self._slice.begin_anew()
             self._overhead += len(piece)
             self._slice.use(len(piece))
             self._parser.feed_data(piece)
+        except FOREIGN_ERRORS as error:
+            raise self._translated(error) from error
         if self._overhead > LONGEST_HEAD and not self._complete:
             failure = UpstreamFailed("The upstream sent headers without end.")
             raise self._logged(failure)

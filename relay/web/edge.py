@@ -129,7 +129,7 @@ class Edge:
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
-        if not self._service.access.is_proven(incoming.credential):
+        if not incoming.is_proven:
             self._wrong_keys.check(incoming.caller_address)
         if self._view_authenticates(incoming):
             self._service.access.check(incoming.credential)

@@ -70,7 +70,7 @@ class Incoming(Request):
         name = self.headers.get("X-Request-Id", "")
         return name if _REQUEST_ID.fullmatch(name) else ""
 
-    @property
+    @cached_property
     def credential(self) -> str:
         """The credential in the headers, as an Authorization header has it.
 
@@ -84,6 +84,11 @@ class Incoming(Request):
         if shown and shown != [api_key]:
             raise BadRequest(TWO_CREDENTIALS)
         return authorization if shown else f"Bearer {api_key}"
+
+    @cached_property
+    def is_proven(self) -> bool:
+        """Whether the headers alone show a right to ask; see `Access.is_proven`. Raises BadRequest."""
+        return self.service.access.is_proven(self.credential)
 
     @property
     def idempotency_key(self) -> str | None:
@@ -148,7 +153,7 @@ class Incoming(Request):
 
     def _body_limit(self) -> int:
         limit = self.service.settings.max_body
-        if self.service.access.is_proven(self.credential):
+        if self.is_proven:
             return limit
         return min(limit, MAX_UNPROVEN_BODY)
 

@@ -220,7 +220,10 @@ def test_results_of_tools_that_follow_each_other_are_one_question() -> None:
     other = {**TOOL, "tool_call_id": "other", "content": "8"}
     parsed = ask(options=True, messages=[HI, called, TOOL, other], conversation="tea")
     assert parsed.question == Message("tool", "7\n\n8", (TOOL, other))
-    assert parsed.keep and [message.role for message in parsed.preamble] == ["user", "assistant"]
+    assert parsed.keep and [message.role for message in parsed.preamble] == [
+        "user",
+        "assistant",
+    ]
     thanks = {"role": "user", "content": "and now?"}
     parsed = ask(options=True, messages=[called, TOOL, thanks], conversation_id="c1")
     assert parsed.question.payloads == (TOOL, thanks)
