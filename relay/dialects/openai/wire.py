@@ -21,13 +21,19 @@ from relay.errors import BadRequest, RelayError
 LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
 _SPACE = re.compile(r"[ \t\n\r]*")
 _VALUE = json.JSONDecoder(parse_float=str, parse_int=str)
-#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped
-_CHOICES_END = re.compile(
-    rb'"finish_reason"\s*:\s*"|^data: ?\[DONE\]|"error"\s*:\s*\{', re.MULTILINE
+#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped. Each is a
+#: pattern of its own that begins with plain text, which is looked for ten times as fast as alternatives are
+_FAILED = re.compile(rb'"error"\s*:\s*\{')
+_CHOICES_END = (
+    re.compile(rb'"finish_reason"\s*:\s*"'),
+    re.compile(rb"\[DONE\](?=\s*$)", re.MULTILINE),
+    _FAILED,
 )
-_RESPONSE_END = re.compile(
-    rb'"type"\s*:\s*"response\.(?:completed|failed|incomplete|cancelled)"'
-    rb'|"type"\s*:\s*"error"|"error"\s*:\s*\{'
+_RESPONSE_END = (
+    re.compile(
+        rb'"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete|cancelled)|error)"'
+    ),
+    _FAILED,
 )
 _ENDS = {
     "chat/completions": _CHOICES_END,
@@ -76,7 +82,7 @@ class EventWatch:
 
     def _look(self, events: bytes) -> bytes:
         if self._end is not None and not self._ended:
-            self._ended = self._end.search(events) is not None
+            self._ended = any(mark.search(events) for mark in self._end)
         return events
 
     def fail(self, error: RelayError) -> bytes:
@@ -99,6 +105,8 @@ def _is_whole_event(event: bytes) -> bool:
 
 def _last_boundary(held: bytes, known: int) -> int:
     """The end of the last whole event; 0 where there is none. In the first `known` bytes there is none."""
+    if held.endswith(b"\n\n"):
+        return len(held)
     start = max(0, known - 3)
     last = 0
     for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"):
