@@ -97,8 +97,8 @@ class Printer(Protocol):
 class TurnContext:
     """What a turn knows beside its answer.
 
-    `answer_id`: see `Started`. `check`: the dialect's; see `Ask.check`. `tokens`: the estimated
-    size of what was sent upstream.
+    `answer_id` and `question_id`: see `Started`. `check`: the dialect's; see `Ask.check`. `tokens`:
+    the estimated size of what was sent upstream.
     """
 
     conversation_id: str = ""
@@ -106,6 +106,7 @@ class TurnContext:
     remarks: Remarks = Remarks()
     check: Callable[[Reply], None] = lambda reply: None
     tokens: int = 0
+    question_id: str = ""
 
 
 class Turn:
@@ -177,8 +178,12 @@ class Turn:
         """The event with what it must name: the place of the answer, and a call's id, which its result will name."""
         if isinstance(event, Started) and self._keeper.returns_ids:
             place = event.conversation_id or self.conversation_id or None
-            answer_id = self._context.answer_id
-            return replace(event, conversation_id=place, answer_id=answer_id)
+            return replace(
+                event,
+                conversation_id=place,
+                answer_id=self._context.answer_id,
+                question_id=self._context.question_id,
+            )
         if isinstance(event, ToolCall) and not event.id:
             is_first = event.index not in self._tool_calls
             return replace(event, id=f"call_{uuid.uuid4().hex}") if is_first else event
@@ -586,6 +591,7 @@ class Chat:
             Remarks(opened.dropped + window.dropped, _ignored(ask, upstream)),
             ask.check,
             window.tokens,
+            keeper.request.question_id,
         )
         stream, decoder = upstream.ask(question)
         if limits is not None:

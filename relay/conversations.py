@@ -27,6 +27,7 @@ from relay.upstreams import History
 log = logging.getLogger(__name__)
 
 LONGEST_TITLE = 200  # characters of an upstream's title that the index keeps
+PAGE = 100  # rows of the index that are read at once
 UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 
 #: a row of the index, or an upstream's own object
@@ -95,10 +96,14 @@ class Conversations:
         return Page(newest_first[offset:most], missing)
 
     def _search(self, caller: Caller, offset: int, limit: int, search: str) -> Page:
-        if caller.unverified:  # its account is its own only if the upstream accepts it
+        self._check_account(caller)
+        return Page([*self._store.list(caller.owner, offset, limit, search)])
+
+    def _check_account(self, caller: Caller) -> None:
+        """Raise RelayError for an account that is not the caller's own: its upstream does not accept the token."""
+        if caller.unverified:
             for history in self._reachable(caller):
                 history.list(caller, 1)
-        return Page([*self._store.list(caller.owner, offset, limit, search)])
 
     def read(self, caller: Caller, conversation_id: str) -> Item:
         """One conversation with all its messages. Raises NoConversation."""
@@ -139,7 +144,17 @@ class Conversations:
                 "Conversations that are stored here get no title by themselves: send "
                 "one in the field title."
             )
-        title = found.history.make_title(caller, found.id, found.account)
+        return self._find_title(caller, found, found.history)
+
+    def find_title(self, caller: Caller, conversation_id: str) -> str:
+        """The same; of a conversation that is stored here its own title, which its first prompt gave it."""
+        found = self._locate(caller, conversation_id)
+        if found.history is None:
+            return found.row.title if found.row else UNTITLED
+        return self._find_title(caller, found, found.history)
+
+    def _find_title(self, caller: Caller, found: Located, history: History) -> str:
+        title = history.make_title(caller, found.id, found.account)
         if found.row is not None:
             self._store.rename(caller.owner, found.id, title)
         return title
@@ -169,6 +184,26 @@ class Conversations:
     def delete_turn(self, caller: Caller, answer_id: str) -> None:
         """Delete an answer that is stored here, and its question. Raises NoConversation."""
         self._store.delete_turn(caller.verified_owner, answer_id)
+
+    def delete_all(self, caller: Caller) -> None:
+        """Delete all that the index has of the caller's, at its upstreams too.
+
+        Raises RelayError where one at an upstream cannot be deleted; those before it are.
+        """
+        self._check_account(caller)
+        self._store.delete_stored_here(caller.owner)
+        for conversation_id in self._ids(caller.owner):
+            with suppress(NoConversation):
+                self.delete(caller, conversation_id)
+
+    def _ids(self, owner: str) -> Sequence[str]:
+        """The ids of all conversations of an owner."""
+        ids: dict[str, None] = {}
+        while page := self._store.list(owner, len(ids), PAGE):
+            ids.update((row.id, None) for row in page)
+            if len(page) < PAGE:
+                break
+        return [*ids]
 
     def _locate(self, caller: Caller, conversation_id: str) -> Located:
         """Raises NoConversation for another owner's, UpstreamGone for one whose upstream is not open."""

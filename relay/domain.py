@@ -123,13 +123,15 @@ class Question:
 class Started:
     """The upstream accepted the question. An upstream that stores conversations gives its own id.
 
-    `answer_id`: under which the answer will be stored here; "" where it will not. The turn adds it.
+    `answer_id`: under which the answer will be stored here; "" where it will not. `question_id`:
+    under which the question is stored, here or there. The turn adds both.
     """
 
     model: str | None = None
     conversation_id: str | None = None
     account: str | None = None
     answer_id: str = ""
+    question_id: str = ""
 
 
 @dataclass(frozen=True)

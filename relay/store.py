@@ -468,6 +468,22 @@ class Store:
         self._write(work)
         self._database.erase()
 
+    def delete_stored_here(self, owner: str) -> int:
+        """Delete all conversations of an owner whose text is stored here; how many there were."""
+
+        def work(connection: Connection) -> int:
+            batch = conversations.lock_stored_here(connection, owner)
+            for conversation_id in batch:
+                _delete_conversation(connection, conversation_id)
+            return len(batch)
+
+        deleted = 0
+        while batch := self._write(work):
+            deleted += batch
+        if deleted:
+            self._database.erase()
+        return deleted
+
     def expire(self, seconds: float) -> int:
         """Delete the conversations that have not changed for `seconds`; how many there were."""
 

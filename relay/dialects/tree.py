@@ -66,9 +66,9 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
 
 def lines(conversation: Conversation | dict[str, Any]) -> bytes:
     """One conversation as JSON lines: a message each, all branches, in the order of their times."""
-    entries = _entries(conversation)
     return b"".join(
-        orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE) for entry in entries
+        orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+        for entry in entries(conversation)
     )
 
 
@@ -76,7 +76,7 @@ def markdown(conversation: Conversation | dict[str, Any]) -> str:
     """One conversation to be read: its title, and the messages from the root to the newest answer."""
     title, newest = _headline(conversation)
     parts = [f"# {title}"]
-    for entry in _path(_entries(conversation), newest):
+    for entry in _path(entries(conversation), newest):
         text = entry["text"].strip()
         if text:
             parts.append(f"{_heading(entry)}\n\n{text}")
@@ -99,6 +99,13 @@ def _heading(entry: dict[str, Any]) -> str:
     return f"## {_HEADINGS.get(role, role.capitalize())}{broken}"
 
 
+def newest_of(conversation: Conversation | dict[str, Any]) -> str | None:
+    """The message that the conversation's next question follows."""
+    if isinstance(conversation, dict):
+        return conversation.get("current_node")
+    return conversation.newest
+
+
 def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | None]:
     """Title and newest message; where no answer is whole yet, the last message."""
     if isinstance(conversation, dict):
@@ -108,7 +115,7 @@ def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | N
     return conversation.title, conversation.newest or last
 
 
-def _entries(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
+def entries(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
     """The messages with what exports show of them."""
     if isinstance(conversation, Conversation):
         return [_entry(node) for node in conversation.nodes]

@@ -26,7 +26,7 @@ from relay.domain import Conversation, Node
 from relay.errors import NoConversation
 from relay.schema import conversations, leases, messages
 
-EXPIRE_BATCH = 100  # conversations deleted in one transaction when they expire
+EXPIRE_BATCH = 100  # conversations deleted in one transaction, where many are
 _LEASE_PREFIX = "conversation/"
 _NAME_LEASE_PREFIX = "name/"
 
@@ -76,6 +76,12 @@ LOCK_EXPIRED = (
     .where(conversations.c.updated < bindparam("before"), ~_LEASED)
     .limit(EXPIRE_BATCH)
     .with_for_update(skip_locked=True)
+)
+LOCK_STORED_HERE = (
+    select(conversations.c.id)
+    .where(_THIS_OWNER, ~conversations.c.remote)
+    .limit(EXPIRE_BATCH)
+    .with_for_update()
 )
 INSERT_CONVERSATION = insert(conversations)
 UPDATE_CONVERSATION = update(conversations).where(_THIS_CONVERSATION)
@@ -148,6 +154,11 @@ def lock_expired(connection: Connection, before: float, now: float) -> list[str]
     """The ids of a batch of conversations that have not changed since `before` and have no lease."""
     parameters = {"before": before, "now": now}
     return list(connection.execute(LOCK_EXPIRED, parameters).scalars())
+
+
+def lock_stored_here(connection: Connection, owner: str) -> list[str]:
+    """The ids of a batch of the owner's conversations whose text is stored here."""
+    return list(connection.execute(LOCK_STORED_HERE, {"owner": owner}).scalars())
 
 
 def insert_conversation(

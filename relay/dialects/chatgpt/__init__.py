@@ -1,0 +1,1 @@
+"""ChatGPT's own web API: what its page and many clients speak."""
