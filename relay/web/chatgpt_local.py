@@ -1,4 +1,4 @@
-"""The ChatGPT web API's conversations over our own store, for upstreams that are not ChatGPT itself; and Pandora's talk.
+"""The ChatGPT web API over our own store, for upstreams that are not ChatGPT itself; and Pandora's talk.
 
 Each view is handed an authenticated request. Failures are the dialect's to print.
 """
