@@ -11,6 +11,7 @@ from relay.domain import ROOT, Conversation, Message
 from relay.errors import BadRequest, NoConversation
 from relay.server import in_place
 from relay.store import OpenedTurn, Store
+from relay.tables.conversations import EXPIRE_BATCH
 from tests.turns import Clock, answered, end, following, new_turn, texts
 
 ON_BOTH = True
@@ -203,6 +204,18 @@ def test_rename_and_delete(store: Store) -> None:
     end(store, held, "late")
     with pytest.raises(NoConversation):
         store.get("owner", first.conversation_id)
+
+
+def test_all_of_an_owner_is_deleted_that_is_stored_here(store: Store) -> None:
+    for number in range(EXPIRE_BATCH + 5):
+        answered(store, new_turn(f"question {number}"))
+    theirs = answered(store, new_turn(owner="other"))
+    remote = Conversation("r", "owner", "web", None, "T", None, 0, 0, remote=True)
+    store.index(remote)
+    assert store.delete_stored_here("owner") == EXPIRE_BATCH + 5
+    assert [row.id for row in store.list("owner", 0, 10)] == ["r"]
+    assert store.get("other", theirs.conversation_id).nodes
+    assert store.delete_stored_here("owner") == 0
 
 
 def test_many_threads_write_at_once_and_nothing_is_lost(store: Store) -> None:

@@ -454,35 +454,70 @@ def test_talk_from_its_first_question_to_another_answer(client: Client) -> None:
     assert len(client.tree(first["conversation_id"])["mapping"][ROOT]["children"]) == 2
 
 
-def test_talk_before_chatgpt_itself(tmp_path: Path, backend: Backend) -> None:
+@pytest.fixture
+def web(tmp_path: Path, backend: Backend) -> Iterator[LocalService]:
+    """The service before ChatGPT."""
     settings = {"ACCESS_TOKEN": jwt(sub="me"), "CHATGPT_BASE_URL": backend.url}
     service = LocalService(tmp_path, "pywsgi", {"AUTHORIZATION": KEY} | settings)
-    try:
-        client = Client(service, "/api")
-        first = talked(client, prompt="one", stream=False).json()
-        identifier = first["conversation_id"]
-        tree = backend.trees[identifier]
-        assert tree["current_node"] == first["message"]["id"]
-        streamed = talked(client, prompt="two", **after(first))
-        assert streamed.content.endswith(b"data: [DONE]\n\n")
-        ends = streamed.text.split("\n\n")[-3]
-        second = json.loads(ends.removeprefix("data: "))
-        assert second["message"]["id"] == tree["current_node"]
-        place = after(second)
-        again = talked(client, "regenerate", prompt="", stream=False, **place).json()
-        asked = tree["mapping"][tree["mapping"][again["message"]["id"]]["parent"]]
-        assert asked["parent"] == first["message"]["id"]
-        assert said(asked) == "two"
-        more = talked(client, "goon", stream=False, **after(again)).json()
-        parent = tree["mapping"][more["message"]["id"]]["parent"]
-        assert said(tree["mapping"][parent]) == GO_ON
-        title = client.post(f"conversation/gen_title/{identifier}", {})
-        assert title.json()["title"]
-        hidden = json.dumps({"is_visible": False})
-        assert client.send("PATCH", "conversations", data=hidden).status_code == 200
-        assert client.listed()["items"] == []
-    finally:
-        service.stop()
+    yield service
+    service.stop()
+
+
+def test_a_token_that_chatgpt_does_not_accept_deletes_nothing(
+    web: LocalService, backend: Backend
+) -> None:
+    client, forger = Client(web, "/api"), Client(web, "/api")
+    client.key = jwt(sub="a person")
+    forger.key = client.key + "x"
+    backend.mode.refuse_tokens[forger.key] = (401, {}, b'{"detail": "no"}')
+    made = talked(client, prompt="one", stream=False).json()["conversation_id"]
+    hidden = json.dumps({"is_visible": False})
+    assert forger.send("PATCH", "conversations", data=hidden).status_code == 401
+    assert [item["id"] for item in client.listed()["items"]] == [made]
+    assert client.send("PATCH", "conversations", data=hidden).status_code == 200
+    assert client.listed()["items"] == []
+
+
+def test_talk_before_chatgpt_itself(web: LocalService, backend: Backend) -> None:
+    client = Client(web, "/api")
+    first = talked(client, prompt="one", stream=False).json()
+    identifier = first["conversation_id"]
+    tree = backend.trees[identifier]
+    assert tree["current_node"] == first["message"]["id"]
+    streamed = talked(client, prompt="two", **after(first))
+    assert streamed.content.endswith(b"data: [DONE]\n\n")
+    ends = streamed.text.split("\n\n")[-3]
+    second = json.loads(ends.removeprefix("data: "))
+    assert second["message"]["id"] == tree["current_node"]
+    place = after(second)
+    again = talked(client, "regenerate", prompt="", stream=False, **place).json()
+    asked = tree["mapping"][tree["mapping"][again["message"]["id"]]["parent"]]
+    assert asked["parent"] == first["message"]["id"]
+    assert said(asked) == "two"
+    more = talked(client, "goon", stream=False, **after(again)).json()
+    parent = tree["mapping"][more["message"]["id"]]["parent"]
+    assert said(tree["mapping"][parent]) == GO_ON
+    title = client.post(f"conversation/gen_title/{identifier}", {})
+    assert title.json()["title"]
+    hidden = json.dumps({"is_visible": False})
+    assert client.send("PATCH", "conversations", data=hidden).status_code == 200
+    assert client.listed()["items"] == []
+
+
+def test_feishu_chatgpts_calls(client: Client) -> None:
+    """Its ids are empty at first; a line that begins with data: is read from its first brace, any other is an error."""
+    client = Client(client.service, "/chatgpt/backend-api")
+    empty = {"conversation_id": "", "parent_message_id": ""}
+    lines = client.ask("one", **empty).text.split("\n")
+    assert all(not line or line.startswith("data: ") for line in lines)
+    first = json.loads([line for line in lines if "{" in line][-1].partition(" ")[2])
+    second = client.asked("two", **after(first))
+    assert "Turn 2." in said(second)
+    item = client.listed("?offset=0&limit=20")["items"][0]
+    assert item["id"] == first["conversation_id"]
+    named = {"message_id": first["message"]["id"]}
+    title = client.post(f"conversation/gen_title/{item['id']}", named).json()
+    assert title == {"title": "one"}
 
 
 def test_the_models_are_the_upstreams(client: Client, of_api: Client) -> None:
