@@ -137,6 +137,14 @@ def test_a_failure_ends_the_stream_without_its_end_mark(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", PRINTERS)
+def test_a_failure_before_the_answer_names_no_conversation(make: Make) -> None:
+    failed = make(begun()).fail(RateLimited("Too many"))
+    assert failed is not None
+    payload = json.loads(failed.split(b"\n\n")[0].removeprefix(b"data: "))
+    assert payload["conversation_id"] is None and payload["error"] == "Too many"
+
+
+@pytest.mark.parametrize("make", PRINTERS)
 def test_what_is_not_stored_has_ids_of_its_own(make: Make) -> None:
     printer = make(begun())
     wire = printer.print([Started("tiny-1")])

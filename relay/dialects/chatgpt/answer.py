@@ -37,8 +37,8 @@ def dumps(value: Any) -> bytes:
 class Answer:
     """All of an answer but its text.
 
-    `created`: seconds since 1970. `question_id`: "" where it is not known. `finish`: None while the
-    answer grows.
+    `created`: seconds since 1970. `question_id`: "" where it is not known. `is_started`: the ids are
+    no longer to change, but for what the end says. `finish`: None while the answer grows.
     """
 
     conversation_id: str
@@ -47,6 +47,7 @@ class Answer:
     action: Action = "next"
     model: str = ""
     question_id: str = ""
+    is_started: bool = False
     finish: FinishReason | None = None
 
     @classmethod
@@ -63,6 +64,7 @@ class Answer:
             id=event.answer_id or self.id,
             model=event.model or self.model,
             question_id=event.question_id,
+            is_started=True,
         )
 
     def ended(self, reply: Reply) -> Answer:
@@ -125,7 +127,7 @@ class Answer:
         """What ends a failed stream."""
         payload = {
             "message": None,
-            "conversation_id": self.conversation_id,
+            "conversation_id": self.conversation_id if self.is_started else None,
             "error": error.message,
             "detail": {"message": error.message, "code": error.code},
         }

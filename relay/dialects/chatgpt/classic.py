@@ -49,7 +49,8 @@ class Classic:
         return self._event() + DONE
 
     def fail(self, error: RelayError) -> bytes:
-        rest = b"" if self._printed == len(self._text) else self._event()
+        has_waited = bool(self._text) and self._printed != len(self._text)
+        rest = self._event() if has_waited else b""
         return rest + self._answer.failure(error)
 
     def _is_due(self) -> bool:
