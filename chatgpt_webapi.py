@@ -22,7 +22,14 @@ from relay.server import Server
 from relay.service import Service
 from relay.settings import Settings
 from relay.upstreams import Upstream
-from relay.web import edge, ndjson_routes, openai_routes, own
+from relay.web import (
+    chatgpt_routes,
+    edge,
+    ndjson_routes,
+    openai_routes,
+    own,
+    platform_routes,
+)
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import bytes_response, json_response, text_response
@@ -131,7 +138,14 @@ OWN = Dialect(
     answers_head=frozenset({"own.readyz"}),
     token_in_body=True,
 )
-DIALECTS = (OWN, ndjson_routes.DIALECT, openai_routes.DIALECT)
+DIALECTS = (
+    OWN,
+    ndjson_routes.DIALECT,
+    openai_routes.DIALECT,
+    openai_routes.IMITATE,
+    chatgpt_routes.DIALECT,
+    platform_routes.DIALECT,
+)
 
 
 def create_app(

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from relay.accounts import Account
+from relay.accounts import Account, is_chatgpt_token
 from relay.domain import Caller
 from relay.errors import (
     BadRequest,
@@ -60,6 +60,13 @@ NEEDS_KEY = (
     "KEY', with curl -u :KEY, or in the field access_token."
 )
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+#: whether a text has the form of a credential that is checked where it would be sent
+Recognizer: TypeAlias = Callable[[str], bool]
+
+
+def never(token: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ class Access:
         keys: tuple[Key, ...],
         *,
         allow_tokens: bool | Literal["any"] = True,
-        recognizes: Callable[[str], bool] = bool,
+        recognizes: Recognizer = bool,
     ) -> None:
         self._keys = keys
         self._allow_tokens = bool(allow_tokens)
@@ -221,20 +228,26 @@ class Access:
         for credential in parse_authorization(authorization):
             self._find_key(credential)
 
-    def is_proven(self, authorization: str) -> bool:
-        """Whether a header alone shows a right to ask: a client key, or a token of a known form; or none is needed."""
+    def is_proven(self, authorization: str, also: Recognizer = never) -> bool:
+        """Whether a header alone shows a right to ask: a client key, or a token of a known form; or none is needed.
+
+        `also`: as in `caller`.
+        """
         if not self._keys:
             return True
         try:
-            caller = self.caller(authorization, None)
+            caller = self.caller(authorization, None, also)
         except RelayError:
             return False
         return caller.may_spend or caller.token is not None
 
-    def caller(self, authorization: str, access_token: str | None) -> Caller:
+    def caller(
+        self, authorization: str, access_token: str | None, also: Recognizer = never
+    ) -> Caller:
         """Who asks, by the Authorization header and the access_token field.
 
-        Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
+        `also`: whether the route asked has a use for a credential that no upstream of the service
+        recognizes. Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
         """
         credentials = parse_authorization(authorization)
         if access_token:
@@ -245,7 +258,7 @@ class Access:
             found = self._find_key(credential)
             if found is not None:
                 key = key or found
-            elif self._is_token(credential) and credential.text not in tokens:
+            elif self._is_token(credential, also) and credential.text not in tokens:
                 tokens.append(credential.text)
         if len(tokens) > 1:
             raise BadRequest(
@@ -253,7 +266,7 @@ class Access:
                 "send one of them."
             )
         token = tokens[0] if tokens else None
-        self._check_may_ask(key, token)
+        self._check_may_ask(key, token, also)
         return self._caller(key, token)
 
     def _caller(self, key: Key | None, token: str | None) -> Caller:
@@ -266,14 +279,19 @@ class Access:
             return Caller(account.name, may_spend, token, True, former)
         return Caller("anonymous", may_spend)
 
-    def _is_token(self, credential: Credential) -> bool:
+    def _is_token(self, credential: Credential, also: Recognizer) -> bool:
         """Whether to take what is no key for a token of the caller's own."""
         if not credential.may_be_token:
             return False
         is_meant = self.needs_key or credential.explicit
-        return is_meant or self._recognizes(credential.text)
+        return is_meant or self._has_use(credential.text, also)
 
-    def _check_may_ask(self, key: Key | None, token: str | None) -> None:
+    def _has_use(self, token: str, also: Recognizer) -> bool:
+        return self._recognizes(token) or also(token)
+
+    def _check_may_ask(
+        self, key: Key | None, token: str | None, also: Recognizer
+    ) -> None:
         """Raise where the caller may not ask."""
         pays_itself = token is not None and self._allow_tokens
         if self._keys and key is None and not pays_itself:
@@ -285,7 +303,7 @@ class Access:
                 "This service takes no credentials of its callers' own: leave "
                 "access_token out."
             )
-        if not self._recognizes(token):
+        if not self._has_use(token, also):
             raise Unauthorized(
                 "That is no client key of this service, nor an access token that it "
                 "has a use for.",
@@ -308,7 +326,10 @@ class Access:
 
 
 def parse_authorization(header: str) -> list[Credential]:
-    """What an Authorization header shows: Bearer, Basic (the password), or a bare key. Raises BadRequest."""
+    """What an Authorization header shows: Bearer, Basic (the password), or bare, a key or a token of ChatGPT's.
+
+    Raises BadRequest.
+    """
     scheme, _, rest = header.strip().partition(" ")
     rest = rest.strip()
     if scheme.lower() == "bearer":
@@ -317,7 +338,7 @@ def parse_authorization(header: str) -> list[Credential]:
         password = _basic_password(rest)
         return [Credential(password, may_be_token=False)] if password else []
     bare = header.strip()
-    return [Credential(bare, may_be_token=False)] if bare else []
+    return [Credential(bare, is_chatgpt_token(bare))] if bare else []
 
 
 def _basic_password(encoded: str) -> str:

@@ -463,7 +463,7 @@ class Chat:
             question_id=str(uuid.uuid4()),
             answer_id=str(uuid.uuid4()),
             question=ask.question,
-            title=_title(ask.prompt),
+            title=title_of(ask.prompt),
             is_new=is_new,
             parent_id=ask.parent_id,
             adopt=upstream.stores_conversations and may_adopt,
@@ -735,7 +735,7 @@ def _only_or_all(values: tuple[Any, ...]) -> Any:
     return values if len(values) > 1 else next(iter(values), None)
 
 
-def _title(prompt: str) -> str:
+def title_of(prompt: str) -> str:
     """The prompt's first words, on one line."""
     line = " ".join(prompt[: 10 * TITLE_LENGTH].split()) or "New chat"
     if len(line) <= TITLE_LENGTH:

@@ -105,6 +105,22 @@ class Conversations:
             for history in self._reachable(caller):
                 history.list(caller, 1)
 
+    def row_of(self, caller: Caller, conversation_id: str) -> Conversation | None:
+        """The index row of a conversation, for a request that passes to where it lives; None where there is none.
+
+        Raises NoConversation for another owner's, and for one without a row that the caller may
+        not see: an account of the server's may be that of several owners.
+        """
+        if "\0" in conversation_id:
+            raise NoConversation()
+        row = self._store.find(conversation_id)
+        if row is None and not caller.token and not self._sole_owner:
+            raise NoConversation()
+        owners = (caller.owner, caller.former_owner)
+        if row is not None and row.owner not in owners:
+            raise NoConversation()
+        return row
+
     def read(self, caller: Caller, conversation_id: str) -> Item:
         """One conversation with all its messages. Raises NoConversation."""
         found = self._locate(caller, conversation_id)

@@ -22,7 +22,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamFailed,
 )
-from relay.transports import Call, Exchange, Head, Headers
+from relay.transports import Call, Exchange, Head
 from relay.upstreams import Forwarded, Forwarder
 from relay.upstreams.http import LARGEST_ERROR, BodyReader, WholeResponse
 
@@ -70,6 +70,22 @@ class Watch(Protocol):
     def fail(self, error: RelayError) -> bytes: ...
 
 
+class Observer(Protocol):
+    """Learns from a passage what is kept of it; never a reason to withhold an answer.
+
+    Nothing is called where the upstream refused the request.
+    """
+
+    def accepted(self, account: Account) -> None:
+        """The upstream took the request, which was sent with this account. Before anything goes to the caller."""
+
+    def feed(self, piece: bytes) -> None:
+        """Bytes that go to the caller next, as the upstream sent them."""
+
+    def end(self) -> None:
+        """The answer came to its end, whole."""
+
+
 class Passage(Delivery):
     """See the module. `start` once, then `body` to its end, then `close`; `leave` may be called from others.
 
@@ -84,8 +100,10 @@ class Passage(Delivery):
         clocks: Clocks,
         *,
         streams: bool,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__(Silent(), clocks)
+        self._observer = observer
         self._forwarder = forwarder
         self._request = request
         self._watch = watch
@@ -96,6 +114,7 @@ class Passage(Delivery):
         self._opening = self._open()
         self._refusal: WholeResponse | None = None
         self._head: Head | None = None
+        self._began_late = False  # the caller was promised an event stream
 
     def start(self) -> Head | None:
         """Send the request; the answer's head. None for an event stream that has not begun yet.
@@ -125,6 +144,19 @@ class Passage(Delivery):
     def accepted(self) -> bool:
         """The upstream answered the request, so it took the credential."""
         return self._head is not None and self._head.status < 400
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The fields of the answer that go to the caller, duplicates too."""
+        if self._head is None:
+            return []
+        return [
+            (name, value)
+            for name, value in self._head.headers.pairs
+            if name not in DROPPED_HEADERS
+            and not name.startswith(DROPPED_PREFIXES)
+            and self._forwarder.passes(name)
+        ]
 
     @property
     def length(self) -> int | None:
@@ -187,15 +219,17 @@ class Passage(Delivery):
             if self._head is None:
                 yield from self._begin_late()
             yield from self._pass_on()
+            self._observe_end()
             self.outcome = "whole"
         except RelayError as error:
             self._fail(error)
-            if not self.is_event_stream:
+            if not (self._began_late or self.is_event_stream):
                 raise BodyAborted() from None
             yield self._watch.fail(error)
 
     def _begin_late(self) -> Iterator[bytes]:
         """The head comes after the caller's own was sent."""
+        self._began_late = True
         yield self._watch.keep_alive
         for _ in self._opening:
             yield self._watch.keep_alive
@@ -205,7 +239,22 @@ class Passage(Delivery):
         if not self.is_event_stream:
             raise UpstreamFailed("The upstream did not stream, as it was asked to.")
 
+    def _observe_begin(self) -> None:
+        if self._observer is not None and self.accepted:
+            assert self._attempts.account is not None
+            self._observer.accepted(self._attempts.account)
+
+    def _observe(self, piece: bytes) -> bytes:
+        if self._observer is not None and self.accepted:
+            self._observer.feed(piece)
+        return piece
+
+    def _observe_end(self) -> None:
+        if self._observer is not None and self.accepted:
+            self._observer.end()
+
     def _pass_on(self) -> Iterator[bytes]:
+        self._observe_begin()
         watches = self.is_event_stream
         while True:
             piece = self._read()
@@ -217,12 +266,12 @@ class Passage(Delivery):
                 continue
             passed = self._watch.feed(piece) if watches else piece
             if passed:
-                yield passed
+                yield self._observe(passed)
         if watches:
             rest = self._watch.end()
             if not self._watch.is_whole:
                 raise UpstreamCut()
-            yield rest
+            yield self._observe(rest)
 
     def _read(self) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end."""
@@ -272,12 +321,3 @@ def _quoted(response: WholeResponse) -> bytes:
     except orjson.JSONDecodeError:
         return redacted
     return response.body if is_same else redacted
-
-
-def passed_headers(headers: Headers) -> list[tuple[str, str]]:
-    """The fields of an answer that go to the caller, duplicates too."""
-    return [
-        (name, value)
-        for name, value in headers.pairs
-        if name not in DROPPED_HEADERS and not name.startswith(DROPPED_PREFIXES)
-    ]

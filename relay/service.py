@@ -26,6 +26,7 @@ from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
+from relay.upstreams.openai.platform import Platform, open_platform
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -60,6 +61,7 @@ class Service:
     transport: Transport
     background: Background
     upkeep: Upkeep
+    platform: Platform
 
     @classmethod
     def build(
@@ -107,6 +109,7 @@ class Service:
             transport=transport,
             background=Background(),
             upkeep=upkeep,
+            platform=open_platform(settings, transport, upstreams.get("openai")),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:

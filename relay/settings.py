@@ -361,6 +361,18 @@ class Settings:
         json_object,
         "Extra body fields for the OpenAI-compatible API, as JSON; null leaves one out.",
     )
+    enable_gateway: bool = setting(
+        "ENABLE_GATEWAY",
+        True,
+        flag,
+        "Whether all of ChatGPT's web API passes through, not its conversations alone.",
+    )
+    platform_base_url: str = setting(
+        "PLATFORM_BASE_URL",
+        "https://api.openai.com",
+        address,
+        "Origin of OpenAI's platform, for callers with a key or session of their own.",
+    )
     model_aliases: Mapping[str, str] = setting(
         "MODEL_ALIASES",
         {},

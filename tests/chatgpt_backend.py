@@ -64,6 +64,7 @@ class Mode:
     page: int = 100
     bare_list: bool = False
     one_at_a_time: bool = False
+    ascii_only: bool = False  # JSON with escapes, as the real one prints it
     only_asking: bool = (
         False  # as a reverse proxy that passes on the conversation path alone
     )
@@ -206,6 +207,11 @@ def data(value: Any, name: str = "") -> str:
     ) + f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
+def escaped(event: str) -> str:
+    """An event with what is not ASCII as escapes of JSON."""
+    return "".join(sign if sign.isascii() else json.dumps(sign)[1:-1] for sign in event)
+
+
 def classic(conversation: str, messages: list[Message], done: bool = True) -> list[str]:
     """Cumulative events, with the echoes, pings and comments that stand between them."""
     system = {
@@ -296,6 +302,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.route(self.record(None))
 
+    def do_PUT(self) -> None:
+        self.route(self.record(self.read_body()))
+
+    def do_DELETE(self) -> None:
+        self.route(self.record(None))
+
     def do_PATCH(self) -> None:
         self.route(self.record(self.read_body()))
 
@@ -330,8 +342,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.respond(status, body, headers)
         if asked.method == "GET" and path == "/conversations":
             return self.list_conversations(token, asked.path)
+        if asked.method == "PATCH" and path == "/conversations":
+            return self.hide_all(token)
         if asked.method == "GET" and path == "/models":
             return self.respond(200, MODELS)
+        if asked.method == "POST" and path == "/conversation/message_feedback":
+            return self.respond(200, {**asked.body, "user_id": "user-1"})
+        if asked.method == "POST" and path == "/share/create":
+            return self.respond(200, {"share_id": "s-1", "is_public": False})
+        if asked.method == "GET" and path == "/me":
+            cookies = {"Set-Cookie": "_puid=user-1; HttpOnly", "Server": "edge"}
+            return self.respond(200, {"id": "user-1"}, cookies)
         if path.startswith("/conversation/gen_title/"):
             tree = self.server.trees.get(path.rsplit("/", 1)[1])
             if tree is None or asked.body["message_id"] not in tree["mapping"]:
@@ -362,12 +383,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
+    def hide_all(self, token: str) -> None:
+        for name in [
+            name for name, owner in self.server.owners.items() if owner == token
+        ]:
+            self.server.trees.pop(name, None)
+        self.respond(200, {"success": True})
+
     def list_conversations(self, token: str, path: str) -> None:
         owned = [
             tree
             for name, tree in self.server.trees.items()
             if self.server.owners[name] == token
         ]
+        if "limit=" not in path:
+            path = f"{path}{'&' if '?' in path else '?'}limit=20"
+        if "offset=" not in path:
+            path += "&offset=0"
         items = [
             {"id": tree["conversation_id"], "title": tree["title"], "mapping": None, "current_node": None,
              "create_time": "2026-01-01T00:00:00+00:00", "update_time": tree["update_time"]}
@@ -380,6 +412,11 @@ class Handler(BaseHTTPRequestHandler):
             )
             if value.isdigit()
         }
+        if query["limit"] > 100:
+            text = "ensure this value is less than or equal to 100"
+            return self.respond(
+                422, {"detail": [{"loc": ["query", "limit"], "msg": text}]}
+            )
         limit = min(query["limit"], self.server.mode.page)
         page = items[query["offset"] : query["offset"] + limit]
         if self.server.mode.bare_list:
@@ -564,6 +601,8 @@ class Handler(BaseHTTPRequestHandler):
             event.replace("\r\n", "\n").replace("\n", "\r\n") if mode.crlf else event
             for event in events
         ]
+        if mode.ascii_only:
+            wire = [escaped(event) for event in wire]
         pieces = (
             [mode.raw] if mode.raw is not None else [event.encode() for event in wire]
         )

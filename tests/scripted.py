@@ -110,6 +110,7 @@ class Scripted:
         self.stores_conversations = False
         self.history = None
         self.forwarder = None
+        self.gateway = None
         self.accepts_options = accepts_options
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay.access import Access, first_key, parse_keys
 from relay.errors import BadRequest, Forbidden, RelayError, Unauthorized
 from relay.settings import SettingsError
+from tests.tokens import jwt
 
 TWO = parse_keys(("alice:key-of-alice", "key-of-nobody"))
 ONE = parse_keys(("the-only-key",))
@@ -181,3 +182,24 @@ def test_an_empty_key_file_refuses_the_start(tmp_path: Path) -> None:
     (tmp_path / "client_key").touch(mode=0o600)
     with pytest.raises(SettingsError, match="holds no client key"):
         first_key(tmp_path)
+
+
+def test_a_token_of_chatgpts_may_be_shown_bare_and_no_other() -> None:
+    access = Access(parse_keys(("the-client-key-0",)), recognizes=lambda token: True)
+    token = jwt(sub="a-person")
+    assert access.caller(token, None).token == token
+    assert access.caller("the-client-key-0", None).token is None
+    for other in ("sk-a-key-of-theirs", "sess-of-theirs", "mistyped-key"):
+        with pytest.raises(Unauthorized) as caught:
+            access.caller(other, None)
+        assert caught.value.wrong_key
+
+
+def test_a_route_may_take_what_no_upstream_recognizes() -> None:
+    access = Access(parse_keys(("the-client-key-0",)), recognizes=lambda token: False)
+    shown = "Bearer sess-of-theirs"
+    with pytest.raises(Unauthorized):
+        access.caller(shown, None)
+    assert access.caller(shown, None, lambda token: True).token == "sess-of-theirs"
+    assert not access.is_proven(shown)
+    assert access.is_proven(shown, lambda token: token.startswith("sess-"))

@@ -47,6 +47,7 @@ MAY_IMPORT = {
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
     | {"relay.cutting", "relay.models"}
     | PROTOCOL,
+    "relay.index": VALUES | {"relay.store", "relay.accounts"} | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory"}
-    | {"relay.passage", "relay.transports!"}
+    | {"relay.passage", "relay.index", "relay.transports!"}
     | PROTOCOL,
 }
 

@@ -371,6 +371,22 @@ def test_silence_ends_the_call(build: Build, upstream: RawUpstream) -> None:
     assert answer.data.startswith(HEAD) and "upstream_timeout" in answer.text
 
 
+def test_a_refusal_that_comes_late_is_told_within_the_stream(
+    build: Build, upstream: RawUpstream
+) -> None:
+    def late() -> Iterator[bytes]:
+        time.sleep(0.5)
+        error = b'{"error": {"message": "no such model"}}'
+        yield response(404, error, "application/json")
+
+    upstream.answers = [late()]  # type: ignore[list-item]
+    service = app(build, upstream)
+    object.__setattr__(service.extensions["service"].clocks, "keep_alive", 0.1)
+    answer = post(service.test_client(), b'{"model":"m","stream":true}')
+    assert answer.status_code == 200 and answer.text.startswith(": keep-alive")
+    assert "no such model" in answer.text and "[DONE]" not in answer.text
+
+
 def test_the_total_clock_ends_a_stream_without_end(
     build: Build, upstream: RawUpstream
 ) -> None:

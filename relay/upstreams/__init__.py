@@ -108,6 +108,7 @@ class Forwarded:
 
     `path`: below the API's base, with its query. `headers`: the caller's. `body`: as in `Call`.
     `model`: what limits are per. `token`: the caller's own credential, to be used instead of ours.
+    `account`: the one of ours that has what is asked for, where that is known.
     """
 
     method: str
@@ -118,6 +119,7 @@ class Forwarded:
     model: str = ""
     token: str | None = field(default=None, repr=False)
     request_id: str = ""
+    account: str | None = None
 
     @property
     def is_repeatable(self) -> bool:
@@ -126,13 +128,9 @@ class Forwarded:
 
 
 class Forwarder(Protocol):
-    """An upstream's API as it is. Pure, but for what its accounts remember.
-
-    `has_responses`: it has OpenAI's Responses API, beside chat completions.
-    """
+    """An upstream's API as it is. Pure, but for what its accounts remember."""
 
     transport: Transport
-    has_responses: bool
 
     def attempts(self, request: Forwarded) -> Attempts:
         """The accounts that may be used."""
@@ -146,6 +144,20 @@ class Forwarder(Protocol):
     def failure(self, response: WholeResponse, request: Forwarded) -> UpstreamError:
         """The failure that a response means."""
 
+    def passes(self, name: str) -> bool:
+        """Whether a header of an answer (its name in lower case) goes to the caller, as far as any may."""
+
+
+class Gateway(Forwarder, Protocol):
+    """ChatGPT's own API as it is."""
+
+    @property
+    def accounts(self) -> int:
+        """How many accounts the server has of its own."""
+
+    def decoder(self, conversation_id: str | None, known: frozenset[str]) -> Decoder:
+        """Reads along with the stream of a turn that passes. `known`: ids of messages that are no answer."""
+
 
 class Upstream(Protocol):
     """A way to a model; shared by all threads.
@@ -153,7 +165,8 @@ class Upstream(Protocol):
     `needs_client_key`: it spends what is the server's. `accepts_caller_tokens`: a caller's own
     credential replaces all of that, and is checked there. `stores_conversations`: under ids of its
     own; then `history` has them. `accepts_options`: parameters for the model, and messages that are
-    more than text, have a meaning there.
+    more than text, have a meaning there. `has_responses`: `forwarder` has OpenAI's Responses API
+    beside chat completions.
     """
 
     name: str
@@ -161,6 +174,7 @@ class Upstream(Protocol):
     accepts_caller_tokens: bool
     stores_conversations: bool
     accepts_options: bool
+    has_responses: bool
 
     @property
     def history(self) -> History | None: ...
@@ -168,6 +182,10 @@ class Upstream(Protocol):
     @property
     def forwarder(self) -> Forwarder | None:
         """Its API, where that is OpenAI's: requests can pass through."""
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """Its API, where that is ChatGPT's own: requests can pass through."""
 
     def recognizes(self, token: str) -> bool:
         """Whether a caller's credential has the form of those that this upstream checks."""

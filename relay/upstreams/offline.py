@@ -76,8 +76,10 @@ class Offline:
     needs_client_key = False
     stores_conversations = False
     accepts_options = False
+    has_responses = False
     history = None
     forwarder = None
+    gateway = None
 
     def __init__(self) -> None:
         self._refusals = Refusals()

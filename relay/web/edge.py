@@ -34,6 +34,10 @@ from relay.web.proxies import TrustedProxies
 
 log = logging.getLogger("chatgpt_webapi")
 
+NO_WEBSOCKETS = (
+    "WebSockets do not pass through this service: ask over HTTP, where answers come as "
+    "event streams."
+)
 OUTSIDE = "/outside/of/the/prefix"
 HEALTH = "/healthz"
 
@@ -45,7 +49,8 @@ class Dialect:
     `first_segments`: of its paths; "" is every path that is no other dialect's. `error`: its
     response to a failure; it must not raise. `public`: endpoints that need no key. `answers_head`:
     endpoints whose view a HEAD may run, because it asks no upstream. `token_in_body`: a POST may
-    have its credential in a field, so the view authenticates.
+    have its credential in a field, so the view authenticates. `recognizes`: whether the route has a
+    use for a caller's own credential that no upstream recognizes.
     """
 
     routes: Blueprint
@@ -54,6 +59,7 @@ class Dialect:
     public: frozenset[str] = frozenset()
     answers_head: frozenset[str] = frozenset()
     token_in_body: bool = False
+    recognizes: Callable[[str, Incoming], bool] = lambda token, incoming: False
 
 
 def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
@@ -135,6 +141,8 @@ class Edge:
             self._service.access.check(incoming.credential)
         else:
             incoming.authenticate()
+        if incoming.headers.get("Upgrade", "").strip().lower() == "websocket":
+            raise BadRequest(NO_WEBSOCKETS)
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None
         if is_head and incoming.endpoint not in dialect.answers_head:
             return Response(mimetype="application/json")  # it asks nobody

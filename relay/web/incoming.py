@@ -64,6 +64,7 @@ class Incoming(Request):
         self.when_sent: list[Callable[[], None]] = []
         self._caller: Caller | None = None
         self._memory_holder: object | None = None
+        self._returned: bytes | None = None
 
     def _own_id(self) -> str:
         """The caller's own X-Request-Id, where it is a valid one."""
@@ -84,11 +85,6 @@ class Incoming(Request):
         if shown and shown != [api_key]:
             raise BadRequest(TWO_CREDENTIALS)
         return authorization if shown else f"Bearer {api_key}"
-
-    @cached_property
-    def is_proven(self) -> bool:
-        """Whether the headers alone show a right to ask; see `Access.is_proven`. Raises BadRequest."""
-        return self.service.access.is_proven(self.credential)
 
     @property
     def idempotency_key(self) -> str | None:
@@ -114,7 +110,18 @@ class Incoming(Request):
 
     def authenticate(self, access_token: str | None = None) -> None:
         """Find out who asks. Raises RelayError for one who may not ask."""
-        self._caller = self.service.access.caller(self.credential, access_token)
+        self._caller = self.service.access.caller(
+            self.credential, access_token, self.recognizes
+        )
+
+    @cached_property
+    def is_proven(self) -> bool:
+        """Whether the headers alone show a right to ask; see `Access.is_proven`. Raises BadRequest."""
+        return self.service.access.is_proven(self.credential, self.recognizes)
+
+    def recognizes(self, token: str) -> bool:
+        """Whether the route asked has a use for a credential that only it takes."""
+        return self.dialect.recognizes(token, self)
 
     def whole_body(self) -> bytes:
         """The body, whole: a server may take one that was cut short for whole.
@@ -122,6 +129,9 @@ class Incoming(Request):
         Of a caller that showed no credential in the headers it reads MAX_UNPROVEN_BODY at most.
         Raises BadRequest, TooLarge, Unauthorized or Overloaded.
         """
+        if self._returned is not None:
+            body, self._returned = self._returned, None
+            return body
         limit = self._body_limit()
         announced = self.content_length
         if announced is not None and announced > limit:
@@ -133,6 +143,10 @@ class Incoming(Request):
         if announced not in (None, len(body)):
             raise BadRequest(CUT_SHORT)
         return body
+
+    def put_back(self, body: bytes) -> None:
+        """Let the view that answers in the end read the body, too."""
+        self._returned = body
 
     def body_pieces(self) -> Iterator[bytes]:
         """The body as it arrives, to be passed on untouched.

@@ -5,20 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from flask import Blueprint, Response
 
 from relay.dialects.openai import chat, errors, models, wire
 from relay.errors import NotFound, RelayError
-from relay.passage import Passage
-from relay.transports import Headers
 from relay.upstreams import Forwarded, Forwarder, Upstream
-from relay.web import stored_responses
+from relay.web import passages, signin, stored_responses
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import (
-    deliver_passage,
     deliver_stream,
     deliver_whole,
     json_response,
@@ -27,8 +23,6 @@ from relay.web.responses import (
 
 routes = Blueprint("openai", __name__, url_prefix="/v1")
 
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-PATH_CHARACTERS = "/:@!$&'()*+,;=~"  # that a path may hold as they are
 #: routes whose requests get the default model, where they name none
 DEFAULTED = ("chat/completions", "completions", "responses")
 
@@ -50,7 +44,7 @@ def create_response(incoming: Incoming) -> Response:
     body = incoming.whole_body()
     payload = wire.read(body)
     upstream = incoming.service.upstream_for(incoming.caller)
-    if upstream.forwarder is not None and upstream.forwarder.has_responses:
+    if upstream.forwarder is not None and upstream.has_responses:
         return pass_json(incoming, upstream.forwarder, "responses", body, payload)
     return stored_responses.create(incoming, payload, upstream)
 
@@ -96,7 +90,7 @@ def read_model(incoming: Incoming, name: str) -> Response:
     )
 
 
-@routes.route("/<path:path>", methods=METHODS)
+@routes.route("/<path:path>", methods=passages.METHODS)
 def anything_else(incoming: Incoming, path: str) -> Response:
     """Whatever else the API has, where the upstream has it."""
     path = path.rstrip("/")
@@ -111,19 +105,27 @@ def anything_else(incoming: Incoming, path: str) -> Response:
         if body.lstrip().startswith(b"{"):
             return pass_json(incoming, forwarder, path, body, wire.read(body))
         return deliver(
-            incoming, forwarder, forwarded(incoming, path, body), path, streams=False
+            incoming,
+            forwarder,
+            passages.forwarded(incoming, path, body),
+            path,
+            streams=False,
         )
-    return pass_on(incoming, forwarder, path)
+    return deliver(
+        incoming, forwarder, passages.unread(incoming, path), path, streams=False
+    )
 
 
 def pass_or(
     view: Callable[[Incoming, str], Response], incoming: Incoming, response_id: str
 ) -> Response:
     """The request as it is where the upstream has responses itself; else what our own store has."""
-    forwarder = incoming.service.upstream_for(incoming.caller).forwarder
-    if forwarder is not None and forwarder.has_responses:
-        return pass_on(incoming, forwarder, incoming.path.removeprefix("/v1/"))
-    return view(incoming, response_id)
+    upstream = incoming.service.upstream_for(incoming.caller)
+    if upstream.forwarder is None or not upstream.has_responses:
+        return view(incoming, response_id)
+    path = incoming.path.removeprefix("/v1/")
+    request = passages.unread(incoming, path)
+    return deliver(incoming, upstream.forwarder, request, path, streams=False)
 
 
 def translate(
@@ -160,7 +162,7 @@ def pass_json(
     if wanted != model:
         body = wire.with_model(body, wanted)
     streams = payload.get("stream") is True
-    request = forwarded(incoming, path, body, model=wanted)
+    request = passages.forwarded(incoming, path, body, model=wanted)
     return deliver(incoming, forwarder, request, path, streams)
 
 
@@ -173,41 +175,6 @@ def choose_model(incoming: Incoming, path: str, model: str) -> str:
     return checked or service.default_model(incoming.caller)
 
 
-def pass_on(incoming: Incoming, forwarder: Forwarder, path: str) -> Response:
-    """A request whose body is not looked at: it passes as it arrives."""
-    has_body = incoming.content_length or "HTTP_TRANSFER_ENCODING" in incoming.environ
-    if not has_body:
-        request = forwarded(incoming, path, b"")
-    else:
-        request = forwarded(
-            incoming, path, incoming.body_pieces(), length=incoming.content_length
-        )
-    return deliver(incoming, forwarder, request, path, streams=False)
-
-
-def forwarded(
-    incoming: Incoming,
-    path: str,
-    body: Any,
-    *,
-    length: int | None = None,
-    model: str = "",
-) -> Forwarded:
-    target = quote(path, safe=PATH_CHARACTERS)
-    if incoming.query_string:
-        target += f"?{incoming.query_string.decode('latin-1')}"
-    return Forwarded(
-        method=incoming.method,
-        path=target,
-        headers=Headers(incoming.headers.items()),
-        body=body,
-        length=length,
-        model=model,
-        token=incoming.caller.token,
-        request_id=incoming.id,
-    )
-
-
 def deliver(
     incoming: Incoming,
     forwarder: Forwarder,
@@ -216,9 +183,7 @@ def deliver(
     streams: bool,
 ) -> Response:
     watch = wire.EventWatch(path)
-    clocks = incoming.service.clocks
-    passage = Passage(forwarder, request, watch, clocks, streams=streams)
-    return deliver_passage(incoming, passage)
+    return passages.deliver(incoming, forwarder, request, watch, streams=streams)
 
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
@@ -228,3 +193,16 @@ def error_response(error: RelayError, incoming: Incoming) -> Response:
 
 
 DIALECT = Dialect(routes, ("v1",), error_response)
+
+#: go-chatgpt-api's name for the same
+imitate = Blueprint("imitate", __name__, url_prefix="/imitate")
+imitate.add_url_rule("/login", view_func=signin.login, methods=["POST"])
+imitate.add_url_rule(
+    "/v1/chat/completions", view_func=chat_completions, methods=["POST"]
+)
+imitate.add_url_rule("/v1/models", view_func=list_models)
+imitate.add_url_rule("/v1/models/<path:name>", view_func=read_model)
+
+IMITATE = Dialect(
+    imitate, ("imitate",), error_response, public=frozenset({"imitate.login"})
+)

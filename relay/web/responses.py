@@ -22,7 +22,7 @@ from relay.delivery import (
 from relay.domain import Ask, Remarks, Reply
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
-from relay.passage import Passage, passed_headers
+from relay.passage import Passage
 from relay.web.incoming import Incoming
 
 MOST_IGNORED = 20
@@ -125,7 +125,7 @@ def _passed_response(incoming: Incoming, passage: Passage) -> Response:
         )
     response = Response(passage.body(), status=head.status)
     del response.headers["Content-Type"]
-    for name, value in passed_headers(head.headers):
+    for name, value in passage.headers:
         response.headers.add(name, value)
     if passage.is_event_stream:
         response.headers.update(STREAM_HEADERS)

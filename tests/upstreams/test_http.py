@@ -96,6 +96,7 @@ class Haiku:
     accepts_options = False
     history = None
     forwarder = None
+    gateway = None
 
     def __init__(self, transport: Transport, url: str, *tokens: str) -> None:
         self._transport = transport

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from relay import sse
+from relay.dialects.chatgpt import errors
 from relay.domain import FinishReason, Reply, Started
 from relay.errors import RelayError
 
@@ -31,6 +32,11 @@ def dumps(value: Any) -> bytes:
     """JSON of ASCII characters alone, without line ends."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("\x7f", "\\u007f").encode()
+
+
+def failure(error: RelayError, conversation_id: str | None = None) -> bytes:
+    """What ends a failed stream."""
+    return sse.event(dumps(errors.event(error, conversation_id))) + FAILURE_LINE
 
 
 @dataclass(frozen=True)
@@ -125,10 +131,5 @@ class Answer:
 
     def failure(self, error: RelayError) -> bytes:
         """What ends a failed stream."""
-        payload = {
-            "message": None,
-            "conversation_id": self.conversation_id if self.is_started else None,
-            "error": error.message,
-            "detail": {"message": error.message, "code": error.code},
-        }
-        return sse.event(dumps(payload)) + FAILURE_LINE
+        conversation_id = self.conversation_id if self.is_started else None
+        return failure(error, conversation_id)

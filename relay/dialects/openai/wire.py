@@ -1,7 +1,6 @@
 """What is looked at, and changed, of requests and answers that pass as they are. Pure.
 
-Bytes are passed on as they came. Of a request's JSON the model alone may be replaced; of an event stream it is watched
-whether it came to its end, because a client takes a stream that merely ends for a whole one.
+Bytes are passed on as they came. Of a request's JSON the model alone may be replaced; an event stream is read along.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from typing import Any
 import orjson
 
 from relay import sse
+from relay.dialects import events
 from relay.dialects.bodies import read as read_fields
 from relay.dialects.openai import errors
 from relay.errors import BadRequest, RelayError
 
-LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
 _SPACE = re.compile(r"[ \t\n\r]*")
 _VALUE = json.JSONDecoder(parse_float=str, parse_int=str)
 #: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped. Each is a
@@ -42,78 +41,28 @@ _ENDS = {
 }
 
 
-class EventWatch:
-    """Reads along with an event stream that passes. `path`: the route's, below /v1.
-
-    Whole events pass on, so that an error can follow where the next one was cut.
-    """
+class EventWatch(events.EventWatch):
+    """See there. `path`: the route's, below /v1."""
 
     keep_alive = sse.KEEP_ALIVE
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self._end = _ENDS.get(path)
-        self._held = b""
-        self._ended = False
 
     @property
     def is_whole(self) -> bool:
         """The answer said that it is whole; of an unknown kind of stream its end alone says so."""
-        return self._ended or self._end is None
+        return super().is_whole or self._end is None
 
-    @property
-    def is_between_events(self) -> bool:
-        """No event has begun, so that a comment can stand here."""
-        return not self._held
-
-    def feed(self, piece: bytes) -> bytes:
-        """The whole events that have come."""
-        held = self._held + piece
-        last = _last_boundary(held, len(self._held))
-        if not last and len(held) > LONGEST_HELD:
-            last = len(held)
-        self._held = held[last:]
-        return self._look(held[:last])
-
-    def end(self) -> bytes:
-        """The bytes are over: what was held, which no empty line ended. It counts where its JSON is whole."""
-        held = self._held
-        self._held = b""
-        return self._look(held) if _is_whole_event(held) else held
-
-    def _look(self, events: bytes) -> bytes:
-        if self._end is not None and not self._ended:
-            self._ended = any(mark.search(events) for mark in self._end)
-        return events
+    def ends(self, passed: bytes) -> bool:
+        if self._end is None:
+            return False
+        return any(mark.search(passed) for mark in self._end)
 
     def fail(self, error: RelayError) -> bytes:
         """The error, in the place of what did not come."""
         return sse.event(orjson.dumps(errors.body(error)))
-
-
-def _is_whole_event(event: bytes) -> bool:
-    data = b"\n".join(
-        line[5:] for line in event.splitlines() if line.startswith(b"data:")
-    )
-    if data.strip() == b"[DONE]":
-        return True
-    try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return False
-    return True
-
-
-def _last_boundary(held: bytes, known: int) -> int:
-    """The end of the last whole event; 0 where there is none. In the first `known` bytes there is none."""
-    if held.endswith(b"\n\n"):
-        return len(held)
-    start = max(0, known - 3)
-    last = 0
-    for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"):
-        found = held.rfind(mark, start)
-        if found >= 0:
-            last = max(last, found + len(mark))
-    return last
 
 
 def with_model(body: bytes, model: str) -> bytes:

@@ -14,6 +14,7 @@ from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
 from relay.upstreams.http import HttpSession, Limits, fetch
@@ -68,6 +69,7 @@ class ChatGPTWeb:
     accepts_caller_tokens = True
     stores_conversations = True
     accepts_options = False
+    has_responses = False
     forwarder = None
 
     def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
@@ -75,6 +77,7 @@ class ChatGPTWeb:
         self._seconds = seconds
         self.needs_client_key = len(backend.pool) > 0
         self.history = WebHistory(backend, seconds)
+        self.gateway = ChatGPTGateway(backend)
 
     def recognizes(self, token: str) -> bool:
         return self._backend.recognizes(token)

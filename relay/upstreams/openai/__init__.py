@@ -50,7 +50,7 @@ class OpenAI:
 
     Only OpenAI itself is known to check keys: another server may take any, so a caller's own is no
     pass to it. `any_key`: the operator says that this server checks them, whatever their form.
-    `seconds`: the longest wait for its list of models. `has_responses`: see `Forwarder`.
+    `seconds`: the longest wait for its list of models. `has_responses`: see `Upstream`.
     """
 
     name = "openai"
@@ -58,6 +58,7 @@ class OpenAI:
     stores_conversations = False
     accepts_options = True
     history = None
+    gateway = None
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class OpenAI:
         self._api = api
         self._any_key = any_key
         self._seconds = seconds
-        self.forwarder = OpenAIForwarder(api, has_responses)
+        self.forwarder = OpenAIForwarder(api)
+        self.has_responses = has_responses
         self.accepts_caller_tokens = any_key or body.is_openai(api.base)
 
     def recognizes(self, token: str) -> bool:

@@ -1,0 +1,124 @@
+"""What is looked at, and changed, of requests and answers that pass to ChatGPT's backend as they are. Pure.
+
+Source: protocol notes, end of turn and hand-off; go-chatgpt-api's handler of a turn.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from relay.dialects import events
+from relay.dialects.bodies import read as read_fields
+from relay.dialects.chatgpt.answer import KEEP_ALIVE, dumps, failure
+from relay.errors import RelayError
+
+_DONE = b"[DONE]"
+_END_TYPES = ("message_stream_complete", "stream_handoff")
+_MARKS = (_DONE, *(kind.encode() for kind in _END_TYPES))
+
+
+class EventWatch(events.EventWatch):
+    """Whole is a stream that said so; one that was handed off goes on elsewhere, and its client knows where."""
+
+    keep_alive = KEEP_ALIVE
+
+    def ends(self, passed: bytes) -> bool:
+        if not any(mark in passed for mark in _MARKS):
+            return False
+        data = (line[5:] for line in passed.splitlines() if line.startswith(b"data:"))
+        return any(map(_is_end, data))
+
+    def fail(self, error: RelayError) -> bytes:
+        """The error, in the place of what did not come: as the backend says it, and so that revChatGPT notices."""
+        return failure(error)
+
+
+def _is_end(data: bytes) -> bool:
+    if data.strip() == _DONE:
+        return True
+    if not any(mark in data for mark in _MARKS):
+        return False
+    try:
+        payload = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(payload, dict) and payload.get("type") in _END_TYPES
+
+
+def read(body: bytes) -> dict[str, Any]:
+    """The object that a JSON body is. Raises BadRequest, TooLarge."""
+    return read_fields("application/json", body)
+
+
+def conversation_id_of(payload: dict[str, Any]) -> str | None:
+    """The conversation that a body names."""
+    named = payload.get("conversation_id")
+    return named if isinstance(named, str) and named else None
+
+
+def is_kept(payload: dict[str, Any]) -> bool:
+    """Whether the conversation is none of those that are forgotten."""
+    return payload.get("history_and_training_disabled") is not True
+
+
+def prompt_of(payload: dict[str, Any]) -> str:
+    """The text of the question; "" where it has none."""
+    messages = payload.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else None
+    parts = content.get("parts") if isinstance(content, dict) else None
+    found = parts if isinstance(parts, list) else []
+    return "\n".join(part for part in found if isinstance(part, str))
+
+
+def known_ids(payload: dict[str, Any]) -> frozenset[str]:
+    """The ids of messages that the request itself has: none of them is of the answer."""
+    messages = payload.get("messages")
+    sent = messages if isinstance(messages, list) else []
+    ids = [message.get("id") for message in sent if isinstance(message, dict)]
+    ids.append(payload.get("parent_message_id"))
+    return frozenset(name for name in ids if isinstance(name, str) and name)
+
+
+def repaired(body: bytes, payload: dict[str, Any], parent_id: str) -> bytes:
+    """A turn's body as the backend takes it; as it came where nothing is amiss.
+
+    An empty `conversation_id` is left out; a missing or empty `parent_message_id` becomes `parent_id`; a message
+    without `author.role` gets the `role` that clients of 2022 sent instead, or `user`.
+    """
+    has_parent = bool(payload.get("parent_message_id"))
+    has_empty_id = payload.get("conversation_id") == ""
+    sent = payload.get("messages")
+    messages = sent if isinstance(sent, list) else []
+    if has_parent and not has_empty_id and all(map(_has_role, messages)):
+        return body
+    # orjson would make floats of large numbers
+    fixed: dict[str, Any] = json.loads(body) if payload else {}
+    if has_empty_id:
+        del fixed["conversation_id"]
+    if not has_parent:
+        fixed["parent_message_id"] = parent_id
+    if messages:
+        fixed["messages"] = [_with_role(message) for message in fixed["messages"]]
+    return dumps(fixed)
+
+
+def _has_role(message: Any) -> bool:
+    """Whether a message needs no repair; what is no message is the backend's to refuse."""
+    if not isinstance(message, dict):
+        return True
+    author = message.get("author")
+    return isinstance(author, dict) and bool(author.get("role"))
+
+
+def _with_role(message: Any) -> Any:
+    if _has_role(message):
+        return message
+    known = message.get("author")
+    author = known if isinstance(known, dict) else {}
+    role = message.get("role") or "user"
+    rest = {name: value for name, value in message.items() if name != "role"}
+    return {**rest, "author": {**author, "role": role}}

@@ -1,0 +1,138 @@
+"""Requests that pass to ChatGPT's web backend as they are: their address, credential and headers. Pure.
+
+Headers, both ways. What is in no table goes nowhere: cookies, what says who the caller is or where (addresses, origin,
+user agent), and what is between two connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from relay.accounts import Account, Attempts
+from relay.errors import NotFound, UpstreamError
+from relay.transports import Call, Headers, Transport
+from relay.upstreams import Forwarded
+from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.body import Place
+from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.forwarding import check_path, chosen
+from relay.upstreams.http import WholeResponse
+
+ANONYMOUS = "backend-anon/"
+#: of the caller's: what is asked. Source: protocol notes, headers of the conversation request
+PASSED_HEADERS = (
+    "accept",
+    "accept-language",
+    "content-type",
+    "oai-language",
+    "openai-sentinel-arkose-token",
+    "openai-sentinel-chat-requirements-prepare-token",
+    "openai-sentinel-chat-requirements-token",
+    "openai-sentinel-proof-token",
+    "openai-sentinel-so-token",
+    "openai-sentinel-turnstile-token",
+    "range",
+    "x-conduit-token",
+    "x-oai-turn-trace-id",
+    "x-openai-target-path",
+    "x-openai-target-route",
+)
+#: of the caller's: its account, device and session; they go along with its own token alone
+OWN_HEADERS = (
+    "chatgpt-account-id",
+    "oai-client-build-number",
+    "oai-client-version",
+    "oai-device-id",
+    "oai-session-id",
+)
+#: of the backend's answers
+ANSWER_HEADERS = frozenset(
+    (
+        "accept-ranges",
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "content-range",
+        "content-type",
+        "etag",
+        "expires",
+        "last-modified",
+        "retry-after",
+    )
+)
+
+
+class ChatGPTGateway:
+    """See `relay.upstreams.Gateway`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.transport: Transport = backend.transport
+        self._backend = backend
+
+    @property
+    def accounts(self) -> int:
+        return len(self._backend.pool)
+
+    def attempts(self, request: Forwarded) -> Attempts:
+        backend = self._backend
+        pool, accounts = backend.candidates(request.token, request.account)
+        return Attempts(pool, accounts, 0 if request.token else backend.retries)
+
+    def call(self, request: Forwarded, account: Account) -> Call:
+        own = bool(request.token)
+        extras = self._backend.extras
+        ours = body.headers(account.token, extras, request.request_id, own=own)
+        names = PASSED_HEADERS + OWN_HEADERS if own else PASSED_HEADERS
+        # our Accept is for callers that have none
+        set_here = {name.lower() for name in ours} - {"accept"}
+        theirs = chosen(request.headers, names, set_here)
+        return Call(
+            request.method,
+            self._address(request),
+            Headers([*_others(ours, theirs), *theirs]),
+            request.body,
+            request.length,
+            unpack=False,
+        )
+
+    def _address(self, request: Forwarded) -> str:
+        """Where a request goes. A turn goes where the operator's turns go. Raises BadRequest, NotFound."""
+        check_path(request.path)
+        place = self._backend.place_for(None)
+        if request.path.startswith(ANONYMOUS):
+            return f"{_anonymous_base(place)}/{request.path.removeprefix(ANONYMOUS)}"
+        if request.path == "conversation" and request.method == "POST":
+            return place.turn
+        return f"{place.base}/{request.path}"
+
+    def failure(self, response: WholeResponse, request: Forwarded) -> UpstreamError:
+        return failures.from_response(
+            response.status, response.head.headers, response.redacted
+        )
+
+    def passes(self, name: str) -> bool:
+        return name in ANSWER_HEADERS
+
+    def decoder(self, conversation_id: str | None, known: frozenset[str]) -> WebDecoder:
+        return WebDecoder(conversation_id, known)
+
+
+def _others(
+    ours: dict[str, str], theirs: Iterable[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Our headers but for those that the caller's replace."""
+    replaced = {name.lower() for name, _ in theirs}
+    return [(name, ours[name]) for name in ours if name.lower() not in replaced]
+
+
+def _anonymous_base(place: Place) -> str:
+    """The base of `backend-anon`, which is beside `backend-api`."""
+    prefix, _, last = place.base.rpartition("/")
+    if last != "backend-api":
+        raise NotFound(
+            "The configured address of ChatGPT is no /backend-api, so there is no "
+            "/backend-anon beside it: ask below /backend-api."
+        )
+    return f"{prefix}/backend-anon"
