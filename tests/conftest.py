@@ -61,7 +61,15 @@ def database(request: pytest.FixtureRequest) -> str:
 
 
 #: the files that take longest: they begin first, so that no process works alone at the end
-LONGEST = ("test_load", "test_peers", "test_image", "test_readme_commands", "test_wsgi")
+LONGEST = (
+    "test_clients",
+    "test_load",
+    "test_peers",
+    "test_image",
+    "test_readme_commands",
+    "test_wsgi",
+    "test_web_clients",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

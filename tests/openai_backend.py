@@ -5,6 +5,7 @@ asker left. Everything it says is invented; the shapes are those of OpenAI's ref
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -34,8 +35,16 @@ PARAMETERS = {
         "reasoning_effort",
         "response_format",
     ),
-    *("tools", "tool_choice", "metadata"),
+    *("tools", "tool_choice", "parallel_tool_calls", "metadata"),
 }
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool, as the model wants it."""
+
+    name: str
+    arguments: str  # JSON
 
 
 @dataclass
@@ -57,6 +66,8 @@ class Mode(chatgpt_backend.Mode):
     )  # a word of the prompt -> how it is refused
     cutting: str = ""  # answers to prompts with this word are cut in the middle
     listing: float = 0.0  # seconds before the models are listed
+    calls: tuple[Call, ...] = ()  # the answer to a user who offers these tools
+    arguments_of: int = 0  # characters of arguments a chunk; 0: a call is one chunk
 
 
 def error(
@@ -154,6 +165,8 @@ class Handler(chatgpt_backend.Handler):
                 "tool_calls"
             ):
                 return 400, error("Invalid type for 'content'.", code="invalid_type")
+        if problem := unmatched_result(messages):
+            return 400, error(problem)
         return None
 
     def complete(self, asked: Asked) -> None:
@@ -178,6 +191,13 @@ class Handler(chatgpt_backend.Handler):
             if mode.text is None
             else mode.text
         )
+        if results := results_of(body["messages"]):
+            text = f"The tools said: {', '.join(results)}."
+        calls = [] if results else offered(body, mode.calls)
+        if calls and body.get("stream"):
+            return self.stream(asked, calling_chunks(body["model"], calls, mode))
+        if calls:
+            return self.respond(200, calling(body["model"], calls, mode))
         if not body.get("stream") or not mode.streams:
             return self.respond(200, whole(body["model"], text, mode))
         self.stream(asked, chunks(body["model"], text, mode))
@@ -194,6 +214,87 @@ def text_of(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         return " ".join(part.get("text", f"[{part['type']}]") for part in content)
     return content or ""
+
+
+def unmatched_result(messages: list[dict[str, Any]]) -> str | None:
+    """Every call needs its result behind it, and every result a call before it."""
+    open_calls: set[str] = set()
+    for message in messages:
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in open_calls:
+                return "Invalid parameter: messages with role 'tool' must be a response to a preceding message with 'tool_calls'."
+            open_calls.remove(message["tool_call_id"])
+            continue
+        if open_calls:
+            break
+        open_calls = {call["id"] for call in message.get("tool_calls") or []}
+    if open_calls:
+        return f"An assistant message with 'tool_calls' must be followed by tool messages responding to each 'tool_call_id'. The following tool_call_ids did not have response messages: {', '.join(sorted(open_calls))}"
+    return None
+
+
+def results_of(messages: list[dict[str, Any]]) -> list[str]:
+    """The results of tools that the messages end with."""
+    last = itertools.takewhile(
+        lambda message: message["role"] == "tool", reversed(messages)
+    )
+    return [text_of(message) for message in last][::-1]
+
+
+def offered(body: dict[str, Any], calls: tuple[Call, ...]) -> list[dict[str, Any]]:
+    """The calls of tools that the request offers."""
+    if body.get("tool_choice") == "none":
+        return []
+    names = {tool["function"]["name"] for tool in body.get("tools") or []}
+    return [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(calls)
+        if call.name in names
+    ]
+
+
+def calling(model: str, calls: list[dict[str, Any]], mode: Mode) -> dict[str, Any]:
+    answer = whole(model, "", mode)
+    choice = answer["choices"][0]
+    choice["message"] |= {"content": None, "tool_calls": calls}
+    choice["finish_reason"] = "tool_calls"
+    return answer
+
+
+def calling_chunks(model: str, calls: list[dict[str, Any]], mode: Mode) -> list[str]:
+    """As a server of the API streams calls: one behind the other, each by its index, the arguments whole or in pieces."""
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
+    for index, call in enumerate(calls):
+        function = call["function"]
+        if not mode.arguments_of:
+            deltas.append({"tool_calls": [{"index": index, **call}]})
+            continue
+        started = {**call, "function": {**function, "arguments": ""}}
+        deltas.append({"tool_calls": [{"index": index, **started}]})
+        arguments, step = function["arguments"], mode.arguments_of
+        for at in range(0, len(arguments), step):
+            piece = {"arguments": arguments[at : at + step]}
+            deltas.append({"tool_calls": [{"index": index, "function": piece}]})
+    fields = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": f"{model}-2026",
+    }
+    choices = [
+        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        for delta in deltas
+    ]
+    choices.append(
+        {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"}
+    )
+    events = [data({**fields, "choices": [choice]}) for choice in choices]
+    events.append(data({**fields, "choices": [], "usage": USAGE}))
+    return [*events, "data: [DONE]\n\n"] if mode.done else events
 
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
@@ -258,4 +359,4 @@ def chunks(model: str, text: str, mode: Mode) -> list[str]:
     return [*events, "data: [DONE]\n\n"] if mode.done else events
 
 
-__all__ = ["USAGE", "Mode", "OpenAIBackend", "chunks", "error", "json"]
+__all__ = ["USAGE", "Call", "Mode", "OpenAIBackend", "chunks", "error", "json"]

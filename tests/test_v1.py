@@ -25,10 +25,11 @@ UPSTREAMS = ("offline", "openai", "chatgpt-web")
 class Services:
     """A service for each upstream and server, started when it is first asked for."""
 
-    def __init__(self, make_folder: Callable[[str], Path]) -> None:
+    def __init__(self, make_folder: Callable[[str], Path], **common: str) -> None:
         self.api = OpenAIBackend()
         self.backend = Backend()
         self._make_folder = make_folder
+        self._common = {"AUTHORIZATION": KEY, **common}
         self._running: dict[tuple[str, str], Service] = {}
         self._settings = {
             "offline": {},
@@ -45,7 +46,7 @@ class Services:
     def url(self, upstream: str, server: str) -> str:
         known = self._running.get((upstream, server))
         if known is None:
-            settings = {"AUTHORIZATION": KEY, **self._settings[upstream]}
+            settings = self._common | self._settings[upstream]
             known = Service(self._make_folder(upstream), server, settings)
             self._running[upstream, server] = known
         return known.url

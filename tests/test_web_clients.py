@@ -18,9 +18,9 @@ from relay.dialects.chatgpt.classic import Classic
 from relay.domain import Event
 from tests.openai_backend import Mode, OpenAIBackend
 from tests.printing import PIECES, begun, deltas, printed, text_of
-from tests.processes import IN_CI, ROOT, need
-from tests.web.local_routes import PREFIXES, LocalService
+from tests.processes import IN_CI, ROOT, Service, need
 
+PREFIXES = ("/backend-api", "/chatgpt/backend-api", "/api")
 KEY = "the-client-key-0"
 CLIENTS = ROOT / "tests" / "web_clients"
 FIRST = "Grüße \"you\" and 'me' \\ 你好 🙂"
@@ -103,11 +103,11 @@ def npm(folder: Path, task: str, url: str, *count: str) -> Any:
 @pytest.fixture(scope="module", params=["offline", "openai"])
 def service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalService]:
+) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp(request.param)
     api = OpenAIBackend()
     api.mode = Mode(cutting="offline:cut", pace=0.005)
-    service = LocalService(
+    service = Service(
         folder,
         "pywsgi",
         {
@@ -125,7 +125,7 @@ def service(
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_revchatgpt_before_the_own_store(
-    service: LocalService, prefix: str, tmp_path: Path
+    service: Service, prefix: str, tmp_path: Path
 ) -> None:
     steps = rev(tmp_path, "talk", f"{service.url}{prefix}/")
     texts = [piece["message"] for piece in steps["pieces"]]
@@ -155,7 +155,7 @@ def test_revchatgpt_before_the_own_store(
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_npm_chatgpt_before_the_own_store(
-    service: LocalService, prefix: str, tmp_path: Path
+    service: Service, prefix: str, tmp_path: Path
 ) -> None:
     steps = npm(tmp_path, "talk", f"{service.url}{prefix}/conversation")
     first, second = steps["first"], steps["second"]

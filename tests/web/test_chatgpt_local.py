@@ -20,10 +20,12 @@ from relay.upstreams.chatgpt_web.classic import WebDecoder
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import Mode, OpenAIBackend
 from tests.printing import text_of
+from tests.processes import Service
 from tests.tokens import jwt
 from tests.waiting import wait_for
-from tests.web.local_routes import PREFIXES, LocalService
 
+PREFIXES = ("/backend-api", "/chatgpt/backend-api", "/api")
+UNKNOWN = "3f7f0dfb-c07b-4622-85ea-76981868a053"  # a conversation that nobody has
 KEY = "the-client-key-0"
 OTHER_KEY = "another-key-000"
 Fields = dict[str, Any]
@@ -32,7 +34,7 @@ Fields = dict[str, Any]
 class Client:
     """A client of the web API. `url`: with the prefix."""
 
-    def __init__(self, service: LocalService, prefix: str = "/backend-api") -> None:
+    def __init__(self, service: Service, prefix: str = "/backend-api") -> None:
         self.service = service
         self.url = service.url + prefix
         self.key = KEY
@@ -118,22 +120,22 @@ def api() -> Iterator[OpenAIBackend]:
     server.server_close()
 
 
-def serving(folder: Path, **settings: str) -> Iterator[LocalService]:
+def serving(folder: Path, **settings: str) -> Iterator[Service]:
     keys = {"AUTHORIZATION": f"owner:{KEY},other:{OTHER_KEY}"}
-    service = LocalService(folder, "pywsgi", keys | settings)
+    service = Service(folder, "pywsgi", keys | settings)
     yield service
     service.stop()
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     yield from serving(tmp_path_factory.mktemp("offline"), UPSTREAM="offline")
 
 
 @pytest.fixture(scope="module")
 def openai(
     tmp_path_factory: pytest.TempPathFactory, api: OpenAIBackend
-) -> Iterator[LocalService]:
+) -> Iterator[Service]:
     settings = {"OPENAI_BASE_URL": api.url, "OPENAI_API_KEY": "sk-invented-1"}
     folder = tmp_path_factory.mktemp("openai")
     yield from serving(folder, UPSTREAM="openai", **settings)
@@ -145,7 +147,7 @@ def client(request: pytest.FixtureRequest) -> Client:
 
 
 @pytest.fixture
-def of_api(openai: LocalService, api: OpenAIBackend) -> Client:
+def of_api(openai: Service, api: OpenAIBackend) -> Client:
     """A client before the OpenAI-compatible server, which behaves as usual."""
     api.mode = Mode()
     return Client(openai)
@@ -312,10 +314,10 @@ def test_nothing_is_kept_of_what_is_not_to_be(client: Client) -> None:
         ("GET", "conversations?limit=101", None, 400),
         ("GET", "conversations?limit=many", None, 400),
         ("GET", "conversations?access_token=secret", None, 400),
-        ("GET", f"conversation/{uuid.uuid4()}", None, 404),
-        ("PATCH", f"conversation/{uuid.uuid4()}", {"title": "x"}, 404),
-        ("PATCH", f"conversation/{uuid.uuid4()}", {"is_archived": True}, 400),
-        ("POST", f"conversation/gen_title/{uuid.uuid4()}", {}, 404),
+        ("GET", f"conversation/{UNKNOWN}", None, 404),
+        ("PATCH", f"conversation/{UNKNOWN}", {"title": "x"}, 404),
+        ("PATCH", f"conversation/{UNKNOWN}", {"is_archived": True}, 400),
+        ("POST", f"conversation/gen_title/{UNKNOWN}", {}, 404),
         ("PATCH", "conversations", {"is_visible": True}, 400),
         ("PATCH", "conversations", {}, 400),
         ("POST", "conversation", question("x", conversation_id="c-1"), 404),
@@ -327,7 +329,7 @@ def test_nothing_is_kept_of_what_is_not_to_be(client: Client) -> None:
     ],
 )
 def test_what_cannot_be_has_its_status(
-    offline: LocalService, method: str, path: str, payload: Any, status: int
+    offline: Service, method: str, path: str, payload: Any, status: int
 ) -> None:
     response = Client(offline).send(method, path, data=json.dumps(payload))
     assert response.status_code == status, response.text
@@ -349,7 +351,7 @@ def test_without_a_key_nothing_is_answered(client: Client) -> None:
         assert client.send(method, path, data="{}").status_code == 401
 
 
-def test_a_second_question_waits_for_the_first_answer(offline: LocalService) -> None:
+def test_a_second_question_waits_for_the_first_answer(offline: Service) -> None:
     client = Client(offline)
     first = client.asked("one")
     answers: list[Fields] = []
@@ -383,7 +385,7 @@ def messages_of(tree: Fields) -> list[Fields]:
 
 @pytest.mark.parametrize("encodings", [[], [ENCODING]])
 def test_an_answer_that_was_cut_never_says_that_it_is_done(
-    of_api: Client, offline: LocalService, api: OpenAIBackend, encodings: list[str]
+    of_api: Client, offline: Service, api: OpenAIBackend, encodings: list[str]
 ) -> None:
     api.mode.cutting = "offline:cut"
     for client in (of_api, Client(offline)):
@@ -403,7 +405,7 @@ def test_an_answer_that_was_cut_never_says_that_it_is_done(
 
 
 def test_a_refusal_before_the_first_event_has_its_status(
-    offline: LocalService,
+    offline: Service,
 ) -> None:
     client = Client(offline)
     refused = client.ask("offline:limit=7")
@@ -455,16 +457,16 @@ def test_talk_from_its_first_question_to_another_answer(client: Client) -> None:
 
 
 @pytest.fixture
-def web(tmp_path: Path, backend: Backend) -> Iterator[LocalService]:
+def web(tmp_path: Path, backend: Backend) -> Iterator[Service]:
     """The service before ChatGPT."""
     settings = {"ACCESS_TOKEN": jwt(sub="me"), "CHATGPT_BASE_URL": backend.url}
-    service = LocalService(tmp_path, "pywsgi", {"AUTHORIZATION": KEY} | settings)
+    service = Service(tmp_path, "pywsgi", {"AUTHORIZATION": KEY} | settings)
     yield service
     service.stop()
 
 
 def test_a_token_that_chatgpt_does_not_accept_deletes_nothing(
-    web: LocalService, backend: Backend
+    web: Service, backend: Backend
 ) -> None:
     client, forger = Client(web, "/api"), Client(web, "/api")
     client.key = jwt(sub="a person")
@@ -478,7 +480,7 @@ def test_a_token_that_chatgpt_does_not_accept_deletes_nothing(
     assert client.listed()["items"] == []
 
 
-def test_talk_before_chatgpt_itself(web: LocalService, backend: Backend) -> None:
+def test_talk_before_chatgpt_itself(web: Service, backend: Backend) -> None:
     client = Client(web, "/api")
     first = talked(client, prompt="one", stream=False).json()
     identifier = first["conversation_id"]
@@ -527,7 +529,7 @@ def test_the_models_are_the_upstreams(client: Client, of_api: Client) -> None:
     assert found["models"] and found["categories"]
 
 
-def test_feedback_is_taken_and_kept_nowhere(offline: LocalService) -> None:
+def test_feedback_is_taken_and_kept_nowhere(offline: Service) -> None:
     opinion = {"message_id": "m", "conversation_id": "c", "rating": "thumbsUp"}
     response = Client(offline).post("conversation/message_feedback", opinion)
     assert response.json() == {**opinion, "content": None}

@@ -24,12 +24,19 @@ def body(error: RelayError) -> dict[str, Any]:
     """The body of an error response, and of the event that ends a failed stream."""
     return {
         "error": {
-            "message": error.message,
+            "message": _message(error),
             "type": _type(error.status),
             "param": error.parameter,
             "code": _CODES.get(error.code, error.code),
         }
     }
+
+
+def _message(error: RelayError) -> str:
+    """The sentence; of a wrong key behind OpenAI's own words, because LiteLLM knows such an error by them."""
+    if isinstance(error, Unauthorized) and error.wrong_key:
+        return f"Incorrect API key provided. {error.message}"
+    return error.message
 
 
 def _type(status: int) -> str:
