@@ -35,6 +35,8 @@ from relay.domain import (
     Restarted,
     Started,
     ToolCall,
+    joined,
+    title_of,
 )
 from relay.errors import (
     BadRequest,
@@ -64,7 +66,6 @@ from relay.window import Window, fit
 
 log = logging.getLogger(__name__)
 
-TITLE_LENGTH = 60
 SMALLEST_ESTIMATE = 1000  # tokens; below it an estimate may be far off
 
 
@@ -177,10 +178,11 @@ class Turn:
     def _with_ids(self, event: Event) -> Event:
         """The event with what it must name: the place of the answer, and a call's id, which its result will name."""
         if isinstance(event, Started) and self._keeper.returns_ids:
-            place = event.conversation_id or self.conversation_id or None
+            # an upstream may name a place of its own also where it stores nothing
+            place = self._context.conversation_id or event.conversation_id
             return replace(
                 event,
-                conversation_id=place,
+                conversation_id=place or None,
                 answer_id=self._context.answer_id,
                 question_id=self._context.question_id,
             )
@@ -243,8 +245,8 @@ class Turn:
         message_id = ""
         if self._keeper.returns_ids:
             conversation_id = self.conversation_id
-            message_id = finished.message_id or self._keeper.request.answer_id
-        calls = self._tool_calls
+            message_id = self._context.answer_id or finished.message_id or ""
+            message_id = message_id or self._keeper.request.answer_id
         return Reply(
             text="".join(self._text),
             conversation_id=conversation_id,
@@ -253,7 +255,7 @@ class Turn:
             finish_reason=finished.reason,
             reasoning="".join(self._reasoning),
             refusal="".join(self._refusal),
-            tool_calls=tuple(calls[index] for index in sorted(calls)),
+            tool_calls=tuple(self._tool_calls.values()),
             usage=finished.usage,
             remarks=self.remarks,
         )
@@ -462,11 +464,11 @@ class Chat:
             upstream=upstream.name,
             question_id=str(uuid.uuid4()),
             answer_id=str(uuid.uuid4()),
-            question=ask.question,
+            question=ask.question if is_new else _going_on(ask),
             title=title_of(ask.prompt),
             is_new=is_new,
             parent_id=ask.parent_id,
-            adopt=upstream.stores_conversations and may_adopt,
+            adopt=_begins_upstream(ask, upstream) and may_adopt,
             preamble=ask.preamble if is_new else (),
             idempotency_key=key,
             budget=self._budget,
@@ -494,11 +496,11 @@ class Chat:
     def _open_anywhere(
         self, ask: Ask, request: TurnRequest, upstream: Upstream
     ) -> OpenedTurn | None:
-        if ask.keep and not _begins_upstream(ask, request, upstream):
+        if ask.keep and not (request.is_new and _begins_upstream(ask, upstream)):
             return self._open_owned(ask.caller, request)
         return OpenedTurn(
             upstream.name,
-            history=ask.preamble,
+            history=(*ask.path, *ask.preamble),
             remote=upstream.stores_conversations and not ask.keep_here,
             is_leased=False,
         )
@@ -511,7 +513,7 @@ class Chat:
             return True
         if request.deferred:  # nothing is written yet: what this process knows must do
             return self._leases.freed(request.conversation_leases) is None
-        if _begins_upstream(ask, request, upstream):
+        if _begins_upstream(ask, upstream):
             return self._store.hold_name(request, LEASE_SECONDS)
         return True
 
@@ -565,7 +567,7 @@ class Chat:
                 f"This conversation is stored at the upstream {upstream.name}, and not "
                 "here: go on with it by chat completions, or leave it out."
             )
-        window = self._window(ask, opened, upstream)
+        window = self._window(ask, keeper.request.question, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
         payer = replace(ask.caller, token=token)
@@ -607,19 +609,24 @@ class Chat:
             )
         return upstream
 
-    def _window(self, ask: Ask, opened: OpenedTurn, upstream: Upstream) -> Window:
+    def _window(
+        self, ask: Ask, question: Message, opened: OpenedTurn, upstream: Upstream
+    ) -> Window:
         """The messages that go upstream."""
-        is_stored_here = ask.keep and not opened.remote
-        messages = (*opened.history, ask.question)
+        has_history_here = bool(ask.path) or (ask.keep and not opened.remote)
+        messages = (*opened.history, question)
         if ask.instructions:
             messages = (Message("system", ask.instructions), *messages)
-        window = fit(messages, self._budget if is_stored_here else 0)
-        if not upstream.accepts_options and any(m.payloads for m in window.messages):
+        window = fit(messages, self._budget if has_history_here else 0)
+        if upstream.accepts_options:
+            return window
+        texts = tuple(text for each in window.messages for text in _separated(each))
+        if any(message.payloads for message in texts):
             raise BadRequest(
                 f"The upstream {upstream.name} takes messages of text alone: no "
                 "images, files or tools."
             )
-        return window
+        return replace(window, messages=texts)
 
     def _record_dispatch(self, request: TurnRequest) -> None:
         """Store that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
@@ -657,9 +664,26 @@ def _owner(ask: Ask) -> str:
     return ask.caller.verified_owner if ask.keep_here else ask.caller.owner
 
 
-def _begins_upstream(ask: Ask, request: TurnRequest, upstream: Upstream) -> bool:
-    """Whether the turn begins a conversation that its upstream stores."""
-    return request.is_new and upstream.stores_conversations and not ask.keep_here
+def _begins_upstream(ask: Ask, upstream: Upstream) -> bool:
+    """Whether a new conversation would be one that its upstream stores."""
+    return upstream.stores_conversations and not ask.keep_here
+
+
+def _going_on(ask: Ask) -> Message:
+    """The question of a conversation that goes on."""
+    if not ask.keep_here:
+        return ask.question
+    return joined((*ask.preamble, ask.question))
+
+
+def _separated(message: Message) -> tuple[Message, ...]:
+    """The messages that were sent as one, where each is text alone."""
+    payloads = message.payloads
+    for payload in payloads:
+        if set(payload) != {"role", "content"} or type(payload["content"]) is not str:
+            return (message,)
+    texts = [Message(payload["role"], payload["content"]) for payload in payloads]
+    return tuple(texts) or (message,)
 
 
 def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:
@@ -674,7 +698,7 @@ def _ignored(ask: Ask, upstream: Upstream) -> tuple[str, ...]:
     ignored = ask.ignored
     if not upstream.accepts_options:
         ignored += tuple(name for name in ask.options if name not in cutting.OPTIONS)
-    if ask.preamble and ask.conversation_id:
+    if ask.preamble and ask.conversation_id and not ask.keep_here:
         ignored += ("system",)
     return ignored
 
@@ -733,11 +757,3 @@ def _fingerprint(ask: Ask) -> str:
 def _only_or_all(values: tuple[Any, ...]) -> Any:
     """The value itself where it is the only one, None where there is none: as keys were recorded by older versions."""
     return values if len(values) > 1 else next(iter(values), None)
-
-
-def title_of(prompt: str) -> str:
-    """The prompt's first words, on one line."""
-    line = " ".join(prompt[: 10 * TITLE_LENGTH].split()) or "New chat"
-    if len(line) <= TITLE_LENGTH:
-        return line
-    return line[: TITLE_LENGTH - 1].rstrip() + "…"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from relay.domain import Caller, Conversation, Message, StoredTurn
+from relay.domain import UNTITLED, Caller, Conversation, Message, StoredTurn
 from relay.errors import (
     BadRequest,
     NoConversation,
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 LONGEST_TITLE = 200  # characters of an upstream's title that the index keeps
 PAGE = 100  # rows of the index that are read at once
-UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 
 #: a row of the index, or an upstream's own object
 Item: TypeAlias = "Conversation | dict[str, Any]"

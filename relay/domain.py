@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +13,8 @@ KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "go
 
 SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function")  # of messages with a tool's result
+TITLE_LENGTH = 60  # characters
+UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
 
 
@@ -54,13 +56,29 @@ class Message:
     text: str
     payloads: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
+    @property
+    def as_sent(self) -> tuple[Mapping[str, Any], ...]:
+        """The message as OpenAI's API has it, also one that is plain text."""
+        return self.payloads or ({"role": self.role, "content": self.text},)
+
+
+def joined(messages: Sequence[Message]) -> Message:
+    """Messages that are sent as one; its role is that of the last."""
+    if len(messages) == 1:
+        return messages[0]
+    text = "\n\n".join(message.text for message in messages if message.text)
+    payloads = [payload for message in messages for payload in message.as_sent]
+    return Message(messages[-1].role, text, tuple(payloads))
+
 
 @dataclass(frozen=True)
 class Ask:
     """What a caller wants, parsed: a prompt, and where it belongs.
 
     `conversation_name`: the caller's own name for a conversation, in place of its id; the first ask
-    with it begins one. `timeout`: seconds. `preamble`: the messages that a new conversation begins with.
+    with it begins one. `timeout`: seconds. `preamble`: the messages that a new conversation begins with;
+    with `keep_here` they go with the question into one that goes on. `path`: messages that are stored
+    here already, before those of an ask that is not stored.
     `instructions`: a system message for this answer alone. `payloads`: see `Message`. `options`:
     parameters for the model. `keep`: whether the conversation is stored; `keep_here`: in our store,
     wherever the upstream would store it. `echo`: what of the request is stored with the answer, for
@@ -75,6 +93,7 @@ class Ask:
     conversation_name: str | None = None
     parent_id: str | None = None
     preamble: tuple[Message, ...] = field(default=(), repr=False)
+    path: tuple[Message, ...] = field(default=(), repr=False)
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     reverse_proxy: str | None = None
@@ -275,11 +294,15 @@ class Node:
 
 @dataclass(frozen=True)
 class StoredTurn:
-    """A stored answer, and the question that it answers."""
+    """A stored answer, and the question that it answers.
+
+    `preamble`: the messages that the first question of a conversation was sent with.
+    """
 
     conversation_id: str
     question: Node
     answer: Node
+    preamble: tuple[Node, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -301,3 +324,11 @@ class Conversation:
     remote: bool = False
     name: str | None = None
     nodes: tuple[Node, ...] = field(default=(), repr=False)
+
+
+def title_of(prompt: str) -> str:
+    """The prompt's first words, on one line."""
+    line = " ".join(prompt[: 10 * TITLE_LENGTH].split()) or UNTITLED
+    if len(line) <= TITLE_LENGTH:
+        return line
+    return line[: TITLE_LENGTH - 1].rstrip() + "…"

@@ -20,6 +20,7 @@ from relay import schema
 from relay.database import open_database
 from relay.domain import (
     SYSTEM_ROLES,
+    UNTITLED,
     Conversation,
     IdempotencyKey,
     KeyRecord,
@@ -27,6 +28,7 @@ from relay.domain import (
     Node,
     Reply,
     StoredTurn,
+    title_of,
 )
 from relay.errors import NoConversation, RelayError, TooLarge
 from relay.server import Run
@@ -78,6 +80,11 @@ class TurnRequest:
     def holder(self) -> str:
         """The holder of the turn's leases."""
         return self.answer_id
+
+    @property
+    def size(self) -> int:
+        """What the question counts in its conversation's size, with what is stored for the answer to show."""
+        return messages.size_of(self.question) + messages.size_of_echo(self.echo)
 
     @property
     def lease_names(self) -> tuple[str, ...]:
@@ -269,7 +276,7 @@ class Store:
                 request.conversation_id,
                 request.answer_id,
                 now,
-                messages.size_of(request.question) + messages.size_of_answer(reply),
+                request.size + messages.size_of_answer(reply),
             )
             _delete_conversation_leases(connection, request)
             is_kept = messages.complete_answer(connection, request.answer_id, reply)
@@ -293,7 +300,8 @@ class Store:
 
         def work(connection: Connection) -> None:
             now = self._clock()
-            added_size = messages.size_of(request.question, Message("assistant", text))
+            answer_size = messages.size_of(Message("assistant", text))
+            added_size = request.size + answer_size
             conversations.add_size(connection, request.conversation_id, now, added_size)
             _delete_conversation_leases(connection, request)
             is_kept = messages.break_answer(
@@ -430,12 +438,18 @@ class Store:
         return self._read(work)
 
     def delete_turn(self, owner: str, answer_id: str) -> None:
-        """Delete an answer and its question; with the last of them the conversation. Raises NoConversation."""
+        """Delete an answer and what it was asked; with the last of them the conversation. Raises NoConversation."""
 
         def work(connection: Connection) -> None:
             turn = _select_turn(connection, owner, answer_id, self._clock())
             conversation_id = turn.conversation_id
-            conversations.lock_conversation(connection, conversation_id)
+            row = conversations.lock_conversation(connection, conversation_id)
+            if row is not None and row.title == title_of(turn.question.text):
+                conversations.update_conversation(
+                    connection, conversation_id, {"title": UNTITLED}
+                )
+            if turn.preamble:
+                messages.erase_before(connection, conversation_id, turn.question.id)
             messages.erase_turn(connection, turn.question.id, answer_id)
             idempotency.clear_answer(connection, conversation_id, answer_id)
             if not messages.has_answer(connection, conversation_id):
@@ -572,9 +586,9 @@ class Store:
 def _select_turn(
     connection: Connection, owner: str, answer_id: str, now: float
 ) -> StoredTurn:
-    """An answer of the owner's that is not deleted, with its question. Raises NoConversation."""
+    """An answer that the owner asked for here and that is not deleted, with its question. Raises NoConversation."""
     answer = messages.select_message(connection, answer_id)
-    if answer is None or answer.role != "assistant" or answer.status == "deleted":
+    if answer is None or not messages.is_answer(answer):
         raise NoConversation()
     question = messages.select_message(connection, answer.parent or "")
     if question is None:
@@ -583,10 +597,12 @@ def _select_turn(
     conversations.select_owned(connection, owner, conversation_id)
     lease_name = conversations.conversation_lease(conversation_id)
     holder = leases.select_lease_holder(connection, lease_name, now)
+    preamble = messages.select_preamble(connection, question)
     return StoredTurn(
         conversation_id,
         messages.to_node(question, holder),
         messages.to_node(answer, holder),
+        tuple(messages.to_node(row, holder) for row in preamble),
     )
 
 
@@ -639,7 +655,7 @@ def _size_before(request: TurnRequest) -> int:
 
 def _check_size(request: TurnRequest, size: int) -> None:
     """Raise TooLarge where a conversation of this size cannot take the question. Its answer may exceed the limit."""
-    if size + messages.size_of(request.question) <= LARGEST_CONVERSATION:
+    if size + request.size <= LARGEST_CONVERSATION:
         return
     limit = f"{LARGEST_CONVERSATION // 2**20} MB"
     if request.is_new:

@@ -195,13 +195,21 @@ def _described(payload: Mapping[str, Any]) -> list[str]:
     content = payload.get("content")
     parts = content if isinstance(content, list) else []
     described = [_described_part(part) for part in parts if isinstance(part, Mapping)]
-    for call in payload.get("tool_calls") or ():
-        function = call.get("function") or {}
-        described.append(f"[calls {function.get('name')}({function.get('arguments')})]")
+    calls = payload.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        described.append(_described_call(call))
     refusal = payload.get("refusal")
     if isinstance(refusal, str) and refusal not in ("", content):
         described.append(refusal)
     return [text for text in described if text]
+
+
+def _described_call(call: Any) -> str:
+    """A call; "" for what is none, as a caller may have sent it."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return ""
+    return f"[calls {function.get('name')}({function.get('arguments')})]"
 
 
 def _described_part(part: Mapping[str, Any]) -> str:

@@ -82,8 +82,8 @@ def load_history(
 ) -> History:
     """What goes upstream before `question`, which follows the message `message_id`.
 
-    That is what `relay.window.fit` keeps of the path with `budget` tokens (0: all of it). Broken
-    answers and their questions are left out, and do not count as dropped.
+    That is what `relay.window.fit` keeps of the path with `budget` tokens (0: all of it). Broken and
+    deleted answers and their questions are left out, and do not count as dropped.
     """
     candidates: list[Row[Any]] = []
     least = estimate_tokens(question)
@@ -149,7 +149,7 @@ def _read_message(connection: Connection, row: Row[Any]) -> Message:
 def _read_path(
     connection: Connection, message_id: str | None, short: int
 ) -> Iterator[Row[Any]]:
-    """The rows from a message up to the root, without broken answers and their questions.
+    """The rows from a message up to the root, without broken and deleted answers and their questions.
 
     A text is None where it is longer than `short`, or not all of its message.
     """
@@ -158,6 +158,8 @@ def _read_path(
         parameters = {"message_id": message_id, "short": short}
         rows = connection.execute(SELECT_PAGE, parameters).all()
         for row in rows:
+            if row.status == "deleted" and row.role != "assistant":
+                continue
             if row.status != "whole":
                 unanswered = row.parent
             elif row.id != unanswered:

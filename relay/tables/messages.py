@@ -12,9 +12,11 @@ import orjson
 from sqlalchemy import (
     Connection,
     Row,
+    and_,
     bindparam,
     delete,
     insert,
+    or_,
     select,
     update,
 )
@@ -63,13 +65,36 @@ SELECT_ANSWER = (
     )
     .limit(1)
 )
+_question = messages.alias("question")
+_BEFORE_QUESTION = and_(
+    messages.c.conversation_id == bindparam("of_conversation"),
+    messages.c.number
+    < select(_question.c.number)
+    .where(_question.c.id == bindparam("question_id"))
+    .scalar_subquery(),
+)
+SELECT_BEFORE = select(messages).where(_BEFORE_QUESTION).order_by(messages.c.number)
+#: an answer that was asked for here: those that a dialogue began with have no finish reason
+SELECT_EARLIER_ANSWER = (
+    select(messages.c.id)
+    .where(
+        _BEFORE_QUESTION,
+        messages.c.role == "assistant",
+        or_(messages.c.finish_reason.is_not(None), messages.c.status != "whole"),
+    )
+    .limit(1)
+)
+_ERASED = {
+    "status": "deleted",
+    "text": "",
+    **dict.fromkeys(("reasoning", "usage", "payloads", "echo")),
+}
 ERASE_TURN = (
     update(messages)
     .where(messages.c.id.in_((bindparam("question_id"), bindparam("answer_id"))))
-    .values(
-        status="deleted", text="", reasoning=None, usage=None, payloads=None, echo=None
-    )
+    .values(_ERASED)
 )
+ERASE_BEFORE = update(messages).where(_BEFORE_QUESTION).values(_ERASED)
 DELETE_MESSAGES = delete(messages).where(_OF_CONVERSATION)
 
 
@@ -87,6 +112,11 @@ def size_of_answer(reply: Reply) -> int:
     """What a whole answer counts."""
     text = reply.text + reply.reasoning
     return size_of(Message("assistant", text, payloads_of(reply)))
+
+
+def size_of_echo(echo: Mapping[str, Any] | None) -> int:
+    """What an answer's echo counts."""
+    return len(orjson.dumps(dict(echo))) if echo else 0
 
 
 def _length(text: str) -> int:
@@ -210,10 +240,39 @@ def select_message(connection: Connection, message_id: str) -> Row[Any] | None:
     return connection.execute(SELECT_MESSAGE, {"message_id": message_id}).first()
 
 
+def is_answer(row: Row[Any]) -> bool:
+    """Whether a message is an answer that was asked for here, and is not deleted."""
+    if row.role != "assistant" or row.status == "deleted":
+        return False
+    was_sent = row.status == "whole" and row.finish_reason is None
+    return not was_sent
+
+
 def erase_turn(connection: Connection, question_id: str, answer_id: str) -> None:
     """Delete what a question and its answer say; their places stay, because others may follow them."""
     parameters = {"question_id": question_id, "answer_id": answer_id}
     connection.execute(ERASE_TURN, parameters)
+
+
+def select_preamble(connection: Connection, question: Row[Any]) -> list[Row[Any]]:
+    """The rows before a conversation's first question; none before any other."""
+    if question.parent is None:
+        return []
+    parameters = {
+        "of_conversation": question.conversation_id,
+        "question_id": question.id,
+    }
+    if connection.execute(SELECT_EARLIER_ANSWER, parameters).first() is not None:
+        return []
+    return list(connection.execute(SELECT_BEFORE, parameters))
+
+
+def erase_before(
+    connection: Connection, conversation_id: str, question_id: str
+) -> None:
+    """Delete what the messages before a question say; their places stay."""
+    parameters = {"of_conversation": conversation_id, "question_id": question_id}
+    connection.execute(ERASE_BEFORE, parameters)
 
 
 def has_answer(connection: Connection, conversation_id: str) -> bool:

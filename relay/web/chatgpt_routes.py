@@ -11,10 +11,9 @@ from typing import Any
 from flask import Blueprint, Response
 
 from relay.access import parse_authorization
-from relay.chat import title_of
 from relay.dialects.chatgpt import errors, session, wire
 from relay.dialects.chatgpt.answer import dumps
-from relay.domain import Conversation
+from relay.domain import Conversation, title_of
 from relay.errors import Forbidden, NotFound, RelayError, Unauthorized
 from relay.index import ChangeObserver, ClearingObserver, TurnObserver
 from relay.passage import Observer

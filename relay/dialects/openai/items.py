@@ -9,10 +9,18 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
-from relay.dialects.openai.messages import NOT_SENT, payloads_of
-from relay.domain import TOOL_ROLES, Message, Node, Reply, StoredTurn, ToolCall
+from relay.dialects.openai.messages import NOT_SENT
+from relay.domain import (
+    TOOL_ROLES,
+    FinishReason,
+    Message,
+    Node,
+    Reply,
+    StoredTurn,
+    ToolCall,
+)
 from relay.errors import BadRequest, Unsupported
 
 MOST_ITEMS = 10_000
@@ -39,9 +47,10 @@ def answer_id(response_id: str) -> str | None:
 
 
 def referenced(items: Any) -> set[str]:
-    """The ids of the stored answers that a request's items refer to."""
+    """The ids of the stored answers that a request's items refer to. Raises BadRequest for too many items."""
     if not isinstance(items, list):
         return set()
+    _check_number(items)
     ids = (item.get("id") for item in items if _kind(item) == "item_reference")
     found = (_ITEM_ID.fullmatch(name) for name in ids if isinstance(name, str))
     return {str(uuid.UUID(match[2])) for match in found if match}
@@ -61,14 +70,18 @@ def messages_of(
         raise BadRequest(
             f"The field input must be text, or a list of items. {_EXAMPLE}"
         )
-    if len(items) > MOST_ITEMS:
-        raise BadRequest(
-            f"There are more than {MOST_ITEMS} items: send the newest ones."
-        )
+    _check_number(items)
     reader = _ItemReader(known, text_only)
     for at, item in enumerate(items):
         reader.read(item, f"input[{at}]")
     return reader.messages, tuple(sorted(reader.ignored))
+
+
+def _check_number(items: list[Any]) -> None:
+    if len(items) > MOST_ITEMS:
+        raise BadRequest(
+            f"There are more than {MOST_ITEMS} items: send the newest ones."
+        )
 
 
 class _ItemReader:
@@ -78,6 +91,7 @@ class _ItemReader:
         self.messages: list[Payload] = []
         self.ignored: set[str] = set()
         self._known = known
+        self._referenced: set[str] = set()
         self._text_only = text_only
         self._readers: dict[str, Callable[[Item, str], None]] = {
             "message": self._message,
@@ -108,8 +122,8 @@ class _ItemReader:
             raise BadRequest(f"{place}.role must be one of {', '.join(_ROLES)}.")
         content = item.get("content")
         if isinstance(content, str):
-            self.messages.append({"role": role, "content": content})
-            return
+            text = _text(item, "content", place)
+            content = [{"type": "input_text", "text": text}]
         if not isinstance(content, list) or not content:
             raise BadRequest(f"{place}.content must be text, or a list of parts.")
         parts = [
@@ -117,22 +131,27 @@ class _ItemReader:
             for at, part in enumerate(content)
         ]
         if role == "assistant":
-            self._assistant(parts)
+            self._assistant(_texts(parts, "text"), _texts(parts, "refusal"))
         else:
             self.messages.append({"role": role, "content": _content(parts)})
 
-    def _assistant(self, parts: list[Payload]) -> None:
-        message: Payload = {"role": "assistant", "content": _texts(parts, "text")}
-        if refusal := _texts(parts, "refusal"):
-            message["refusal"] = refusal
-        self.messages.append(message)
+    def _assistant(self, text: str, refusal: str) -> None:
+        """What an assistant said. After its calls only their results may come, so a text goes before them."""
+        last = self.messages[-1] if self.messages else {}
+        if not last.get("tool_calls"):
+            last = {"role": "assistant", "content": ""}
+            self.messages.append(last)
+        last["content"] = "\n".join(filter(None, (last["content"], text)))
+        if refusal:
+            last["refusal"] = refusal
 
     def _part(self, part: Any, place: str) -> Payload:
         kind = _kind(part)
         if kind in _TEXTS:
             return {"type": "text", "text": _text(part, "text", place)}
         if kind == "refusal":
-            return {"type": "refusal", "refusal": _text(part, "refusal", place)}
+            name = "text" if self._text_only else "refusal"
+            return {"type": name, name: _text(part, "refusal", place)}
         if kind is None:
             raise BadRequest(
                 f'{place} must be an object with a type, as in {{"type": '
@@ -192,21 +211,32 @@ class _ItemReader:
         name = item.get("id")
         found = _ITEM_ID.fullmatch(name) if isinstance(name, str) else None
         turn = self._known.get(str(uuid.UUID(found[2]))) if found else None
-        if found is None or turn is None:
-            raise BadRequest(
-                f"{place} refers to an item that is not stored here, or not any more: "
-                "send the item itself."
-            )
+        if found is None or turn is None or turn.answer.status != "whole":
+            raise _not_stored(place)
+        answer = assistant_payload(turn.answer)
         if found[1] == "rs":
             self._reasoning(item, place)
-            return
-        answer = assistant_payload(turn.answer)
-        calls = answer.pop("tool_calls", [])
-        if found[1] == "msg":
-            self.messages.append(answer)
-        else:
+        elif found[1] == "fc":
+            self._refuse_tools(place)
             at = int(found[3] or 0)
-            self._add_calls(calls[at : at + 1])
+            if not (calls := _calls_of(answer)[at : at + 1]):
+                raise _not_stored(place)
+            self._add_calls(calls)
+        elif found[2] not in self._referenced:
+            # a stream that alternates has several messages, and the stored answer is one
+            self._referenced.add(found[2])
+            refusal = _string(answer.get("refusal"))
+            text = _content_text(answer.get("content"))
+            if self._text_only:
+                text, refusal = text or refusal, ""
+            self._assistant(text, refusal)
+
+
+def _not_stored(place: str) -> BadRequest:
+    return BadRequest(
+        f"{place} refers to an item that is not stored here, or not any more: send the "
+        "item itself."
+    )
 
 
 def reply_payload(reply: Reply) -> Payload:
@@ -222,17 +252,33 @@ def _call_payload(call: ToolCall) -> Payload:
 
 def assistant_payload(answer: Node) -> Payload:
     """A stored answer as a message of chat completions."""
-    message = Message("assistant", answer.text, answer.payloads)
-    return dict(payloads_of(message)[0])
+    return dict(Message("assistant", answer.text, answer.payloads).as_sent[0])
+
+
+def stored_reply(answer: Node) -> Reply:
+    """A stored answer as it was when it ended."""
+    payload = assistant_payload(answer)
+    calls = [_call_of(call) for call in _calls_of(payload)]
+    return Reply(
+        _content_text(payload.get("content")),
+        "",
+        "",
+        model=answer.model,
+        finish_reason=cast(FinishReason, answer.finish_reason or "stop"),
+        reasoning=answer.reasoning or "",
+        refusal=_string(payload.get("refusal")),
+        tool_calls=tuple(calls),
+        usage=answer.usage,
+    )
 
 
 def input_items(turn: StoredTurn) -> list[Payload]:
     """What a stored answer was asked, as items, in their order."""
-    question = turn.question
-    payloads = payloads_of(Message(question.role, question.text, question.payloads))
     items: list[Payload] = []
-    for payload in payloads:
-        items += _input_items(payload, f"{uuid.UUID(question.id).hex}_{len(items)}")
+    for node in (*turn.preamble, turn.question):
+        message = Message(node.role, node.text, node.payloads)
+        for at, payload in enumerate(message.as_sent):
+            items += _input_items(payload, f"{uuid.UUID(node.id).hex}_{at}")
     return items
 
 
@@ -244,27 +290,22 @@ def _input_items(payload: Mapping[str, Any], key: str) -> list[Payload]:
                 "id": f"fco_{key}",
                 "type": "function_call_output",
                 "call_id": payload.get("tool_call_id") or "",
-                "output": content
-                if isinstance(content, str)
-                else _texts(content, "text"),
+                "output": _content_text(content),
                 "status": "completed",
             }
         ]
+    if payload["role"] == "assistant":
+        return output_items(key, "", payload, "completed")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    items: list[Payload] = []
-    if parts:
-        items.append(
-            {
-                "id": f"msg_{key}",
-                "type": "message",
-                "role": payload["role"],
-                "content": [_input_part(part) for part in parts],
-                "status": "completed",
-            }
-        )
-    for at, call in enumerate(payload.get("tool_calls") or ()):
-        items.append(_call_item(call, f"fc_{key}_{at}"))
-    return items
+    return [
+        {
+            "id": f"msg_{key}",
+            "type": "message",
+            "role": payload["role"],
+            "content": [_input_part(part) for part in parts or ()],
+            "status": "completed",
+        }
+    ]
 
 
 def _input_part(part: Mapping[str, Any]) -> Payload:
@@ -275,36 +316,63 @@ def _input_part(part: Mapping[str, Any]) -> Payload:
     if kind == "image_url":
         image = part.get("image_url")
         fields = image if isinstance(image, Mapping) else {"url": image}
-        detail = fields.get("detail", "auto")
+        detail = fields.get("detail") or "auto"
         return {"type": "input_image", "image_url": fields.get("url"), "detail": detail}
-    if kind == "file":
-        return {"type": "input_file", **(part.get("file") or {})}
+    if kind == "file" and isinstance(part.get("file"), Mapping):
+        return {"type": "input_file", **part["file"]}
     return dict(part)
 
 
 def output_items(
     key: str, reasoning: str, message: Mapping[str, Any], status: str
 ) -> list[Payload]:
-    """An answer as items. `key`: the hexadecimal id that theirs have. `message`: as chat completions have it."""
+    """An answer as items, the last of which has the status; those before it are complete.
+
+    `key`: the hexadecimal id that theirs have. `message`: as chat completions have it.
+    """
     items = [reasoning_item(f"rs_{key}", reasoning)] if reasoning else []
-    calls = message.get("tool_calls") or ()
-    text = message.get("content") or ""
-    refusal = message.get("refusal") or ""
+    calls = _calls_of(message)
+    text = _content_text(message.get("content"))
+    refusal = _string(message.get("refusal"))
     if text or refusal or not calls:
         parts = [text_part(text)] if text or not refusal else []
         if refusal:
             parts.append(refusal_part(refusal))
-        items.append(message_item(f"msg_{key}", parts, status))
+        items.append(message_item(f"msg_{key}", parts, "completed"))
     items += [_call_item(call, f"fc_{key}_{at}") for at, call in enumerate(calls)]
+    items[-1]["status"] = status
     return items
 
 
 def _call_item(call: Mapping[str, Any], name: str) -> Payload:
-    function = call.get("function") or {}
-    piece = ToolCall(
-        0, call.get("id") or "", function.get("name", ""), function.get("arguments", "")
-    )
-    return call_item(name, piece, "completed")
+    return call_item(name, _call_of(call), "completed")
+
+
+def _call_of(call: Mapping[str, Any]) -> ToolCall:
+    """A call of a stored message, which may be as its caller sent it."""
+    function = call.get("function")
+    fields = function if isinstance(function, Mapping) else {}
+    known = (call.get("id"), fields.get("name"), fields.get("arguments"))
+    return ToolCall(0, *map(_string, known))
+
+
+def _calls_of(message: Mapping[str, Any]) -> list[Any]:
+    """The calls of a message, which may be as its caller sent it."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return []
+    return [call for call in calls if isinstance(call, Mapping)]
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _content_text(content: Any) -> str:
+    """The text of a message's content."""
+    if isinstance(content, str):
+        return content
+    return _texts(content if isinstance(content, list) else (), "text")
 
 
 def message_item(name: str, parts: list[Payload], status: str) -> Payload:
@@ -359,7 +427,8 @@ def _media(part: Mapping[str, Any], kind: str, place: str) -> Payload:
         if part.get("detail"):
             image["detail"] = part["detail"]
         return {"type": "image_url", "image_url": image}
-    if kind == "input_file" and not part.get("file_url"):
+    has_file = bool(part.get("file_data") or part.get("file_id"))
+    if kind == "input_file" and has_file and not part.get("file_url"):
         names = ("file_data", "file_id", "filename")
         return {"type": "file", "file": {n: part[n] for n in names if part.get(n)}}
     if kind == "input_audio":

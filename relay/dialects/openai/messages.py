@@ -6,13 +6,12 @@ carry goes on as it came, as the payload of its `Message`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import MOST_MESSAGES, ROLES, TEXT_ROLES
-from relay.domain import TOOL_ROLES, Message
+from relay.domain import TOOL_ROLES, Message, joined
 from relay.errors import BadRequest, Unsupported
 
 NOT_SENT = (
@@ -68,20 +67,6 @@ def messages_in(fields: Fields, why_text_only: str = "") -> list[Message]:
     ]
     _check_question(messages[-1])
     return messages
-
-
-def joined(messages: Sequence[Message]) -> Message:
-    """Messages that are sent as one; its role is that of the last."""
-    if len(messages) == 1:
-        return messages[0]
-    text = "\n\n".join(message.text for message in messages if message.text)
-    payloads = [payload for message in messages for payload in payloads_of(message)]
-    return Message(messages[-1].role, text, tuple(payloads))
-
-
-def payloads_of(message: Message) -> tuple[Mapping[str, Any], ...]:
-    """A message as the API has it, also one that is plain text."""
-    return message.payloads or ({"role": message.role, "content": message.text},)
 
 
 def _check_question(question: Message) -> None:

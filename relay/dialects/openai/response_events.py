@@ -16,7 +16,6 @@ import orjson
 
 from relay import sse
 from relay.dialects.openai import errors, items, responses
-from relay.dialects.openai.usage import prompt_tokens_of, usage_of
 from relay.domain import (
     Ask,
     Delta,
@@ -101,22 +100,21 @@ class ResponseEvents:
 
     keep_alive = sse.KEEP_ALIVE
 
-    def __init__(self, echo: Mapping[str, Any], prompt_tokens: int) -> None:
+    def __init__(self, echo: Mapping[str, Any]) -> None:
         self._echo = echo
-        self._prompt_tokens = prompt_tokens
         self._key = uuid.uuid4().hex
         self._model: str | None = None
         self._has_begun = False
         self._number = 0
         self._items = 0
-        self._output: dict[int, dict[str, Any]] = {}
+        self._names: set[str] = set()
         self._text: _OpenText | None = None
         self._calls: dict[int, _OpenCall] = {}
 
     @classmethod
     def of(cls, ask: Ask) -> ResponseEvents:
         """The printer for an ask."""
-        return cls(ask.echo or {}, prompt_tokens_of(ask))
+        return cls(ask.echo or {})
 
     def print(self, batch: list[Event]) -> bytes:
         return b"".join(self._print(event) for event in batch)
@@ -183,13 +181,15 @@ class ResponseEvents:
         return added + part
 
     def _name(self, prefix: str) -> str:
-        """An item's id: that of the answer within it; a second item of a kind has a number too."""
+        """An item's id: that of the answer within it; a second item of a kind has a number too.
+
+        As a whole the answer has one item of each, with the plain id.
+        """
         plain = f"{prefix}_{self._key}"
-        known = {item["id"] for item in self._output.values()}
-        return plain if plain not in known else f"{plain}_{self._items}"
+        return plain if plain not in self._names else f"{plain}_{self._items}"
 
     def _close_text(self, status: str) -> bytes:
-        """The end of the item that is open. One whose text became void is no part of the whole response."""
+        """The end of the item that is open; the id of one whose text became void is free again."""
         opened = self._text
         if opened is None:
             return b""
@@ -197,8 +197,8 @@ class ResponseEvents:
         extra: dict[str, Any] = {"logprobs": []} if opened.kind is _TEXT else {}
         whole = {opened.kind.whole: opened.text, **extra}
         item = opened.item(status)
-        if status != "incomplete" or opened.kind is _REASONING:
-            self._output[opened.at] = item
+        if status == "completed" or opened.kind is _REASONING:
+            self._names.add(opened.id)
         return (
             self._event(f"{opened.kind.event}.done", **opened.place, **whole)
             + self._event(
@@ -238,12 +238,14 @@ class ResponseEvents:
             "response.output_item.added", output_index=opened.at, item=item
         )
 
-    def _close_calls(self) -> bytes:
-        return b"".join(self._close_call(call) for call in self._calls.values())
+    def _close_calls(self, status: str) -> bytes:
+        """The ends of all calls; the last one has the status."""
+        *others, last = self._calls.values()
+        done = [self._close_call(call, "completed") for call in others]
+        return b"".join(done) + self._close_call(last, status)
 
-    def _close_call(self, opened: _OpenCall) -> bytes:
-        item = items.call_item(opened.id, opened.call, "completed")
-        self._output[opened.at] = item
+    def _close_call(self, opened: _OpenCall, status: str) -> bytes:
+        item = items.call_item(opened.id, opened.call, status)
         done = self._event(
             "response.function_call_arguments.done",
             item_id=opened.id,
@@ -257,27 +259,16 @@ class ResponseEvents:
 
     def end(self, reply: Reply) -> bytes:
         events = self._begin()
-        if not self._items:
-            events += self._open_text(
-                _TEXT
-            )  # an answer is a message, also an empty one
-        events += self._end_text(reply) + self._close_calls()
-        output = [self._output[at] for at in sorted(self._output)]
-        usage = usage_of(reply, self._prompt_tokens)
-        model = reply.model or self._model
-        whole = responses.finished(
-            self._key, self._echo, model, reply.finish_reason, output, usage
-        )
+        whole = responses.finished(self._key, self._echo, reply)
+        if not (reply.text or reply.refusal or reply.tool_calls):
+            events += self._close_text("completed")
+            events += self._open_text(_TEXT)  # an empty answer is a message too
+        if self._calls:
+            events += self._close_text("completed")
+            events += self._close_calls(whole["status"])
+        else:
+            events += self._close_text(whole["status"])
         return events + self._event(f"response.{whole['status']}", response=whole)
-
-    def _end_text(self, reply: Reply) -> bytes:
-        """The end of the last text; of an incomplete response it is incomplete too."""
-        last = self._text
-        if last is None or reply.finish_reason not in responses.INCOMPLETE:
-            return self._close_text("completed")
-        events = self._close_text("incomplete")
-        self._output[last.at] = last.item("incomplete")
-        return events
 
     def fail(self, error: RelayError) -> bytes:
         failed = responses.failed(self._key, self._echo, self._model, error)

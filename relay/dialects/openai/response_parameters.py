@@ -32,11 +32,38 @@ _READ = {
     "tools",
     "truncation",
 }
+#: what a response shows of its request, by the types that it may have
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("prompt_cache_key", "safety_identifier", "service_tier", "user"),
+        ((str,), "text"),
+    ),
+    **dict.fromkeys(("background", "parallel_tool_calls"), ((bool,), "true or false")),
+    **dict.fromkeys(("temperature", "top_p"), ((int, float), "a number")),
+    **dict.fromkeys(("max_tool_calls", "top_logprobs"), ((int,), "a whole number")),
+    **dict.fromkeys(
+        ("metadata", "reasoning", "stream_options", "text"), ((dict,), "an object")
+    ),
+    **dict.fromkeys(("include", "tools"), ((list,), "a list")),
+}
+_TOOL_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "description": ((str,), "text"),
+    "parameters": ((dict,), "an object"),
+    "strict": ((bool,), "true or false"),
+}
+_FORMAT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "description": ((str,), "text"),
+    "strict": ((bool,), "true or false"),
+}
+_FORMATS = ("text", "json_object", "json_schema")
+_CHOICES = ("none", "auto", "required")
+_TRUNCATIONS = ("auto", "disabled")
 _LOGPROBS = "message.output_text.logprobs"
 
 
 def check(payload: Fields, *, accepts_options: bool) -> None:
     """Raise for what a translated response cannot be. Raises BadRequest for wrong types, else Unsupported."""
+    _check_types(payload, _TYPES)
     for name in ("background", "prompt", "top_logprobs"):
         if payload.get(name):
             raise Unsupported(
@@ -53,14 +80,15 @@ def check(payload: Fields, *, accepts_options: bool) -> None:
         raise BadRequest(
             "The field max_output_tokens must be a whole number of at least 1."
         )
-    for name in ("reasoning", "text", "metadata"):
-        if not isinstance(payload.get(name) or {}, Mapping):
-            raise BadRequest(f"The field {name} must be an object.")
+    if payload.get("truncation") not in (None, *_TRUNCATIONS):
+        raise BadRequest(f"The field truncation must be {' or '.join(_TRUNCATIONS)}.")
+    _check_inner(payload)
+    kind = _check_format(_format_of(payload))
     if accepts_options:
         _check_tools(payload)
         return
     check_tools(payload, f"The upstream calls no tools. {ELSEWHERE}")
-    if _format_of(payload).get("type", "text") != "text":
+    if kind != "text":
         raise Unsupported(
             "The upstream cannot be held to a format: leave text.format out, and say "
             f"in the input what you want. {ELSEWHERE}",
@@ -68,11 +96,58 @@ def check(payload: Fields, *, accepts_options: bool) -> None:
         )
 
 
+def _check_types(
+    fields: Mapping[str, Any],
+    types: Mapping[str, tuple[tuple[type, ...], str]],
+    place: str = "",
+) -> None:
+    """Raise BadRequest for a field of another type. Of numbers true and false are none."""
+    for name, (wanted, words) in types.items():
+        value = fields.get(name)
+        if value is not None and type(value) not in wanted:
+            raise BadRequest(f"The field {place}{name} must be {words}.")
+
+
+def _check_inner(payload: Fields) -> None:
+    """Raise BadRequest for wrong types within the objects of a request."""
+    text: tuple[tuple[type, ...], str] = ((str,), "text")
+    _check_types(payload.get("text") or {}, {"verbosity": text}, "text.")
+    names = ("effort", "summary", "generate_summary")
+    reasoning = dict.fromkeys(names, text)
+    _check_types(payload.get("reasoning") or {}, reasoning, "reasoning.")
+    for name, value in (payload.get("metadata") or {}).items():
+        if not isinstance(value, str):
+            raise BadRequest(
+                f"The field metadata.{name[:80]} must be text.", quoted=name[:80]
+            )
+    choice = payload.get("tool_choice")
+    if isinstance(choice, Mapping):
+        _tool_choice(choice)
+    elif choice is not None and choice not in _CHOICES:
+        raise BadRequest(
+            f"The field tool_choice must be {', '.join(_CHOICES)} or an object."
+        )
+
+
+def _check_format(found: Mapping[str, Any]) -> str:
+    """The kind of a format. Raises BadRequest."""
+    kind = found.get("type", "text")
+    if kind not in _FORMATS:
+        raise BadRequest(
+            f"The field text.format.type must be one of {', '.join(_FORMATS)}."
+        )
+    if kind == "json_schema":
+        has_name = isinstance(found.get("name"), str)
+        if not has_name or not isinstance(found.get("schema"), Mapping):
+            raise BadRequest(
+                "The field text.format must have a name, and a schema that is an object."
+            )
+        _check_types(found, _FORMAT_TYPES, "text.format.")
+    return str(kind)
+
+
 def _check_tools(payload: Fields) -> None:
-    tools = payload.get("tools") or []
-    if not isinstance(tools, list):
-        raise BadRequest("The field tools must be a list.")
-    for at, tool in enumerate(tools):
+    for at, tool in enumerate(payload.get("tools") or ()):
         kind = tool.get("type") if isinstance(tool, Mapping) else None
         if not isinstance(kind, str):
             raise BadRequest(f"tools[{at}] must be an object with a type.")
@@ -80,6 +155,7 @@ def _check_tools(payload: Fields) -> None:
             raise _no_tool(f"tools[{at}]", kind)
         if not isinstance(tool.get("name"), str):
             raise BadRequest(f"tools[{at}].name must be text.")
+        _check_types(tool, _TOOL_TYPES, f"tools[{at}].")
 
 
 def _no_tool(place: str, kind: str) -> Unsupported:
@@ -123,21 +199,44 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Any) -> Any:
-    """Which tool is to be called, as chat completions say it."""
+    """Which tool is to be called, as chat completions say it. Raises Unsupported, BadRequest."""
     if not isinstance(choice, Mapping):
         return choice
-    kind = choice.get("type")
-    if kind == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    if kind == "allowed_tools":
-        tools = [_tool(tool) for tool in choice.get("tools") or ()]
-        allowed = {"mode": choice.get("mode", "auto"), "tools": tools}
-        return {"type": "allowed_tools", "allowed_tools": allowed}
-    raise _no_tool("tool_choice", str(kind))
+    if choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        mode = choice.get("mode")
+        if not isinstance(tools, list) or mode not in ("auto", "required"):
+            raise BadRequest(
+                "The field tool_choice must have a list of tools, and the mode auto or "
+                "required."
+            )
+        named = [
+            _named_tool(tool, f"tool_choice.tools[{at}]")
+            for at, tool in enumerate(tools)
+        ]
+        return {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": mode, "tools": named},
+        }
+    return _named_tool(choice, "tool_choice")
+
+
+def _named_tool(tool: Any, place: str) -> dict[str, Any]:
+    """A function tool that is named alone. Raises Unsupported, BadRequest."""
+    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    if not isinstance(kind, str):
+        raise BadRequest(f"{place} must be an object with a type.")
+    if kind != "function":
+        raise _no_tool(place, kind)
+    if not isinstance(tool.get("name"), str):
+        raise BadRequest(f"{place}.name must be text.")
+    return {"type": "function", "function": {"name": tool["name"]}}
 
 
 def _format_of(payload: Fields) -> Mapping[str, Any]:
-    found = (payload.get("text") or {}).get("format") or {}
+    found = (payload.get("text") or {}).get("format")
+    if found is None:
+        return {}
     if not isinstance(found, Mapping):
         raise BadRequest(
             'The field text.format must be an object, as in {"type": "text"}.'

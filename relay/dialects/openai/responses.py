@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from relay.dialects import fields as read
 from relay.dialects.bodies import Fields
 from relay.dialects.openai import items, response_parameters
-from relay.dialects.openai.messages import dialogue_of, joined
+from relay.dialects.openai.messages import dialogue_of
 from relay.dialects.openai.usage import prompt_tokens_of, usage_of
 from relay.domain import Ask, Caller, Message, Reply, StoredTurn
-from relay.errors import BadRequest, RelayError
+from relay.errors import BadRequest, RelayError, Unsupported
 
 ROUTE = "responses"
 #: finish reason -> why a response is incomplete; the others are complete
@@ -48,6 +49,16 @@ _SHOWN: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
+#: of what is stored with an answer, what a response shows beside those
+_MADE = ("model", "created_at")
+#: fields of other routes that say where an ask belongs
+_ELSEWHERE = (
+    "conversation_id",
+    "conversationId",
+    "parent_id",
+    "parent_message_id",
+    "parentMessageId",
+)
 _FAILED = "The answer is not whole: it ended in the error {}."
 
 
@@ -90,18 +101,15 @@ def ask(
         payload.get("input"), known or {}, text_only=not accepts_options
     )
     dialogue = dialogue_of({"messages": messages})
-    question, preamble = dialogue.question, dialogue.preamble
-    if previous is not None:
-        question = joined((*preamble, question))
-        preamble = () if keep else path
-    return Ask(
-        prompt=question.text,
-        payloads=question.payloads,
+    asked = Ask(
+        prompt=dialogue.question.text,
+        payloads=dialogue.question.payloads,
         caller=caller,
         conversation_id=previous.conversation_id if previous and keep else None,
         conversation_name=name,
         parent_id=previous.answer.id if previous and keep else None,
-        preamble=preamble,
+        preamble=dialogue.preamble,
+        path=path,
         instructions=read.text_of(payload, "instructions"),
         model=read.text_of(payload, "model") or None,
         options=response_parameters.options_of(
@@ -109,42 +117,49 @@ def ask(
         ),
         keep=keep,
         keep_here=keep,
-        echo=_echo(payload, name, created),
         idempotency_key=read.key_of(payload, key),
         route=ROUTE,
         ignored=ignored
         + response_parameters.ignored_of(payload, accepts_options=accepts_options),
     )
+    return replace(asked, echo=_echo(payload, asked, created))
 
 
 def _conversation_name(payload: Fields) -> str | None:
     """The caller's name for a conversation, given as text or as the API's object with an id."""
+    for name in _ELSEWHERE:
+        if payload.get(name):
+            raise Unsupported(
+                f"A response has no {name}: it goes on with previous_response_id, or "
+                "in a conversation.",
+                parameter=name,
+            )
     value = payload.get("conversation")
     if isinstance(value, Mapping):
-        value = value.get("id")
+        value = value.get("id") or ""  # an error, because whoever sent it counts on it
     return read.conversation_name_of({"conversation": value})
 
 
-def _echo(payload: Fields, name: str | None, created: int) -> dict[str, Any]:
-    """What the response shows of its request, and when it was made, in seconds since 1970."""
+def _echo(payload: Fields, asked: Ask, created: int) -> dict[str, Any]:
+    """What the response shows of its request, when it was made, in seconds since 1970, and its estimated tokens."""
     shown = {
         field: payload[field] for field in _SHOWN if payload.get(field) is not None
     }
-    if name is not None:
-        shown["conversation"] = {"id": name}
-    model = read.text_of(payload, "model")
-    return {**shown, "model": model, "created_at": created}
+    if asked.conversation_name is not None:
+        shown["conversation"] = {"id": asked.conversation_name}
+    return {
+        **shown,
+        "store": asked.keep,
+        "model": asked.model or "",
+        "created_at": created,
+        "prompt_tokens": prompt_tokens_of(asked),
+    }
 
 
 def whole(reply: Reply, ask: Ask) -> dict[str, Any]:
     """A whole answer as the object `response`. One that is not stored has an id that leads nowhere."""
     key = uuid.UUID(reply.message_id).hex if reply.message_id else uuid.uuid4().hex
-    message = items.reply_payload(reply)
-    output = items.output_items(key, reply.reasoning, message, _status(reply))
-    usage = usage_of(reply, prompt_tokens_of(ask))
-    return finished(
-        key, ask.echo or {}, reply.model, reply.finish_reason, output, usage
-    )
+    return finished(key, ask.echo or {}, reply)
 
 
 def stored(turn: StoredTurn) -> dict[str, Any]:
@@ -154,19 +169,15 @@ def stored(turn: StoredTurn) -> dict[str, Any]:
     echo = {"created_at": int(answer.created), **(answer.echo or {})}
     if answer.status == "open":
         return in_progress(key, echo, answer.model)
-    message = items.assistant_payload(answer)
-    reason = answer.finish_reason or "stop"
     if answer.status == "broken":
+        message = items.assistant_payload(answer)
         output = (
             items.output_items(key, "", message, "incomplete") if answer.text else []
         )
-        error = {"code": "server_error", "message": _FAILED.format(reason)}
+        cause = _FAILED.format(answer.finish_reason or "interrupted")
+        error = {"code": "server_error", "message": cause}
         return response(key, echo, answer.model, "failed", output, error=error)
-    status = "incomplete" if reason in INCOMPLETE else "completed"
-    output = items.output_items(key, answer.reasoning or "", message, status)
-    counted = Reply(answer.text, "", "", usage=answer.usage)
-    usage = usage_of(counted, 0) if answer.usage else None
-    return finished(key, echo, answer.model, reason, output, usage)
+    return finished(key, echo, items.stored_reply(answer))
 
 
 def in_progress(key: str, echo: Mapping[str, Any], model: str | None) -> dict[str, Any]:
@@ -174,19 +185,16 @@ def in_progress(key: str, echo: Mapping[str, Any], model: str | None) -> dict[st
     return response(key, echo, model, "in_progress", [])
 
 
-def finished(
-    key: str,
-    echo: Mapping[str, Any],
-    model: str | None,
-    reason: str,
-    output: list[dict[str, Any]],
-    usage: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """A response that ended in good order. `reason`: why it finished. `usage`: as chat completions have it."""
-    why = INCOMPLETE.get(reason)
-    whole = response(key, echo, model, "incomplete" if why else "completed", output)
+def finished(key: str, echo: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
+    """A response that ended in good order. Of an answer to another route the usage may not be known."""
+    why = INCOMPLETE.get(reply.finish_reason)
+    status = "incomplete" if why else "completed"
+    message = items.reply_payload(reply)
+    output = items.output_items(key, reply.reasoning, message, status)
+    whole = response(key, echo, reply.model, status, output)
     whole["incomplete_details"] = {"reason": why} if why else None
-    whole["usage"] = _usage(usage) if usage else None
+    if reply.usage or "prompt_tokens" in echo:
+        whole["usage"] = _usage(usage_of(reply, echo.get("prompt_tokens", 0)))
     return whole
 
 
@@ -194,7 +202,7 @@ def failed(
     key: str, echo: Mapping[str, Any], model: str | None, error: RelayError
 ) -> dict[str, Any]:
     """A response that did not end in good order."""
-    code = "rate_limit_exceeded" if error.status == 429 else error.code
+    code = "rate_limit_exceeded" if error.status == 429 else "server_error"
     cause = {"code": code, "message": error.message}
     return response(key, echo, model, "failed", [], error=cause)
 
@@ -208,9 +216,10 @@ def response(
     error: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The object `response`. `key`: its id's hexadecimal part. `echo`: see `Ask`."""
+    shown = {name: echo[name] for name in (*_SHOWN, *_MADE) if name in echo}
     return {
         **_SHOWN,
-        **echo,
+        **shown,
         "id": f"resp_{key}",
         "object": "response",
         "status": status,
@@ -220,10 +229,6 @@ def response(
         "incomplete_details": None,
         "usage": None,
     }
-
-
-def _status(reply: Reply) -> str:
-    return "incomplete" if reply.finish_reason in INCOMPLETE else "completed"
 
 
 def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,12 +252,19 @@ def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
 def input_list(
     turn: StoredTurn, *, order: str, limit: int, after: str
 ) -> dict[str, Any]:
-    """A page of what a stored answer was asked. `order`: asc or desc. `after`: the id of the last known item."""
+    """A page of what a stored answer was asked. `order`: asc or desc. `after`: the id of the last known item.
+
+    Raises BadRequest where there is no such item.
+    """
     listed = items.input_items(turn)
     if order == "desc":
         listed.reverse()
     ids = [item["id"] for item in listed]
-    start = ids.index(after) + 1 if after in ids else 0
+    if after and after not in ids:
+        raise BadRequest(
+            "There is no item with the id in after: leave it out to begin anew."
+        )
+    start = ids.index(after) + 1 if after else 0
     page = listed[start : start + limit]
     return {
         "object": "list",

@@ -11,7 +11,7 @@ from relay.window import estimate_text, estimate_tokens
 
 def prompt_tokens_of(ask: Ask) -> int:
     """The estimated tokens of an ask's messages."""
-    messages = (*ask.preamble, ask.question)
+    messages = (*ask.path, *ask.preamble, ask.question)
     tokens = sum(estimate_tokens(message) for message in messages)
     if ask.instructions:
         tokens += estimate_tokens(Message("system", ask.instructions))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from relay.domain import Message, Question
+from relay.domain import Question
 from relay.errors import BadRequest
 
 DEFAULT_BASE = "https://api.openai.com/v1"
@@ -93,9 +93,7 @@ def completion_body(
     }
     if options.get("n") not in (None, 1):
         raise BadRequest("The field n must be 1: one question has one answer here.")
-    messages = [
-        payload for message in question.messages for payload in _payloads(message)
-    ]
+    messages = [payload for message in question.messages for payload in message.as_sent]
     if not developer_role:
         messages = [_as_system(message) for message in messages]
     body = {
@@ -112,10 +110,6 @@ def completion_body(
         )
     except orjson.JSONEncodeError:
         raise BadRequest("The question holds what cannot be written as JSON.") from None
-
-
-def _payloads(message: Message) -> tuple[Mapping[str, Any], ...]:
-    return message.payloads or ({"role": message.role, "content": message.text},)
 
 
 def _as_system(message: Mapping[str, Any]) -> Mapping[str, Any]:
