@@ -5,6 +5,7 @@ The client runs in an environment of its own, so this imports nothing of the pro
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -79,3 +80,5 @@ def serve(chat: Asks, responses: Asks) -> None:
             outcome = {"error": describe(error)}
         answers.write(json.dumps(outcome) + "\n")
         answers.flush()
+        # httpcore waits for itself for ever where a stream that was left is collected while it opens another
+        gc.collect()
