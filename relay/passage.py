@@ -213,7 +213,7 @@ class Passage(Delivery):
         if not self._request.is_repeatable:
             raise error
 
-    def body(self) -> Iterator[bytes]:
+    def body(self) -> Generator[bytes, None, None]:
         """The answer's body. Ends in BodyAborted where it was cut and has no place for an error."""
         try:
             if self._head is None:

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any, TypeAlias
 
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]
+WaitReadable: TypeAlias = Callable[[Any, float], bool]
 Watch: TypeAlias = Callable[
     [Mapping[str, Any], Callable[[], None], float], Callable[[], None]
 ]
@@ -38,8 +39,11 @@ class Server:
     `watch(environ, left, seconds)`: calls `left` from another thread when the caller of a request
     is gone, closes its connection after `seconds`, and returns a function that ends the watch.
     `broken_input`: the exceptions that reading a broken request body raises.
+    `wait_readable(connection, seconds)`: waits until there is something to read, and says whether
+    there is; None: a read waits by itself.
     """
 
     native: Callable[[], Run] = in_place
     watch: Watch = no_watch
     broken_input: tuple[type[Exception], ...] = (OSError,)
+    wait_readable: WaitReadable | None = None

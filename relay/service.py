@@ -73,7 +73,9 @@ class Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
         check_private(Path(settings.data_dir))
-        transport = DirectTransport(DirectDialer(settings.connect_timeout))
+        transport = DirectTransport(
+            DirectDialer(settings.connect_timeout), wait_readable=server.wait_readable
+        )
         if upstreams is None:
             upstreams = open_upstreams(settings, transport)
         keys = keys_for(settings, upstreams)

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
     "relay.accounts": VALUES,
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
-    "relay.transports": VALUES,
+    "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,

@@ -33,9 +33,17 @@ from relay.errors import (
     UpstreamCut,
     UpstreamFailed,
 )
+from relay.server import WaitReadable
 from relay.transports import Call, Exchange, Head, Headers
 from relay.transports.dialing import Dialer, DirectDialer
-from relay.transports.sockets import is_quiet, receive, shake_hands, shut_down
+from relay.transports.sockets import (
+    RECEIVE_SIZE,
+    is_quiet,
+    receive,
+    receive_now,
+    shake_hands,
+    shut_down,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +55,6 @@ LONGEST_RUN = 16 * 1024  # bytes between two times that other greenlets run
 A_MOMENT = (
     1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
 )
-A_WAIT = 0.0002  # seconds; a read that takes as long has waited, and others have run
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
 MOST_IDLE = 20  # connections to one origin
 SEND_SECONDS = 30.0
@@ -104,12 +111,16 @@ class TimeSlice:
 
 
 class DirectTransport:
-    """Makes exchanges, and keeps idle connections for a while."""
+    """Makes exchanges, and keeps idle connections for a while. `wait_readable`: see `relay.server`."""
 
     def __init__(
-        self, dialer: Dialer | None = None, idle_seconds: float = 30.0
+        self,
+        dialer: Dialer | None = None,
+        idle_seconds: float = 30.0,
+        wait_readable: WaitReadable | None = None,
     ) -> None:
         self.dialer = dialer or DirectDialer()
+        self.wait_readable = wait_readable
         self._idle_seconds = idle_seconds
         self._tls = ssl.create_default_context()
         self._idle: defaultdict[Origin, deque[tuple[Deadline, socket.socket]]]
@@ -175,6 +186,8 @@ class Body:
         What follows the end of a packed body is dropped.
         """
         if self._unpacker is None:
+            if len(self._pieces) == 1:
+                return self._pieces.popleft()
             arrived = b"".join(self._pieces)
             self._pieces.clear()
             return arrived
@@ -207,6 +220,7 @@ class DirectExchange:
         self._complete = False
         self._framed = False
         self._reusable = False
+        self._has_more = False  # the last read took all that it could
 
     # httptools calls these
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -368,16 +382,13 @@ class DirectExchange:
         assert self._connection is not None
         if self._interrupted:
             raise UpstreamCut()
-        asked = time.monotonic()
         try:
-            piece = receive(self._connection, deadline)
+            piece = self._next_piece(self._connection, deadline)
             if piece is None:
                 return False
             if not piece:
                 self._end()
                 return True
-            if time.monotonic() - asked > A_WAIT:
-                self._slice.begin_anew()
             self._overhead += len(piece)
             self._slice.use(len(piece))
             self._parser.feed_data(piece)
@@ -387,6 +398,21 @@ class DirectExchange:
             failure = UpstreamFailed("The upstream sent headers without end.")
             raise self._logged(failure)
         return True
+
+    def _next_piece(
+        self, connection: socket.socket, deadline: Deadline
+    ) -> bytes | None:
+        """What arrives next; see `receive`. After a read that left something, the next one need not wait."""
+        wait = self._transport.wait_readable
+        if wait is None or self._has_more or isinstance(connection, ssl.SSLSocket):
+            piece = receive(connection, deadline)
+        elif wait(connection, deadline.left):
+            self._slice.begin_anew()
+            piece = receive_now(connection)
+        else:
+            return None
+        self._has_more = piece is not None and len(piece) == RECEIVE_SIZE
+        return piece
 
     def _end(self) -> None:
         if self._interrupted:

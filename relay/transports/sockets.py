@@ -30,6 +30,16 @@ def receive(connection: socket.socket, deadline: Deadline) -> bytes | None:
         return None
 
 
+def receive_now(connection: socket.socket) -> bytes | None:
+    """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
+    if connection.gettimeout() != 0:
+        connection.settimeout(0)
+    try:
+        return connection.recv(RECEIVE_SIZE)
+    except BlockingIOError:
+        return None
+
+
 def shake_hands(connection: ssl.SSLSocket, deadline: Deadline) -> None:
     """Agree on TLS. Raises OSError; TimeoutError where it takes longer than the deadline."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -117,13 +117,32 @@ def deliver_passage(incoming: Incoming, passage: Passage) -> Response:
         return response
 
 
+class PassedBody:
+    """The body of a passage as the server takes it, without what Flask would put around each of its pieces."""
+
+    def __init__(
+        self, pieces: Generator[bytes, None, None], response: Response
+    ) -> None:
+        self._pieces = pieces
+        self._response = response
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._pieces.close()
+            self._response.close()  # which closes its body in turn
+
+
 def _passed_response(incoming: Incoming, passage: Passage) -> Response:
     head = passage.start()
     if head is None:
-        return Response(
-            passage.body(), mimetype="text/event-stream", headers=STREAM_HEADERS
-        )
-    response = Response(passage.body(), status=head.status)
+        response = Response(mimetype="text/event-stream", headers=STREAM_HEADERS)
+        return _with_body(response, passage)
+    response = _with_body(Response(status=head.status), passage)
     del response.headers["Content-Type"]
     for name, value in passage.headers:
         response.headers.add(name, value)
@@ -132,7 +151,15 @@ def _passed_response(incoming: Incoming, passage: Passage) -> Response:
     elif passage.length is not None:
         response.headers["Content-Length"] = str(passage.length)
     elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        response.direct_passthrough = False
         response.set_data(_whole_body(passage))  # else a cut would look whole
+    return response
+
+
+def _with_body(response: Response, passage: Passage) -> Response:
+    response.response = PassedBody(passage.body(), response)
+    response.direct_passthrough = True
+    response.headers.pop("Content-Length", None)
     return response
 
 

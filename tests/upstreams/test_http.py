@@ -94,9 +94,7 @@ class Haiku:
     accepts_caller_tokens = False
     stores_conversations = False
     accepts_options = False
-    history = None
-    forwarder = None
-    gateway = None
+    history = forwarder = gateway = None
 
     def __init__(self, transport: Transport, url: str, *tokens: str) -> None:
         self._transport = transport

@@ -58,7 +58,10 @@ class EventWatch(events.EventWatch):
     def ends(self, passed: bytes) -> bool:
         if self._end is None:
             return False
-        return any(mark.search(passed) for mark in self._end)
+        for mark in self._end:
+            if mark.search(passed):
+                return True
+        return False
 
     def fail(self, error: RelayError) -> bytes:
         """The error, in the place of what did not come."""
