@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ from flask import Flask
 from relay.dialects import fields, form
 from relay.settings import Settings
 from relay.upstreams.offline import WORDS
-from relay.web import own
+from relay.web import chatgpt_routes, own, passages
 from tests.error_tree import members
 from tests.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
+CATCH_ALL = "/<path:path>"
 ABSTRACT = {"error", "caller_error", "service_error", "upstream_error"}
 
 
@@ -65,18 +66,69 @@ def test_a_settings_default_is_the_one_that_the_readme_gives(field: object) -> N
         assert str(default) in cell
 
 
+def routes_of(app: Flask) -> Iterator[tuple[str, str]]:
+    """Methods and paths; `<id>` for whatever a path's last part is called."""
+    for rule in app.url_map.iter_rules():
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+            path = re.sub("<(?!path:path)[a-z_:]+>", "<id>", rule.rule)
+            yield method, path
+
+
+def prefixes() -> list[str]:
+    """Those below which the README puts ChatGPT's web API."""
+    return re.findall(r"`(/[^`]*)`", first_column("prefix"))
+
+
+def routes_below_prefixes() -> list[tuple[str, str]]:
+    """What the README has below each of them: methods and paths."""
+    return re.findall(r"`([A-Z]+) ([^`]+)`", first_column("below each prefix"))
+
+
+def first_column(head: str) -> str:
+    """The first cells of the one table of ChatGPT's web API that begins with this head."""
+    part = re.split(r"\n### ", README.split("\n### ChatGPT's web API\n")[1])[0]
+    [table] = re.findall(rf"^\| {head} \|.*\n\|-.*\n((?:\|.*\n)+)", part, re.MULTILINE)
+    return "\n".join(row.split("|")[1] for row in table.splitlines())
+
+
 def test_every_route_stands_in_the_readme_and_no_other(
     build: Callable[..., Flask],
 ) -> None:
     routes = {
-        f"{method} {re.sub('<[a-z_:]+>', '<id>', rule.rule)}"
-        for rule in build().url_map.iter_rules()
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-        if rule.rule != "/v1/<path:path>"  # whatever else there is
+        f"{method} {path}"
+        for method, path in routes_of(build())
+        if not path.endswith(CATCH_ALL)
     }
-    assert {
-        route for route in re.findall(r"`((?:GET|POST|DELETE) /[^` ]*)`", README)
-    } == routes
+    written = re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^` ]*)`", README)
+    below = [
+        f"{method} {prefix}/{path}"
+        for prefix in prefixes()
+        for method, path in routes_below_prefixes()
+    ]
+    assert {*written, *below} == routes
+    assert not set(written) & set(below)
+
+
+def test_the_table_of_prefixes_and_routes_is_that_of_the_code() -> None:
+    assert sorted(prefixes()) == sorted(chatgpt_routes.PREFIXES)
+    known = [
+        (method, re.sub("<[a-z_:]+>", "<id>", path))
+        for method, path, _ in chatgpt_routes.ROUTES
+    ]
+    assert sorted(routes_below_prefixes()) == sorted(known)
+
+
+def test_everything_else_stands_in_the_readme_wherever_it_is_answered(
+    build: Callable[..., Flask],
+) -> None:
+    found = {route for route in routes_of(build()) if route[1].endswith(CATCH_ALL)}
+    written = re.findall(r"everything (?:else )?below `(/[^`]+)/`", README)
+    assert "everything else" in first_column("below each prefix")
+    assert found == {
+        (method, f"{place}{CATCH_ALL}")
+        for place in (*written, *prefixes())
+        for method in passages.METHODS
+    }
 
 
 def test_every_error_stands_in_the_readme_and_no_other() -> None:
