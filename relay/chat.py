@@ -561,12 +561,7 @@ class Chat:
         request_id: str,
     ) -> Turn:
         """Record that the question is about to be sent, and open its stream."""
-        upstream = self._upstream_of(opened)
-        if ask.keep_here and opened.remote:
-            raise BadRequest(
-                f"This conversation is stored at the upstream {upstream.name}, and not "
-                "here: go on with it by chat completions, or leave it out."
-            )
+        upstream = self._upstream_of(ask, opened)
         window = self._window(ask, keeper.request.question, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
@@ -600,12 +595,18 @@ class Chat:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
 
-    def _upstream_of(self, opened: OpenedTurn) -> Upstream:
+    def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
+        """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""
         upstream = self._upstreams.get(opened.upstream)
         if upstream is None:
             raise UpstreamGone(
                 f"This conversation lives at the upstream {opened.upstream}, which is "
                 "not open any more. Leave conversation_id out to begin a new one."
+            )
+        if ask.keep_here and opened.remote:
+            raise BadRequest(
+                f"This conversation is stored at the upstream {upstream.name}, and not "
+                "here: go on with it by chat completions, or leave it out."
             )
         return upstream
 

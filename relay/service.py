@@ -79,12 +79,7 @@ class Service:
         if upstreams is None:
             upstreams = open_upstreams(settings, transport)
         keys = keys_for(settings, upstreams)
-        sole_owner = len({key.owner for key in keys}) <= 1
-        routing = Routing(
-            default_upstream(settings, upstreams),
-            explicit=settings.upstream != "auto",
-            sole_owner=sole_owner,
-        )
+        routing = routing_for(settings, keys, upstreams)
         store = Store(settings.database(), server.native)
         leases = Leases(store.renew)
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
@@ -99,7 +94,9 @@ class Service:
             routing=routing,
             catalog=catalog,
             chat=Chat(upstreams, routing, store, leases, budget, catalog=catalog),
-            conversations=Conversations(store, histories_of(upstreams), sole_owner),
+            conversations=Conversations(
+                store, histories_of(upstreams), routing.sole_owner
+            ),
             access=access_for(settings, keys, upstreams),
             clocks=Clocks(
                 settings.first_byte_timeout,
@@ -172,6 +169,16 @@ class Service:
 def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:
     opened = {name: opener(settings, transport) for name, opener in UPSTREAMS.items()}
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
+
+
+def routing_for(
+    settings: Settings, keys: tuple[Key, ...], upstreams: Mapping[str, Upstream]
+) -> Routing:
+    return Routing(
+        default_upstream(settings, upstreams),
+        explicit=settings.upstream != "auto",
+        sole_owner=len({key.owner for key in keys}) <= 1,
+    )
 
 
 def histories_of(upstreams: Mapping[str, Upstream]) -> dict[str, History]:

@@ -135,18 +135,22 @@ class Edge:
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
-        if not incoming.is_proven:
-            self._wrong_keys.check(incoming.caller_address)
-        if self._view_authenticates(incoming):
-            self._service.access.check(incoming.credential)
-        else:
-            incoming.authenticate()
+        self._authenticate(incoming)
         if incoming.headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None
         if is_head and incoming.endpoint not in dialect.answers_head:
             return Response(mimetype="application/json")  # it asks nobody
         return None
+
+    def _authenticate(self, incoming: Incoming) -> None:
+        """Find out who asks, or leave that to the view, which reads the body. Raises RelayError."""
+        if not incoming.is_proven:
+            self._wrong_keys.check(incoming.caller_address)
+        if self._view_authenticates(incoming):
+            self._service.access.check(incoming.credential)
+        else:
+            incoming.authenticate()
 
     def _view_authenticates(self, incoming: Incoming) -> bool:
         has_view = incoming.routing_exception is None

@@ -210,26 +210,37 @@ class _ItemReader:
         """An item of a stored answer, in the place of the item itself."""
         name = item.get("id")
         found = _ITEM_ID.fullmatch(name) if isinstance(name, str) else None
-        turn = self._known.get(str(uuid.UUID(found[2]))) if found else None
-        if found is None or turn is None or turn.answer.status != "whole":
+        if found is None:
+            raise _not_stored(place)
+        turn = self._known.get(str(uuid.UUID(found[2])))
+        if turn is None or turn.answer.status != "whole":
             raise _not_stored(place)
         answer = assistant_payload(turn.answer)
-        if found[1] == "rs":
-            self._reasoning(item, place)
-        elif found[1] == "fc":
-            self._refuse_tools(place)
-            at = int(found[3] or 0)
-            if not (calls := _calls_of(answer)[at : at + 1]):
-                raise _not_stored(place)
-            self._add_calls(calls)
-        elif found[2] not in self._referenced:
-            # a stream that alternates has several messages, and the stored answer is one
-            self._referenced.add(found[2])
-            refusal = _string(answer.get("refusal"))
-            text = _content_text(answer.get("content"))
-            if self._text_only:
-                text, refusal = text or refusal, ""
-            self._assistant(text, refusal)
+        match found[1]:
+            case "rs":
+                self._reasoning(item, place)
+            case "fc":
+                self._referenced_call(answer, int(found[3] or 0), place)
+            case _:
+                self._referenced_message(answer, found[2])
+
+    def _referenced_call(self, answer: Payload, at: int, place: str) -> None:
+        self._refuse_tools(place)
+        calls = _calls_of(answer)[at : at + 1]
+        if not calls:
+            raise _not_stored(place)
+        self._add_calls(calls)
+
+    def _referenced_message(self, answer: Payload, key: str) -> None:
+        """A stored answer's text, once: a stream that alternates has several messages of it."""
+        if key in self._referenced:
+            return
+        self._referenced.add(key)
+        refusal = _string(answer.get("refusal"))
+        text = _content_text(answer.get("content"))
+        if self._text_only:
+            text, refusal = text or refusal, ""
+        self._assistant(text, refusal)
 
 
 def _not_stored(place: str) -> BadRequest:

@@ -64,17 +64,7 @@ _LOGPROBS = "message.output_text.logprobs"
 def check(payload: Fields, *, accepts_options: bool) -> None:
     """Raise for what a translated response cannot be. Raises BadRequest for wrong types, else Unsupported."""
     _check_types(payload, _TYPES)
-    for name in ("background", "prompt", "top_logprobs"):
-        if payload.get(name):
-            raise Unsupported(
-                f"A translated response knows no {name}: leave it out.", parameter=name
-            )
-    if _LOGPROBS in (payload.get("include") or ()):
-        raise Unsupported(
-            "A translated response has no probabilities of tokens: leave "
-            f"{_LOGPROBS} out.",
-            parameter="include",
-        )
+    _check_foreign(payload)
     most = payload.get("max_output_tokens")
     if most is not None and (type(most) is not int or most < 1):
         raise BadRequest(
@@ -93,6 +83,21 @@ def check(payload: Fields, *, accepts_options: bool) -> None:
             "The upstream cannot be held to a format: leave text.format out, and say "
             f"in the input what you want. {ELSEWHERE}",
             parameter="text.format",
+        )
+
+
+def _check_foreign(payload: Fields) -> None:
+    """Raise Unsupported for what no chat completion can be asked for."""
+    for name in ("background", "prompt", "top_logprobs"):
+        if payload.get(name):
+            raise Unsupported(
+                f"A translated response knows no {name}: leave it out.", parameter=name
+            )
+    if _LOGPROBS in (payload.get("include") or ()):
+        raise Unsupported(
+            "A translated response has no probabilities of tokens: leave "
+            f"{_LOGPROBS} out.",
+            parameter="include",
         )
 
 
