@@ -279,7 +279,8 @@ def _iso_time(seconds: float) -> str:
 class Attempts:
     """One ask's way through the accounts: the next one only after a refusal that another account may help.
 
-    `model`: what limits are per, where the upstream has limits per model.
+    `model`: what limits are per, where the upstream has limits per model. `concurrency`: asks at once
+    per account, 0 for no bound; None for what is not counted as one.
     """
 
     def __init__(
@@ -288,8 +289,11 @@ class Attempts:
         candidates: tuple[Account, ...],
         most: int,
         model: str = "",
+        concurrency: int | None = None,
     ) -> None:
         self._pool = pool
+        self._concurrency = concurrency
+        self._held: Account | None = None
         self._left = sorted(candidates, key=pool.is_rejected)
         self._resting: list[Account] = []
         self._most = most
@@ -316,6 +320,22 @@ class Attempts:
         self._most -= 1
         self.account = account
         return account
+
+    def take(self) -> bool:
+        """Count the ask at the account that `next` gave; False while that has enough to do."""
+        if self._concurrency is None or self._held is not None:
+            return True
+        assert self.account is not None
+        if not self._pool.take(self.account, self._concurrency):
+            return False
+        self._held = self.account
+        return True
+
+    def leave(self) -> None:
+        """Leave the account to others. May be called twice."""
+        if self._held is not None:
+            self._pool.leave(self._held)
+        self._held = None
 
     def refused(self, error: RelayError) -> None:
         """Learn from a refusal. Raises it again where no other account may help."""

@@ -398,11 +398,11 @@ class Chat:
             ask = self._find_named(ask, ask.conversation_name)
         upstream = self._routing.upstream_for(ask.caller, self._upstreams)
         self._check(ask, upstream)
-        self._note(ask.caller)
+        self.note(ask.caller)
         request = self._turn_request(ask, upstream)
         return PreparedAsk(request, upstream, ask.conversation_id)
 
-    def _note(self, caller: Caller) -> None:
+    def note(self, caller: Caller) -> None:
         """Note when a key's holder asked; of other callers nothing is known before the upstream accepts them."""
         if caller.unverified:
             return

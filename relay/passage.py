@@ -1,9 +1,9 @@
 """One request that passes to a fixed origin as it is, and its answer back, streamed both ways in constant memory.
 
-The same rules as for a turn: the loop over accounts, the clocks, the caller who leaves. Another account is tried only
-after a refusal that certainly was no answer, and only with a body that can be sent once more. An answer with an
-error's status is read whole, because it may quote a credential. An event stream is watched: one that was cut ends with
-an error, and never like a whole one; any other body that was cut is broken off.
+The same rules as for a turn: the loop over accounts, how many asks each may have at once, the clocks, the caller who
+leaves. Another account is tried only after a refusal that certainly was no answer, and only with a body that can be
+sent once more. An answer with an error's status is read whole, because it may quote a credential. An event stream is
+watched: one that was cut ends with an error, and never like a whole one; any other body that was cut is broken off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from relay.errors import (
 )
 from relay.transports import Call, Exchange, Head
 from relay.upstreams import Forwarded, Forwarder
-from relay.upstreams.http import LARGEST_ERROR, BodyReader, WholeResponse
+from relay.upstreams.http import (
+    ADMISSION_SECONDS,
+    LARGEST_ERROR,
+    BodyReader,
+    WholeResponse,
+)
 
 #: between two connections (RFC 9110, 7.6.1), or of the upstream's origin and not of ours
 DROPPED_HEADERS = frozenset(
@@ -170,6 +175,7 @@ class Passage(Delivery):
         """Send the request, with one account after the other; yields in times of silence."""
         while self._head is None:
             account = self._attempts.next()
+            yield from self._admit()
             call = self._forwarder.call(self._request, account)
             self._exchange = self._forwarder.transport.send(call)
             try:
@@ -181,6 +187,17 @@ class Passage(Delivery):
                     self._attempts.succeeded()
             except RelayError as error:
                 self._try_another(error, account)
+
+    def _admit(self) -> Iterator[None]:
+        """Wait while the account has enough to do."""
+        keep_alive = Deadline.after(self._clocks.keep_alive)
+        while not self._attempts.take():
+            pause = min(ADMISSION_SECONDS, self._patience(self._silence))
+            self._caller_left.wait(pause)
+            self._check_clocks(self._silence)
+            if keep_alive.passed:
+                keep_alive = Deadline.after(self._clocks.keep_alive)
+                yield None
 
     def _read_head(self, exchange: Exchange) -> Generator[None, None, Head]:
         while True:
@@ -306,6 +323,7 @@ class Passage(Delivery):
         if self._exchange is not None:
             self._exchange.close()
         self._exchange = None
+        self._attempts.leave()
 
     def close(self) -> None:
         if self.outcome == "open":

@@ -71,4 +71,6 @@ def deliver(
     passage = Passage(
         forwarder, request, watch, clocks, streams=streams, observer=observer
     )
+    if incoming.method == "POST":  # what only reads or changes something asks nothing
+        incoming.service.chat.note(incoming.caller)
     return deliver_passage(incoming, passage)

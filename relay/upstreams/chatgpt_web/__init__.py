@@ -8,12 +8,13 @@ from dataclasses import replace
 from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Caller, Model, Question
 from relay.settings import Settings
-from relay.transports import Call, Transport
+from relay.transports import Transport
 from relay.upstreams.addresses import check_setting
-from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Extras, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.chatgpt_web.cookies import CookieTransport
 from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
@@ -42,7 +43,7 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         check_setting(name, address)
     accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
     backend = Backend(
-        transport=transport,
+        transport=CookieTransport(transport),
         places=tuple(place(at, settings.conversation_path) for at in addresses),
         pool=AccountPool(accounts),
         allowed=allowed,
@@ -93,9 +94,8 @@ class ChatGPTWeb:
 
     def _list_models(self, account: Account, own: bool) -> Models:
         """The models of one account. `own`: its token is the caller's."""
-        headers = body.headers(account.token, self._backend.extras, "", own=own)
         url = f"{self._backend.place_for(None).base}/models"
-        call = Call("GET", url, headers)
+        call = self._backend.call(account, "GET", url, own=own)
         largest = self._backend.limits.answer
         response = fetch(self._backend.transport, call, self._seconds, largest)
         if response.status != 200:

@@ -12,6 +12,13 @@ from relay.errors import BadRequest, Forbidden, Unauthorized
 from relay.transports import Transport
 from relay.upstreams.chatgpt_web import body
 from relay.upstreams.chatgpt_web.body import Extras, Place
+from relay.upstreams.chatgpt_web.cookies import (
+    CookieCall,
+    Jar,
+    Jars,
+    origin_of,
+    with_cookies,
+)
 from relay.upstreams.http import Limits
 
 
@@ -36,6 +43,7 @@ class Backend:
     poll_seconds: float = 5.0
     any_token: bool = False
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    jars: Jars = field(default_factory=Jars, repr=False)
 
     def recognizes(self, token: str) -> bool:
         """Whether this has the form of ChatGPT's access tokens; a reverse proxy may give out others."""
@@ -66,6 +74,34 @@ class Backend:
             return body.place(address, self.path)
         except ValueError as error:
             raise Forbidden(f"reverse_proxy cannot be used: {error}.") from None
+
+    def call(
+        self,
+        account: Account,
+        method: str,
+        url: str,
+        content: bytes = b"",
+        *,
+        own: bool,
+        request_id: str = "",
+        stream: bool = False,
+    ) -> CookieCall:
+        """A request with the account's token and cookies. `own`: the token is the caller's, and has none."""
+        jar = None if own else self._jar(account, url)
+        stated = body.headers(
+            account.token, self.extras, request_id, own=own, stream=stream
+        )
+        headers = with_cookies(stated, jar, url)
+        if content:
+            headers["Content-Type"] = "application/json"
+        return CookieCall(method, url, headers, content, jar=jar)
+
+    def _jar(self, account: Account, url: str) -> Jar | None:
+        """The account's cookies at a configured origin; None for an address that a caller named."""
+        origin = origin_of(url)
+        if all(origin_of(place.base) != origin for place in self.places):
+            return None
+        return self.jars.jar(account.name, origin)
 
     def candidates(
         self, token: str | None, account: str | None

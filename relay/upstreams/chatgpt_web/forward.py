@@ -1,18 +1,19 @@
 """Requests that pass to ChatGPT's web backend as they are: their address, credential and headers. Pure.
 
-Headers, both ways. What is in no table goes nowhere: cookies, what says who the caller is or where (addresses, origin,
-user agent), and what is between two connections.
+Headers, both ways. What is in no table goes nowhere: callers' cookies, what says who the caller is or where
+(addresses, origin, user agent), and what is between two connections. The backend's cookies go to the account's jar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from relay.accounts import Account, Attempts
 from relay.errors import NotFound, UpstreamError
 from relay.transports import Call, Headers, Transport
 from relay.upstreams import Forwarded
-from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
@@ -20,6 +21,7 @@ from relay.upstreams.forwarding import check_path, chosen
 from relay.upstreams.http import WholeResponse
 
 ANONYMOUS = "backend-anon/"
+TURNS = ("conversation", "f/conversation")
 #: of the caller's: what is asked. Source: protocol notes, headers of the conversation request
 PASSED_HEADERS = (
     "accept",
@@ -78,22 +80,28 @@ class ChatGPTGateway:
     def attempts(self, request: Forwarded) -> Attempts:
         backend = self._backend
         pool, accounts = backend.candidates(request.token, request.account)
-        return Attempts(pool, accounts, 0 if request.token else backend.retries)
+        retries = 0 if request.token else backend.retries
+        concurrency = backend.limits.concurrency if _is_turn(request) else None
+        return Attempts(pool, accounts, retries, concurrency=concurrency)
 
     def call(self, request: Forwarded, account: Account) -> Call:
         own = bool(request.token)
-        extras = self._backend.extras
-        ours = body.headers(account.token, extras, request.request_id, own=own)
-        names = PASSED_HEADERS + OWN_HEADERS if own else PASSED_HEADERS
-        # our Accept is for callers that have none
-        set_here = {name.lower() for name in ours} - {"accept"}
-        theirs = chosen(request.headers, names, set_here)
-        return Call(
+        ours = self._backend.call(
+            account,
             request.method,
             self._address(request),
-            Headers([*_others(ours, theirs), *theirs]),
-            request.body,
-            request.length,
+            own=own,
+            request_id=request.request_id,
+        )
+        names = PASSED_HEADERS + OWN_HEADERS if own else PASSED_HEADERS
+        # our Accept is for callers that have none
+        set_here = {name.lower() for name in ours.headers} - {"accept"}
+        theirs = chosen(request.headers, names, set_here)
+        return replace(
+            ours,
+            headers=Headers([*_others(ours.headers, theirs), *theirs]),
+            body=request.body,
+            length=request.length,
             unpack=False,
         )
 
@@ -119,8 +127,13 @@ class ChatGPTGateway:
         return WebDecoder(conversation_id, known)
 
 
+def _is_turn(request: Forwarded) -> bool:
+    path = request.path.partition("?")[0].removeprefix(ANONYMOUS)
+    return request.method == "POST" and path in TURNS
+
+
 def _others(
-    ours: dict[str, str], theirs: Iterable[tuple[str, str]]
+    ours: Mapping[str, str], theirs: Iterable[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Our headers but for those that the caller's replace."""
     replaced = {name.lower() for name, _ in theirs}

@@ -9,7 +9,6 @@ import orjson
 from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
-from relay.transports import Call
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.procedure import parse_tree
@@ -138,13 +137,9 @@ class WebHistory:
         largest: int | None = None,
     ) -> WholeResponse:
         """One request. `largest`: bytes of its answer, where they are fewer than of any."""
-        headers = body.headers(
-            account.token, self._backend.extras, "", own=bool(caller.token)
-        )
-        if content:
-            headers["Content-Type"] = "application/json"
         url = f"{self._backend.place_for(None).base}/{path}"
-        call = Call(method, url, headers, content)
+        own = bool(caller.token)
+        call = self._backend.call(account, method, url, content, own=own)
         if largest is None:
             largest = self._backend.limits.answer
         return fetch(self._backend.transport, call, self._seconds, largest)

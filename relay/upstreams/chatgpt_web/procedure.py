@@ -22,11 +22,11 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.transports import Call
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
+from relay.upstreams.chatgpt_web.cookies import CookieCall
 from relay.upstreams.http import Step, Steps, WholeResponse
 from relay.upstreams.wording import Secrets, error_text, parse_json
 
@@ -54,7 +54,8 @@ class WebProcedure:
 
     def steps(self, account: Account) -> Steps:
         self._decoder.account = account
-        self._decoder.redact = Secrets(self._headers(account)).redact
+        secrets = Secrets(self._call(account, "POST", self._place.turn).headers)
+        self._decoder.redact = secrets.redact
         parent = self._question.parent_id
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
@@ -72,20 +73,22 @@ class WebProcedure:
             response.status, response.head.headers, response.redacted
         )
 
-    def _headers(self, account: Account, stream: bool = False) -> dict[str, str]:
-        return body.headers(
-            account.token,
-            self._backend.extras,
-            self._question.request_id,
+    def _call(
+        self, account: Account, method: str, url: str, content: bytes = b""
+    ) -> CookieCall:
+        return self._backend.call(
+            account,
+            method,
+            url,
+            content,
             own=bool(self._question.token),
-            stream=stream,
+            request_id=self._question.request_id,
+            stream=bool(content),
         )
 
     def _post(self, account: Account, content: bytes) -> Step:
-        headers = self._headers(account, stream=True)
-        headers["Content-Type"] = "application/json"
         return Step(
-            Call("POST", self._place.turn, headers, content),
+            self._call(account, "POST", self._place.turn, content),
             asks=True,
             streams=True,
             ended=lambda: self._decoder.wants is not None,
@@ -107,7 +110,7 @@ class WebProcedure:
         self, account: Account, conversation_id: str, pause: float = 0.0
     ) -> Lookup:
         """Get a conversation with all its messages."""
-        call = Call("GET", self._place.of(conversation_id), self._headers(account))
+        call = self._call(account, "GET", self._place.of(conversation_id))
         response = yield Step(call, pause=pause)
         assert response is not None
         return parse_tree(response)
