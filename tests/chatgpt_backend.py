@@ -94,6 +94,7 @@ class Backend(ThreadingHTTPServer):
         self.trees: dict[str, dict[str, Any]] = {}
         self.owners: dict[str, str] = {}
         self.running: set[str] = set()
+        self.cookies: list[str] = []  # that each answer sets
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(
@@ -368,6 +369,11 @@ class Handler(BaseHTTPRequestHandler):
         if asked.method == "POST" and path in ("/conversation", "/f/conversation"):
             return self.turn(asked, token)
         return self.respond(405, {"detail": "Method Not Allowed"})
+
+    def end_headers(self) -> None:
+        for cookie in self.server.cookies:
+            self.send_header("Set-Cookie", cookie)
+        super().end_headers()
 
     def respond(
         self, status: int, body: Any, headers: dict[str, str] | None = None
