@@ -28,6 +28,7 @@ routes = Blueprint("chatgpt", __name__)
 #: where the API is found here -> where that is below the upstream's base. Sources: seeds 3 and 4, Pandora
 PREFIXES = {
     "/chatgpt/backend-api": "",
+    "/chatgpt/api": "",
     "/chatgpt": "",
     "/api": "",
     "/backend-api": "",
@@ -251,6 +252,7 @@ def anything_else(incoming: Incoming, path: str) -> Response:
 
 
 @routes.get("/api/auth/session")
+@routes.get("/chatgpt/api/auth/session")
 def read_session(incoming: Incoming) -> Response:
     """What ChatGPT's page reads first: its access token here is what the caller shows."""
     shown = [known.text for known in parse_authorization(incoming.credential)]
