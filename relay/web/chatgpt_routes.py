@@ -34,6 +34,7 @@ PREFIXES = {
     "/backend-api": "",
     "/backend-anon": "backend-anon/",
 }
+OLDEST_PATH = "/conversation"
 HIDDEN = {"is_visible": False}  # how the backend is told to delete
 SESSION_DAYS = 1
 NO_GATEWAY = (
@@ -214,7 +215,17 @@ def ask(incoming: Incoming) -> Response:
     headers = replaced(request.headers, Accept="text/event-stream")
     request = replace(request, headers=headers)
     observer = indexing(incoming, upstream, gateway, payload)
-    return deliver(incoming, gateway, request, observer, streams=True)
+    watch = wire.EventWatch(wire.takes_classic(payload))
+    return passages.deliver(
+        incoming, gateway, request, watch, streams=True, observer=observer
+    )
+
+
+@routes.post(OLDEST_PATH)
+def ask_at_root(incoming: Incoming) -> Response:
+    """Where reverse proxies of early 2023 had it; the other routes below this path are our own."""
+    incoming.authenticate()
+    return ask(incoming)
 
 
 def indexing(
@@ -263,6 +274,8 @@ def read_session(incoming: Incoming) -> Response:
 
 def path_of(incoming: Incoming) -> str:
     """The request's path below the upstream's base."""
+    if incoming.path == OLDEST_PATH:
+        return "conversation"
     for prefix, place in PREFIXES.items():
         if incoming.path.startswith(f"{prefix}/"):
             return place + incoming.path.removeprefix(f"{prefix}/")
@@ -304,13 +317,9 @@ def deliver(
     gateway: Gateway,
     request: Forwarded,
     observer: Observer | None = None,
-    *,
-    streams: bool = False,
 ) -> Response:
     watch = wire.EventWatch()
-    return passages.deliver(
-        incoming, gateway, request, watch, streams=streams, observer=observer
-    )
+    return passages.deliver(incoming, gateway, request, watch, observer=observer)
 
 
 def json_answer(value: Any) -> Response:

@@ -66,6 +66,40 @@ def test_a_whole_stream_passes_byte_for_byte_however_it_is_cut_into_pieces(
     assert watch.is_whole and passed == whole
 
 
+NOISY = (
+    b": comment\n\n",
+    b"event: ping\r\ndata: 2023-08-01 10:20:30.123456\r\n\r\n",
+    b"data: 2023-08-01 10:20:30.123456\n\n",
+    b"event: ping\n\n",
+)
+KEPT = (
+    b'{"detail": "event: no event"}\n\n',
+    b'data: {"message": "\\nevent: x"}\n\n',
+    b'data: {"message": 1}\r\n\r\n',
+    b"data: [DONE]\n\n",
+)
+
+
+@given(
+    events=st.lists(st.sampled_from((*NOISY, *KEPT)), min_size=1, max_size=20),
+    sizes=st.lists(st.integers(1, 40), max_size=30),
+)
+def test_a_client_of_the_classic_format_gets_data_lines_alone(
+    events: list[bytes], sizes: list[int]
+) -> None:
+    whole = b"".join(events)
+    watch = wire.EventWatch(is_classic=True)
+    passed = b""
+    for size in sizes:
+        passed += watch.feed(whole[:size])
+        whole = whole[size:]
+    passed += watch.feed(whole) + watch.end()
+    assert passed == b"".join(event for event in events if event in KEPT)
+    named = b'event: x\n: why\ndata: {"a": 1}\n\n'
+    assert wire.EventWatch(is_classic=True).feed(named) == b'data: {"a": 1}\n\n'
+    assert wire.EventWatch().feed(named) == named
+
+
 def test_a_classic_stream_is_whole_at_its_end_mark_alone() -> None:
     whole = stream_of(classic)
     mark = whole.index(b"data: [DONE]\n\n")

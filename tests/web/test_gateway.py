@@ -682,7 +682,8 @@ def test_a_stream_passes_as_it_is(
 ) -> None:
     packets = [FIRST[:9], FIRST[9:], PING, b": comment\n\n", FIRST, DONE]
     upstream.answers = [chunked(packets)]
-    answer = raw.post(f"{prefix}/conversation", json=turn(), headers=KEY)
+    body = turn() | {"supported_encodings": ["v1"]}
+    answer = raw.post(f"{prefix}/conversation", json=body, headers=KEY)
     assert answer.data == b"".join(packets)
     assert answer.headers["X-Accel-Buffering"] == "no"
 

@@ -6,6 +6,7 @@ Source: protocol notes, end of turn and hand-off; go-chatgpt-api's handler of a 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -17,13 +18,35 @@ from relay.errors import RelayError
 
 _DONE = b"[DONE]"
 _END_TYPES = ("message_stream_complete", "stream_handoff")
+#: lines that clients of 2023 take for broken ones, and data that is a ping's time; the end of an event
+_NOISE = re.compile(rb"^(?:event:|:|data: ?[0-9])", re.MULTILINE)
+_EVENT = re.compile(rb".+?(?:\r\n\r\n|\n\n|\r\r|\Z)", re.DOTALL)
 _MARKS = (_DONE, *(kind.encode() for kind in _END_TYPES))
 
 
 class EventWatch(events.EventWatch):
-    """Whole is a stream that said so; one that was handed off goes on elsewhere, and its client knows where."""
+    """Whole is a stream that said so; one that was handed off goes on elsewhere, and its client knows where.
+
+    `is_classic`: it is for a client of the classic format, which knows data lines alone: pings,
+    comments and events' names are left out, as go-chatgpt-api does. All else passes as it is.
+    """
 
     keep_alive = KEEP_ALIVE
+
+    def __init__(self, is_classic: bool = False) -> None:
+        super().__init__()
+        self._is_classic = is_classic
+
+    def feed(self, piece: bytes) -> bytes:
+        return self._without_noise(super().feed(piece))
+
+    def end(self) -> bytes:
+        return self._without_noise(super().end())
+
+    def _without_noise(self, passed: bytes) -> bytes:
+        if not self._is_classic or not _NOISE.search(passed):
+            return passed
+        return b"".join(map(_classic_event, _EVENT.findall(passed)))
 
     def ends(self, passed: bytes) -> bool:
         if not any(mark in passed for mark in _MARKS):
@@ -34,6 +57,23 @@ class EventWatch(events.EventWatch):
     def fail(self, error: RelayError) -> bytes:
         """The error, in the place of what did not come: as the backend says it, and so that revChatGPT notices."""
         return failure(error)
+
+
+def _classic_event(event: bytes) -> bytes:
+    """An event without its name and comments; nothing of one that is no more than that, or a ping."""
+    if not _NOISE.search(event):
+        return event
+    lines = event.splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith((b"event:", b":"))]
+    data = [line[5:].lstrip() for line in kept if line.startswith(b"data:")]
+    if not data or data[0][:1].isdigit():
+        return b""
+    return b"".join(kept)
+
+
+def takes_classic(payload: dict[str, Any]) -> bool:
+    """Whether a request asks for the classic format: it names no other encoding."""
+    return not payload.get("supported_encodings")
 
 
 def _is_end(data: bytes) -> bool:
