@@ -4,10 +4,12 @@ RelayError
 ├── CallerError                 the caller can correct it
 │   ├── BadRequest              400  a field, an id or a body is wrong
 │   │   └── Unsupported         400  the upstream cannot do what a parameter asks for
+│   ├── NoPreviousResponse      400  no whole response of the caller's to go on from
 │   ├── Unauthorized            401  no key, or not a valid one
 │   ├── Forbidden               403  not from here: another origin, a host that may not be named
 │   ├── NotFound                404  no such route
 │   │   ├── NoConversation      404  no such conversation, or not the caller's
+│   │   ├── NoResponse          404  no such response, or not the caller's
 │   │   └── ModelNotFound       404  no upstream has a model of that name
 │   ├── MethodNotAllowed        405
 │   ├── Busy                    409  the conversation is being asked something else

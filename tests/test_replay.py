@@ -189,8 +189,8 @@ def test_a_failure_before_the_upstream_accepted_frees_the_key(
 def test_what_fails_before_the_question_itself_is_sent_frees_the_key(
     build: Build, api: OpenAIBackend
 ) -> None:
-    api.mode = Mode(listing=5.0)
-    client = service(build, api, openai_model="", total_timeout=0.5).test_client()
+    api.mode = Mode(listing=8.0)
+    client = service(build, api, openai_model="", total_timeout=2.0).test_client()
     late = [ask(client), ask(client, key="")]
     assert [answer.headers["X-Error-Code"] for answer in late] == [
         "upstream_timeout"

@@ -375,13 +375,13 @@ def test_a_pipelining_caller_is_still_there(serve: Serve, server: str) -> None:
 def test_a_caller_that_does_not_read_is_hung_up_on(
     serve: Serve, server: str, kind: bytes
 ) -> None:
-    service = serve(server, TOTAL_TIMEOUT="1.5")
+    service = serve(server, TOTAL_TIMEOUT="4")
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", service.port))
         body = b"msg=offline:long=5000000" + kind
         connection.sendall(FORM_HEAD % len(body) + body)
-        wait_for(lambda: outcomes(service), 6)
+        wait_for(lambda: outcomes(service), 12)
     assert outcomes(service)[-1]["outcome"] in (
         ("caller_left", "upstream_timeout") if kind else ("whole",)
     )

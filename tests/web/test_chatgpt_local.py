@@ -499,7 +499,8 @@ def test_talk_before_chatgpt_itself(web: Service, backend: Backend) -> None:
     more = talked(client, "goon", stream=False, **after(again)).json()
     parent = tree["mapping"][more["message"]["id"]]["parent"]
     assert said(tree["mapping"][parent]) == GO_ON
-    title = client.post(f"conversation/gen_title/{identifier}", {})
+    named = {"message_id": more["message"]["id"]}
+    title = client.post(f"conversation/gen_title/{identifier}", named)
     assert title.json()["title"]
     hidden = json.dumps({"is_visible": False})
     assert client.send("PATCH", "conversations", data=hidden).status_code == 200
