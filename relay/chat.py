@@ -36,6 +36,7 @@ from relay.domain import (
     Started,
     ToolCall,
     joined,
+    joined_call,
     title_of,
 )
 from relay.errors import (
@@ -141,7 +142,7 @@ class Turn:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
-        self._tool_calls: dict[int, ToolCall] = {}
+        self._tool_calls: dict[int, list[ToolCall]] = {}  # pieces, by their index
 
     @property
     def over(self) -> bool:
@@ -206,14 +207,7 @@ class Turn:
             case Refusal(text):
                 self._refusal.append(text)
             case ToolCall():
-                self._add_call(event)
-
-    def _add_call(self, piece: ToolCall) -> None:
-        known = self._tool_calls.get(piece.index)
-        if known is not None:
-            arguments = known.arguments + piece.arguments
-            piece = ToolCall(piece.index, known.id, known.name, arguments)
-        self._tool_calls[piece.index] = piece
+                self._tool_calls.setdefault(event.index, []).append(event)
 
     def accepted(self) -> None:
         """Store that the upstream accepted the question, once it has said so."""
@@ -255,7 +249,7 @@ class Turn:
             finish_reason=finished.reason,
             reasoning="".join(self._reasoning),
             refusal="".join(self._refusal),
-            tool_calls=tuple(self._tool_calls.values()),
+            tool_calls=tuple(map(joined_call, self._tool_calls.values())),
             usage=finished.usage,
             remarks=self.remarks,
         )

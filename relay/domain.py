@@ -192,6 +192,13 @@ class ToolCall:
     arguments: str = ""
 
 
+def joined_call(pieces: Sequence[ToolCall]) -> ToolCall:
+    """The whole call that pieces of one index make."""
+    first = pieces[0]
+    arguments = "".join(piece.arguments for piece in pieces)
+    return ToolCall(first.index, first.id, first.name, arguments)
+
+
 @dataclass(frozen=True)
 class Finished:
     """The answer is complete.

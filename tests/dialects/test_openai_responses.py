@@ -32,6 +32,7 @@ from relay.domain import (
 )
 from relay.errors import BadRequest, RateLimited, RelayError, Unsupported, UpstreamCut
 from relay.tables.messages import payloads_of
+from tests.growth import assert_grows_at_most, processor_seconds
 
 CALLER = Caller("owner", may_spend=True)
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -816,3 +817,16 @@ def test_a_failed_stream_says_so_twice(
     assert events[-1]["response"]["error"] == {"code": code, "message": error.message}
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == error.code
     assert empty == b"" and b"response.completed" not in stream
+
+
+def test_a_call_in_many_pieces_takes_linear_time() -> None:
+    def seconds(number: int) -> float:
+        def run() -> None:
+            printer = ResponseEvents({})
+            printer.print([Started("m"), ToolCall(0, "c", "f", "")])
+            for _ in range(number):
+                printer.print([ToolCall(0, arguments="x" * 5000)])
+
+        return processor_seconds(run)
+
+    assert_grows_at_most(3, seconds, 2000, 4000)

@@ -26,6 +26,7 @@ from relay.domain import (
     Restarted,
     Started,
     ToolCall,
+    joined_call,
 )
 from relay.errors import RelayError
 
@@ -89,7 +90,7 @@ class _OpenCall:
 
     id: str
     at: int
-    call: ToolCall
+    pieces: list[ToolCall]
 
 
 class ResponseEvents:
@@ -213,13 +214,11 @@ class ResponseEvents:
 
     def _add_call(self, piece: ToolCall) -> bytes:
         events = self._begin() + self._close_text("completed")
-        known = self._calls.get(piece.index)
-        if known is None:
-            events += self._open_call(piece)
-            known = self._calls[piece.index]
+        if piece.index in self._calls:
+            self._calls[piece.index].pieces.append(piece)
         else:
-            arguments = known.call.arguments + piece.arguments
-            known.call = replace(known.call, arguments=arguments)
+            events += self._open_call(piece)
+        known = self._calls[piece.index]
         if not piece.arguments:
             return events
         return events + self._event(
@@ -230,7 +229,8 @@ class ResponseEvents:
         )
 
     def _open_call(self, piece: ToolCall) -> bytes:
-        opened = _OpenCall(f"fc_{self._key}_{len(self._calls)}", self._items, piece)
+        name = f"fc_{self._key}_{len(self._calls)}"
+        opened = _OpenCall(name, self._items, [piece])
         self._items += 1
         self._calls[piece.index] = opened
         item = items.call_item(opened.id, replace(piece, arguments=""), "in_progress")
@@ -245,13 +245,14 @@ class ResponseEvents:
         return b"".join(done) + self._close_call(last, status)
 
     def _close_call(self, opened: _OpenCall, status: str) -> bytes:
-        item = items.call_item(opened.id, opened.call, status)
+        call = joined_call(opened.pieces)
+        item = items.call_item(opened.id, call, status)
         done = self._event(
             "response.function_call_arguments.done",
             item_id=opened.id,
             output_index=opened.at,
-            name=opened.call.name,
-            arguments=opened.call.arguments,
+            name=call.name,
+            arguments=call.arguments,
         )
         return done + self._event(
             "response.output_item.done", output_index=opened.at, item=item
