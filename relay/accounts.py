@@ -115,6 +115,11 @@ def is_jwt(token: str) -> bool:
     return token.startswith("eyJ") and token.count(".") >= 2
 
 
+def is_openai_key(token: str) -> bool:
+    """Whether a credential has the form of OpenAI's API keys; Anthropic's begin alike."""
+    return token.startswith("sk-") and not token.startswith("sk-ant-")
+
+
 def is_chatgpt_token(token: str) -> bool:
     """Whether a token has the form of those that ChatGPT checks: a JWT, or an access token of a workspace."""
     return is_jwt(token) or token.startswith("at-")

@@ -191,6 +191,12 @@ class ToolCall:
     name: str = ""
     arguments: str = ""
 
+    @property
+    def as_sent(self) -> dict[str, Any]:
+        """The call as OpenAI's API has it in a message."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
 
 def joined_call(pieces: Sequence[ToolCall]) -> ToolCall:
     """The whole call that pieces of one index make."""
@@ -245,6 +251,16 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
     usage: Mapping[str, Any] | None = None
     remarks: Remarks = Remarks()
+
+    @property
+    def as_sent(self) -> dict[str, Any]:
+        """The answer as OpenAI's API has it in a dialogue: what it does not say is left out."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
+        if self.refusal:
+            message["refusal"] = self.refusal
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_sent for call in self.tool_calls]
+        return message
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from relay.store import Store
 from relay.upstreams import Decoder
 
 log = logging.getLogger(__name__)
-MOST_ROWS = 100_000  # of one owner
 
 
 class TurnObserver:
@@ -86,11 +85,8 @@ class ClearingObserver:
         self._upstream = upstream
 
     def accepted(self, account: Account) -> None:
-        with suppress(NoConversation, StoreFailed):
-            for row in self._store.list(self._owner, 0, MOST_ROWS):
-                place = (row.remote, row.upstream, row.account)
-                if place == (True, self._upstream, account.name):
-                    self._store.delete(self._owner, row.id)
+        with suppress(StoreFailed):
+            self._store.delete_at_account(self._owner, self._upstream, account.name)
 
     def feed(self, piece: bytes) -> None:
         pass

@@ -85,7 +85,7 @@ class Observer(Protocol):
         """The upstream took the request, which was sent with this account. Before anything goes to the caller."""
 
     def feed(self, piece: bytes) -> None:
-        """Bytes that go to the caller next, as the upstream sent them."""
+        """Bytes that go to the caller next."""
 
     def end(self) -> None:
         """The answer came to its end, whole."""

@@ -485,25 +485,30 @@ class Store:
     def delete_stored_here(self, owner: str) -> int:
         """Delete all conversations of an owner whose text is stored here; how many there were."""
 
-        def work(connection: Connection) -> int:
-            batch = conversations.lock_stored_here(connection, owner)
-            for conversation_id in batch:
-                _delete_conversation(connection, conversation_id)
-            return len(batch)
+        return self._delete_batches(
+            lambda connection: _delete_all(
+                connection, conversations.lock_stored_here(connection, owner)
+            )
+        )
 
-        deleted = 0
-        while batch := self._write(work):
-            deleted += batch
-        if deleted:
-            self._database.erase()
-        return deleted
+    def delete_at_account(self, owner: str, upstream: str, account: str) -> int:
+        """Delete the index rows of all conversations of an owner at an upstream's account; how many there were."""
+        return self._delete_batches(
+            lambda connection: _delete_all(
+                connection,
+                conversations.lock_at_account(connection, owner, upstream, account),
+            )
+        )
 
     def expire(self, seconds: float) -> int:
         """Delete the conversations that have not changed for `seconds`; how many there were."""
 
-        def work(connection: Connection) -> int:
-            return _expire_batch(connection, self._clock(), seconds)
+        return self._delete_batches(
+            lambda connection: _expire_batch(connection, self._clock(), seconds)
+        )
 
+    def _delete_batches(self, work: Callable[[Connection], int]) -> int:
+        """Delete batch after batch, each a transaction, until there is none; how many conversations there were."""
         deleted = 0
         while batch := self._write(work):
             deleted += batch
@@ -771,6 +776,12 @@ def _delete_conversation(connection: Connection, conversation_id: str) -> None:
     )
     messages.delete_messages(connection, conversation_id)
     idempotency.clear_outcomes(connection, conversation_id)
+
+
+def _delete_all(connection: Connection, conversation_ids: list[str]) -> int:
+    for conversation_id in conversation_ids:
+        _delete_conversation(connection, conversation_id)
+    return len(conversation_ids)
 
 
 def _expire_batch(connection: Connection, now: float, seconds: float) -> int:

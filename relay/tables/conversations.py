@@ -83,6 +83,17 @@ LOCK_STORED_HERE = (
     .limit(EXPIRE_BATCH)
     .with_for_update()
 )
+LOCK_AT_ACCOUNT = (
+    select(conversations.c.id)
+    .where(
+        _THIS_OWNER,
+        conversations.c.remote,
+        conversations.c.upstream == bindparam("upstream"),
+        conversations.c.account == bindparam("account"),
+    )
+    .limit(EXPIRE_BATCH)
+    .with_for_update()
+)
 INSERT_CONVERSATION = insert(conversations)
 UPDATE_CONVERSATION = update(conversations).where(_THIS_CONVERSATION)
 ADD_SIZE = UPDATE_CONVERSATION.values(
@@ -159,6 +170,14 @@ def lock_expired(connection: Connection, before: float, now: float) -> list[str]
 def lock_stored_here(connection: Connection, owner: str) -> list[str]:
     """The ids of a batch of the owner's conversations whose text is stored here."""
     return list(connection.execute(LOCK_STORED_HERE, {"owner": owner}).scalars())
+
+
+def lock_at_account(
+    connection: Connection, owner: str, upstream: str, account: str
+) -> list[str]:
+    """The ids of a batch of the owner's conversations whose text lives at this account."""
+    parameters = {"owner": owner, "upstream": upstream, "account": account}
+    return list(connection.execute(LOCK_AT_ACCOUNT, parameters).scalars())
 
 
 def insert_conversation(

@@ -29,7 +29,6 @@ from relay.domain import (
     Node,
     Reply,
     Status,
-    ToolCall,
 )
 from relay.errors import BadRequest, NoConversation
 from relay.schema import messages
@@ -125,19 +124,7 @@ def _length(text: str) -> int:
 
 def payloads_of(reply: Reply) -> tuple[dict[str, Any], ...]:
     """An answer as OpenAI's API has it in a dialogue, where it is more than text."""
-    if not reply.tool_calls and not reply.refusal:
-        return ()
-    payload: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
-    if reply.refusal:
-        payload["refusal"] = reply.refusal
-    if reply.tool_calls:
-        payload["tool_calls"] = [_call(call) for call in reply.tool_calls]
-    return (payload,)
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
+    return (reply.as_sent,) if reply.tool_calls or reply.refusal else ()
 
 
 def find_parent(

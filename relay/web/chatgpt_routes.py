@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -60,18 +60,29 @@ def is_only_account(incoming: Incoming, gateway: Gateway) -> bool:
     return gateway.accounts <= 1 and incoming.service.routing.sole_owner
 
 
-def local_or(
-    incoming: Incoming, gateway: Gateway, conversation_id: str
-) -> tuple[Conversation | None, bool]:
-    """The index row of a conversation, and whether it is answered here: it is here, or nobody knows at which account.
+@dataclass(frozen=True)
+class Place:
+    """Where a request about a conversation passes. `row`: the conversation's in the index, if it has one."""
+
+    gateway: Gateway
+    row: Conversation | None
+
+
+def place_of(incoming: Incoming, conversation_id: str) -> Place | None:
+    """Where a conversation is, at ChatGPT; None where it is answered here: it is here, or its account is not known.
 
     Raises NoConversation.
     """
+    gateway = gateway_of(incoming)
+    if gateway is None:
+        return None
     caller = incoming.caller
     row = incoming.service.conversations.row_of(caller, conversation_id)
-    if row is not None:
-        return row, not row.remote
-    return None, not caller.token and gateway.accounts > 1
+    if row is None and not caller.token and gateway.accounts > 1:
+        return None
+    if row is not None and not row.remote:
+        return None
+    return Place(gateway, row)
 
 
 def list_conversations(incoming: Incoming) -> Response:
@@ -82,27 +93,20 @@ def list_conversations(incoming: Incoming) -> Response:
 
 
 def read(incoming: Incoming, conversation_id: str) -> Response:
-    gateway = gateway_of(incoming)
-    if gateway is None:
+    place = place_of(incoming, conversation_id)
+    if place is None:
         return chatgpt_local.read(incoming, conversation_id)
-    row, is_local = local_or(incoming, gateway, conversation_id)
-    if is_local:
-        return chatgpt_local.read(incoming, conversation_id)
-    return deliver(incoming, gateway, unread_at(incoming, row))
+    return deliver(incoming, place.gateway, unread_at(incoming, place.row))
 
 
 def change(incoming: Incoming, conversation_id: str) -> Response:
-    gateway = gateway_of(incoming)
-    if gateway is None:
-        return chatgpt_local.change(incoming, conversation_id)
-    row, is_local = local_or(incoming, gateway, conversation_id)
-    if is_local:
+    place = place_of(incoming, conversation_id)
+    if place is None:
         return chatgpt_local.change(incoming, conversation_id)
     body = incoming.whole_body()
-    request = request_at(incoming, row, body)
-    return deliver(
-        incoming, gateway, request, observer_of(incoming, row, wire.read(body))
-    )
+    request = request_at(incoming, place.row, body)
+    observer = observer_of(incoming, place.row, wire.read(body))
+    return deliver(incoming, place.gateway, request, observer)
 
 
 def observer_of(
@@ -121,14 +125,12 @@ def observer_of(
 
 def delete(incoming: Incoming, conversation_id: str) -> Response:
     """Pandora's way to delete; the backend has another."""
-    gateway = gateway_of(incoming)
-    if gateway is None:
+    place = place_of(incoming, conversation_id)
+    if place is None:
         return chatgpt_local.delete(incoming, conversation_id)
-    row, is_local = local_or(incoming, gateway, conversation_id)
-    if is_local:
-        return chatgpt_local.delete(incoming, conversation_id)
-    request = as_patch(request_at(incoming, row, dumps(HIDDEN)))
-    return deliver(incoming, gateway, request, observer_of(incoming, row, HIDDEN))
+    request = as_patch(request_at(incoming, place.row, dumps(HIDDEN)))
+    observer = observer_of(incoming, place.row, HIDDEN)
+    return deliver(incoming, place.gateway, request, observer)
 
 
 def delete_all(incoming: Incoming) -> Response:
@@ -151,13 +153,10 @@ def clearing(incoming: Incoming) -> Observer:
 
 
 def make_title(incoming: Incoming, conversation_id: str) -> Response:
-    gateway = gateway_of(incoming)
-    if gateway is None:
+    place = place_of(incoming, conversation_id)
+    if place is None:
         return chatgpt_local.make_title(incoming, conversation_id)
-    row, is_local = local_or(incoming, gateway, conversation_id)
-    if is_local:
-        return chatgpt_local.make_title(incoming, conversation_id)
-    return deliver(incoming, gateway, unread_at(incoming, row))
+    return deliver(incoming, place.gateway, unread_at(incoming, place.row))
 
 
 def feedback(incoming: Incoming) -> Response:
@@ -176,16 +175,15 @@ def with_conversation(
     incoming: Incoming, answer: Callable[[Incoming], Response]
 ) -> Response:
     """A request whose body names a conversation; it passes to where that lives, or `answer` answers it."""
-    gateway = gateway_of(incoming)
-    if gateway is None:
+    if gateway_of(incoming) is None:
         return answer(incoming)
     body = incoming.whole_body()
     named = wire.conversation_id_of(wire.read(body))
-    row, is_local = local_or(incoming, gateway, named or "")
-    if is_local:
+    place = place_of(incoming, named or "")
+    if place is None:
         incoming.put_back(body)
         return answer(incoming)
-    return deliver(incoming, gateway, request_at(incoming, row, body))
+    return deliver(incoming, place.gateway, request_at(incoming, place.row, body))
 
 
 def list_models(incoming: Incoming) -> Response:

@@ -100,20 +100,13 @@ def anything_else(incoming: Incoming, path: str) -> Response:
             "There is no such route here: only an OpenAI-compatible upstream has more "
             "of this API than chat completions and models."
         )
-    if incoming.mimetype == "application/json":
-        body = incoming.whole_body()
-        if body.lstrip().startswith(b"{"):
-            return pass_json(incoming, forwarder, path, body, wire.read(body))
-        return deliver(
-            incoming,
-            forwarder,
-            passages.forwarded(incoming, path, body),
-            path,
-            streams=False,
-        )
-    return deliver(
-        incoming, forwarder, passages.unread(incoming, path), path, streams=False
-    )
+    if incoming.mimetype != "application/json":
+        request = passages.unread(incoming, path)
+        return deliver(incoming, forwarder, request, path)
+    body = incoming.whole_body()
+    if body.lstrip().startswith(b"{"):
+        return pass_json(incoming, forwarder, path, body, wire.read(body))
+    return deliver(incoming, forwarder, passages.forwarded(incoming, path, body), path)
 
 
 def pass_or(
@@ -125,7 +118,7 @@ def pass_or(
         return view(incoming, response_id)
     path = incoming.path.removeprefix("/v1/")
     request = passages.unread(incoming, path)
-    return deliver(incoming, upstream.forwarder, request, path, streams=False)
+    return deliver(incoming, upstream.forwarder, request, path)
 
 
 def translate(
@@ -156,8 +149,7 @@ def pass_json(
     payload: dict[str, Any],
 ) -> Response:
     """A request whose JSON is looked at for its model, and passes as it is."""
-    named = payload.get("model")
-    model = named if isinstance(named, str) else ""
+    model = wire.model_of(payload)
     wanted = choose_model(incoming, path, model)
     if wanted != model:
         body = wire.with_model(body, wanted)
@@ -180,8 +172,9 @@ def deliver(
     forwarder: Forwarder,
     request: Forwarded,
     path: str,
-    streams: bool,
+    streams: bool = False,
 ) -> Response:
+    """The answer to a request that passes; an event stream is watched as this API's. Raises RelayError."""
     watch = wire.EventWatch(path)
     return passages.deliver(incoming, forwarder, request, watch, streams=streams)
 

@@ -10,7 +10,7 @@ from relay.upstreams import Forwarder
 from relay.web import passages, signin
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
-from relay.web.openai_routes import DEFAULTED, error_response
+from relay.web.openai_routes import DEFAULTED, deliver, error_response
 
 routes = Blueprint("platform", __name__, url_prefix="/platform")
 API = "v1/"
@@ -34,27 +34,24 @@ def api(incoming: Incoming, path: str) -> Response:
     if incoming.mimetype == "application/json" and path in DEFAULTED:
         return pass_turn(incoming, platform.api, path)
     request = passages.unread(incoming, path)
-    return passages.deliver(incoming, platform.api, request, wire.EventWatch(path))
+    return deliver(incoming, platform.api, request, path)
 
 
 def pass_turn(incoming: Incoming, forwarder: Forwarder, path: str) -> Response:
     """A question: its JSON is looked at for whether it streams, and for its model, which limits are per."""
     body = incoming.whole_body()
     payload = wire.read(body)
-    named = payload.get("model")
-    model = named if isinstance(named, str) else ""
+    model = wire.model_of(payload)
     request = passages.forwarded(incoming, path, body, model=model)
     streams = payload.get("stream") is True
-    watch = wire.EventWatch(path)
-    return passages.deliver(incoming, forwarder, request, watch, streams=streams)
+    return deliver(incoming, forwarder, request, path, streams)
 
 
 @routes.route("/dashboard/<path:path>", methods=passages.METHODS)
 def dashboard(incoming: Incoming, path: str) -> Response:
     """What the platform's pages show: billing, keys. Only with the caller's own session."""
     request = passages.unread(incoming, f"{DASHBOARD}{path}")
-    forwarder = incoming.service.platform.dashboard
-    return passages.deliver(incoming, forwarder, request, wire.EventWatch(path))
+    return deliver(incoming, incoming.service.platform.dashboard, request, path)
 
 
 @routes.route("/<path:path>", methods=passages.METHODS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -128,11 +129,8 @@ def _message(reply: Reply, identifier: str) -> dict[str, Any]:
 
 def _call(call: ToolCall, identifier: str) -> dict[str, Any]:
     """A call, or the first piece of one. One without an id gets one: its result must name it."""
-    return {
-        "id": call.id or f"call_{identifier[-24:]}_{call.index}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+    name = call.id or f"call_{identifier[-24:]}_{call.index}"
+    return replace(call, id=name).as_sent
 
 
 class Chunks:

@@ -35,11 +35,6 @@ Item = Mapping[str, Any]
 Payload = dict[str, Any]
 
 
-def response_id(answer_id: str) -> str:
-    """The response's id, by that of the stored answer, which is a UUID."""
-    return f"resp_{uuid.UUID(answer_id).hex}"
-
-
 def answer_id(response_id: str) -> str | None:
     """The stored answer's id, by that of the response; None for what is no id of ours."""
     found = _RESPONSE_ID.fullmatch(response_id)
@@ -169,7 +164,7 @@ class _ItemReader:
             _text(item, "name", place),
             _text(item, "arguments", place),
         )
-        self._add_calls([_call_payload(call)])
+        self._add_calls([call.as_sent])
 
     def _add_calls(self, calls: Iterable[Payload]) -> None:
         """Calls belong to the assistant's message before them."""
@@ -248,17 +243,6 @@ def _not_stored(place: str) -> BadRequest:
         f"{place} refers to an item that is not stored here, or not any more: send the "
         "item itself."
     )
-
-
-def reply_payload(reply: Reply) -> Payload:
-    """A whole answer as a message of chat completions."""
-    calls = [_call_payload(call) for call in reply.tool_calls]
-    return {"content": reply.text, "refusal": reply.refusal, "tool_calls": calls}
-
-
-def _call_payload(call: ToolCall) -> Payload:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
 
 
 def assistant_payload(answer: Node) -> Payload:

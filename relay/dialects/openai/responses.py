@@ -189,8 +189,7 @@ def finished(key: str, echo: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
     """A response that ended in good order. Of an answer to another route the usage may not be known."""
     why = INCOMPLETE.get(reply.finish_reason)
     status = "incomplete" if why else "completed"
-    message = items.reply_payload(reply)
-    output = items.output_items(key, reply.reasoning, message, status)
+    output = items.output_items(key, reply.reasoning, reply.as_sent, status)
     whole = response(key, echo, reply.model, status, output)
     whole["incomplete_details"] = {"reason": why} if why else None
     if reply.usage or "prompt_tokens" in echo:

@@ -111,6 +111,12 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
+def model_of(payload: dict[str, Any]) -> str:
+    """The model that a request names; "" where it names none."""
+    model = payload.get("model")
+    return model if isinstance(model, str) else ""
+
+
 def read(body: bytes) -> dict[str, Any]:
     """The object that a JSON body is. Raises BadRequest, TooLarge."""
     return read_fields("application/json", body)

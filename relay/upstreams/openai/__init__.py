@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relay.accounts import Account, AccountPool, Resting, is_chatgpt_token
+from relay.accounts import (
+    Account,
+    AccountPool,
+    Resting,
+    is_chatgpt_token,
+    is_openai_key,
+)
 from relay.domain import Caller, Model, Question
 from relay.errors import BadRequest
 from relay.settings import Settings
@@ -77,7 +83,7 @@ class OpenAI:
     def recognizes(self, token: str) -> bool:
         if self._any_key:
             return not is_chatgpt_token(token)
-        return token.startswith("sk-") and not token.startswith("sk-ant-")
+        return is_openai_key(token)
 
     def resting(self) -> Sequence[Resting]:
         return self._api.pool.resting()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from relay.accounts import Account, AccountPool, Attempts
+from relay.accounts import Account, AccountPool, Attempts, is_openai_key
 from relay.errors import Unauthorized, UpstreamError
 from relay.settings import Settings
 from relay.transports import Call, Transport
@@ -62,8 +62,7 @@ class Platform:
     def recognizes_key(self, token: str) -> bool:
         """Whether a caller's own credential may go to the API."""
         if self.upstream is None:
-            is_key = token.startswith("sk-") and not token.startswith("sk-ant-")
-            return self.checks_keys and is_key
+            return self.checks_keys and is_openai_key(token)
         return self.upstream.accepts_caller_tokens and self.upstream.recognizes(token)
 
     def recognizes_session(self, token: str) -> bool:
