@@ -177,6 +177,47 @@ def days(value: str) -> float:
     return float(value)
 
 
+PROXY_FORM = re.compile(
+    r"(https?|socks5h?)://(?:[^\s:@/]*(?::[^\s@/]*)?@)?[^\s/@?#]+/?", re.IGNORECASE
+)
+
+
+def proxies(value: str) -> tuple[str, ...]:
+    found = words(value)
+    if not all(PROXY_FORM.fullmatch(word) for word in found):
+        raise ValueError(
+            "each must be http://, https:// or socks5h://, then HOST:PORT or USER:PASSWORD@HOST:PORT; "
+            "in a password, : / @ and % must be written as %3A %2F %40 and %25"
+        )
+    return tuple(word.rstrip("/") for word in found)
+
+
+def profile(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", value.lower()):
+        raise ValueError("it must be a tls-client profile such as chrome_133")
+    return value.lower()
+
+
+def difficulty(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{1,32}", value.lower()):
+        raise ValueError("it must be a hexadecimal number such as 000032")
+    return value.lower()
+
+
+def user_agents(value: str) -> tuple[str, ...]:
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or not found:
+        raise ValueError('it must be a JSON array such as ["Mozilla/5.0 ..."]')
+    if not all(
+        isinstance(each, str) and re.fullmatch("[ -~]+", each) for each in found
+    ):
+        raise ValueError("each must be a text in ASCII, without line ends")
+    return tuple(found)
+
+
 def json_object(value: str) -> dict[str, Any]:
     try:
         found = orjson.loads(value)
@@ -327,6 +368,60 @@ class Settings:
     )
     chatgpt_body: Mapping[str, Any] = setting(
         "CHATGPT_BODY", {}, json_object, "Extra fields of a turn's body, as JSON."
+    )
+    conversation_only: bool = setting(
+        "CONVERSATION_ONLY",
+        False,
+        flag,
+        "Whether ChatGPT is sent the question alone, without the requests before it.",
+    )
+    pow_difficulty: str = setting(
+        "POW_DIFFICULTY",
+        "000032",
+        difficulty,
+        "Hardest proof of work done for ChatGPT; less is harder.",
+    )
+    arkose_token_url: str = setting(
+        "ARKOSE_TOKEN_URL",
+        "",
+        address,
+        "A service of yours that gives Arkose tokens.",
+        also=("ARK0SE_TOKEN_URL",),
+    )
+    auth_key: str = setting(
+        "AUTH_KEY", "", text, "Key of a private gateway to ChatGPT.", secret=True
+    )
+    user_agents: tuple[str, ...] = setting(
+        "USER_AGENTS",
+        (),
+        user_agents,
+        "What ChatGPT is told as user agent, as a JSON array: one for each account.",
+    )
+    proxy_url: tuple[str, ...] = setting(
+        "PROXY_URL",
+        (),
+        proxies,
+        "Proxies on the way to ChatGPT and OpenAI, comma-separated, in the order in which they are tried.",
+        also=("GO_CHATGPT_API_PROXY", "PROXY"),
+        secret=True,
+    )
+    tls_client: str = setting(
+        "TLS_CLIENT", "", profile, "tls-client profile of calls to ChatGPT."
+    )
+    auth_base_url: str = setting(
+        "AUTH_BASE_URL",
+        "https://auth.openai.com",
+        address,
+        "Origin of the pages that sign in.",
+    )
+    auth_url: str = setting(
+        "AUTH_URL", "", address, "A service of yours that signs in instead."
+    )
+    oauth_token_url: str = setting(
+        "OAUTH_TOKEN_URL",
+        "https://auth.openai.com/oauth/token",
+        address,
+        "Where refresh tokens are exchanged.",
     )
     openai_api_key: tuple[str, ...] = setting(
         "OPENAI_API_KEY",
