@@ -29,12 +29,21 @@ from relay.web import (
     openai_routes,
     own,
     platform_routes,
+    signin,
 )
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import bytes_response, json_response, text_response
 
 routes = Blueprint("own", __name__)
+
+
+@routes.post("/get_access_token")
+def get_access_token(incoming: Incoming) -> Response:
+    found = signin.sign_in(incoming)
+    return json_response(
+        {"access_token": found.access_token, "expires": found.expires_at}
+    )
 
 
 @routes.post("/send_message")
@@ -135,6 +144,7 @@ OWN = Dialect(
     first_segments=("",),  # every path that is no other dialect's
     error=own.error_response,
     public=frozenset({"own.index", "own.healthz"}),
+    keyless=frozenset({"own.get_access_token"}),
     answers_head=frozenset({"own.readyz"}),
     token_in_body=True,
 )

@@ -17,7 +17,7 @@ RelayError
 │   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
 │   ├── TooLarge                413
 │   ├── UnsupportedMediaType    415
-│   ├── TooManyAttempts         429  wrong keys, or asks with tokens that no upstream accepted yet
+│   ├── TooManyAttempts         429  wrong keys, sign-ins, or asks with tokens that no upstream accepted yet
 │   └── CallerLeft              499  the caller has gone; for the log
 ├── ServiceError                we are to blame
 │   ├── InternalError           500
@@ -27,12 +27,16 @@ RelayError
     ├── UpstreamRefused         its own status, passed on where it means the same to the caller
     │   ├── TokenRejected       401  the access token is expired, invalid or its account deactivated
     │   ├── Challenged          403  it wants a browser to solve something; never done here
+    │   ├── WrongCredentials    401  no account has this e-mail address and this password
+    │   ├── AccountLocked       403  the account may not sign in
+    │   ├── SecondFactor        403  the account asks for a second factor; not supported
     │   ├── Blocked             403  its moderation took the answer back
     │   ├── Refused             403  the model refused to answer
     │   └── RateLimited         429  with retry_after where a time was stated
     │       └── OneAtATime      429  the account is busy with another answer
     ├── UpstreamFailed          502  it answered what cannot be read
-    │   └── Unreachable         502  no connection, so nothing was asked
+    │   ├── Unreachable         502  no connection, so nothing was asked
+    │   └── SignInChanged       502  the sign-in pages are not as they are known here
     ├── UpstreamCut             502  the answer ended before its end
     ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
     ├── UpstreamTimeout         504  one of the clocks ran out
@@ -282,6 +286,39 @@ class Challenged(UpstreamRefused):
         super().__init__(message, status=403)
 
 
+class WrongCredentials(UpstreamRefused):
+    status = 401
+    code = "wrong_credentials"
+    message = "The e-mail address or the password is wrong. Correct it before the next try: several lock an account."
+
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        super().__init__(message, status=401, quoted=quoted)
+
+
+class AccountLocked(UpstreamRefused):
+    status = 403
+    code = "account_locked"
+    message = (
+        "ChatGPT does not let this account sign in: it is locked, blocked or deactivated. "
+        "Sign in with a browser and follow what it says there."
+    )
+
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        super().__init__(message, status=403, quoted=quoted)
+
+
+class SecondFactor(UpstreamRefused):
+    status = 403
+    code = "second_factor"
+    message = (
+        "This account asks for a second factor, which is not supported here. Sign in with a browser, and send "
+        "the access token that https://chatgpt.com/api/auth/session shows then."
+    )
+
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        super().__init__(message, status=403, quoted=quoted)
+
+
 class Blocked(UpstreamRefused):
     status = 403
     code = "blocked"
@@ -328,6 +365,22 @@ class Unreachable(UpstreamFailed):
     code = "upstream_unreachable"
     may_have_been_sent = False
     another_account_may_help = True
+
+
+class SignInChanged(UpstreamFailed):
+    """`step`: which of the sign-in's requests was answered with something unknown."""
+
+    code = "sign_in_changed"
+    message = (
+        "The sign-in pages are not as this service knows them. Send an access token, which "
+        "https://chatgpt.com/api/auth/session shows, or a refresh token, or set AUTH_URL."
+    )
+
+    def __init__(self, message: str = "", *, step: str = "", quoted: str = "") -> None:
+        sentence = message or self.message
+        if step:
+            sentence = f"{sentence} (At the step: {step}.)"
+        super().__init__(sentence, quoted=quoted)
 
 
 class UpstreamCut(UpstreamError):

@@ -20,6 +20,7 @@ from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
+from relay.signin import SignIn, open_sign_in
 from relay.store import Store
 from relay.transports import Transport
 from relay.transports.dialing import DirectDialer
@@ -62,6 +63,7 @@ class Service:
     background: Background
     upkeep: Upkeep
     platform: Platform
+    signin: SignIn
 
     @classmethod
     def build(
@@ -109,6 +111,7 @@ class Service:
             background=Background(),
             upkeep=upkeep,
             platform=open_platform(settings, transport, upstreams.get("openai")),
+            signin=open_sign_in(settings),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:

@@ -54,6 +54,8 @@ MAY_IMPORT = {
     "relay.passage": VALUES
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
     | PROTOCOL,
+    "relay.signin": VALUES
+    | {"relay.settings", "relay.upstreams.addresses", "relay.upstreams.wording"},
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
     "relay.dialects": VALUES | {"relay.sse"},
@@ -74,7 +76,7 @@ MAY_IMPORT = {
     | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
-    | {"relay.access", "relay.newcomers", "relay.memory"}
+    | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!"}
     | PROTOCOL,
 }

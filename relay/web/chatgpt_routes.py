@@ -372,5 +372,5 @@ DIALECT = Dialect(
     routes,
     ("chatgpt", "api", "backend-api", "backend-anon"),
     error_response,
-    public=frozenset({"chatgpt.login"}),
+    keyless=frozenset({"chatgpt.login"}),
 )

@@ -47,16 +47,19 @@ class Dialect:
     """A dialect's routes, and what the edge must know of them.
 
     `first_segments`: of its paths; "" is every path that is no other dialect's. `error`: its
-    response to a failure; it must not raise. `public`: endpoints that need no key. `answers_head`:
-    endpoints whose view a HEAD may run, because it asks no upstream. `token_in_body`: a POST may
-    have its credential in a field, so the view authenticates. `recognizes`: whether the route has a
-    use for a caller's own credential that no upstream recognizes.
+    response to a failure; it must not raise. `public`: endpoints that need no key, and that every
+    page may load. `keyless`: endpoints that need none, because they spend a password of the
+    caller's own; the rules for browsers hold. `answers_head`: endpoints whose view a HEAD may run,
+    because it asks no upstream. `token_in_body`: a POST may have its credential in a field, so the
+    view authenticates. `recognizes`: whether the route has a use for a caller's own credential that
+    no upstream recognizes.
     """
 
     routes: Blueprint
     first_segments: tuple[str, ...]
     error: Callable[[RelayError, Incoming], Response]
     public: frozenset[str] = frozenset()
+    keyless: frozenset[str] = frozenset()
     answers_head: frozenset[str] = frozenset()
     token_in_body: bool = False
     recognizes: Callable[[str, Incoming], bool] = lambda token, incoming: False
@@ -104,6 +107,7 @@ class Edge:
         self._browsers = BrowserRules(
             service.settings.cors_origins, service.access.needs_key
         )
+        self._keyless_browsers = BrowserRules(service.settings.cors_origins, False)
         self._wrong_keys = WrongKeys()
         self._proxies = TrustedProxies(service.settings.forwarded_allow_ips)
         self._by_segment = {
@@ -128,14 +132,17 @@ class Edge:
         dialect = incoming.dialect
         if incoming.endpoint in dialect.public:
             return None
+        is_keyless = incoming.endpoint in dialect.keyless
         headers = dict(incoming.headers)
         if not self._service.access.needs_key:
             check_host(incoming.host, self._service.settings.allowed_hosts)
-        self._browsers.check(headers, incoming.host)
+        browsers = self._keyless_browsers if is_keyless else self._browsers
+        browsers.check(headers, incoming.host)
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
-        self._authenticate(incoming)
+        if not is_keyless:
+            self._authenticate(incoming)
         if incoming.headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None

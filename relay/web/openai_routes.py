@@ -197,5 +197,5 @@ imitate.add_url_rule("/v1/models", view_func=list_models)
 imitate.add_url_rule("/v1/models/<path:name>", view_func=read_model)
 
 IMITATE = Dialect(
-    imitate, ("imitate",), error_response, public=frozenset({"imitate.login"})
+    imitate, ("imitate",), error_response, keyless=frozenset({"imitate.login"})
 )

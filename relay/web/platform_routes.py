@@ -19,8 +19,8 @@ OTHER_CREDENTIAL = (
     "That credential is none of the platform's: send a key of its API, or a client key."
 )
 
-routes.add_url_rule("/login", view_func=signin.login, methods=["POST"])
-routes.add_url_rule("/v1/login", view_func=signin.login, methods=["POST"])
+routes.add_url_rule("/login", view_func=signin.platform_login, methods=["POST"])
+routes.add_url_rule("/v1/login", view_func=signin.platform_login, methods=["POST"])
 
 
 @routes.route("/v1/<path:path>", methods=passages.METHODS)
@@ -72,6 +72,6 @@ DIALECT = Dialect(
     routes,
     ("platform",),
     error_response,
-    public=frozenset({"platform.login"}),
+    keyless=frozenset({"platform.platform_login"}),
     recognizes=recognizes,
 )

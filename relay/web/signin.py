@@ -4,15 +4,54 @@ from __future__ import annotations
 
 from flask import Response
 
+from relay.dialects import bodies, fields
 from relay.errors import BadRequest
-from relay.web.incoming import Incoming
+from relay.signin.grants import Credentials, Grant
+from relay.web.incoming import Incoming, pause
+from relay.web.responses import json_response
 
-NO_PASSWORDS = (
-    "This service does not sign in with a password: send an access token, or a client "
-    "key, as the header 'Authorization: Bearer TOKEN'. ChatGPT shows a token at "
-    "https://chatgpt.com/api/auth/session"
+NO_CREDENTIALS = (
+    "Send the account's e-mail address and its password: the fields email (or username) "
+    "and password, as a form or as JSON."
+)
+NO_PROXY = (
+    "Callers choose no proxy: leave the field proxy out. The operator sets PROXY_URL."
 )
 
 
+def sign_in(incoming: Incoming) -> Grant:
+    """An access token of ChatGPT's for the account that the body names. Raises RelayError."""
+    credentials = credentials_of(incoming)
+    return incoming.service.signin.to_chatgpt(
+        credentials, incoming.caller_address, fresh=wants_fresh(incoming)
+    )
+
+
 def login(incoming: Incoming) -> Response:
-    raise BadRequest(NO_PASSWORDS)
+    return json_response({"accessToken": sign_in(incoming).access_token})
+
+
+def platform_login(incoming: Incoming) -> Response:
+    """The dashboard's JSON, unchanged."""
+    credentials = credentials_of(incoming)
+    grant = incoming.service.signin.to_platform(
+        credentials, incoming.caller_address, fresh=wants_fresh(incoming)
+    )
+    return Response(grant.login, mimetype="application/json")
+
+
+def credentials_of(incoming: Incoming) -> Credentials:
+    bodies.read_query(dict(incoming.args.lists()))
+    found = bodies.read(incoming.content_type or "", incoming.whole_body(), pause)
+    if fields.text_of(found, "proxy").strip():
+        raise BadRequest(NO_PROXY)
+    email = fields.text_of(found, "email") or fields.text_of(found, "username")
+    password = fields.text_of(found, "password")
+    if not email.strip() or not password:
+        raise BadRequest(NO_CREDENTIALS)
+    return Credentials(email.strip(), password)
+
+
+def wants_fresh(incoming: Incoming) -> bool:
+    """Whether the caller says that a token which is kept does not do: it may have been revoked."""
+    return "no-cache" in incoming.cache_control
