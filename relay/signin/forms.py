@@ -6,6 +6,7 @@ Only tags are looked at, in linear time, and no script is run.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
@@ -16,6 +17,9 @@ _LOCKED = re.compile(
 )
 _LOCKED_SENTENCE = re.compile(
     rb"account (?:has been|is|was) (?:temporarily )?(?:blocked|locked|deactivated|suspended|disabled)"
+)
+_BROWSER_CHECK = re.compile(
+    rb"just a moment|cf_chl_opt|cf-please-wait|challenge-platform|error code: 10[0-9]{2}\b"
 )
 _SECOND_FACTOR = re.compile(
     r"\b(mfa|2fa|otp|two-factor|second factor)\b", re.IGNORECASE
@@ -66,6 +70,16 @@ def read_form(body: bytes) -> Form:
         tags.feed(tag[0].decode("utf-8", "replace"))
     is_locked = _LOCKED_SENTENCE.search(body.lower()) is not None
     return Form(tags.fields, tuple(tags.codes), is_locked)
+
+
+def is_browser_check(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a page wants a browser to solve something. Header names are in lower case.
+
+    Pages that merely mention a captcha, as scripts do, are none.
+    """
+    if headers.get("cf-mitigated") or _BROWSER_CHECK.search(body.lower()):
+        return True
+    return read_form(body).wants_captcha
 
 
 def says_locked(text: str) -> bool:

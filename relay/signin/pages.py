@@ -26,8 +26,9 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.signin.connections import SocketAdapter, Sockets, trusted
+from relay.signin.forms import is_browser_check
 from relay.signin.grants import TOO_SLOW
-from relay.upstreams.wording import is_challenge, parse_json, retry_after
+from relay.upstreams.wording import parse_json, retry_after
 
 log = logging.getLogger(__name__)
 
@@ -209,9 +210,12 @@ class Pages:
                 headers = {
                     name.lower(): text for name, text in response.headers.items()
                 }
-                return Page(url, response.status_code, headers, body)
+                answer = Page(url, response.status_code, headers, body)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise self._failure_of(error) from None
+        if self._sockets.is_shut:  # what was cut there may look whole
+            raise UpstreamTimeout(TOO_SLOW)
+        return answer
 
     def _failure_of(self, error: Exception) -> RelayError:
         if self._sockets.is_shut or self._deadline.passed:
@@ -244,7 +248,7 @@ def failure_of(page: Page, step: str) -> RelayError:
     """The error for a page that is not the expected one."""
     if page.status == 429:
         return RateLimited(LIMITED, retry_after=retry_after(page.headers))
-    if is_challenge(page.headers, page.body):
+    if is_browser_check(page.headers, page.body):
         return Challenged(CHALLENGED)
     if page.status >= 500:
         return UpstreamFailed(f"{FAILED} (Status {page.status} at the step: {step}.)")
