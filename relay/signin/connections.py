@@ -57,7 +57,7 @@ class Sockets:
 class SocketAdapter(HTTPAdapter):
     """requests' own way to a host or a proxy, but every socket is handed to `sockets`."""
 
-    def __init__(self, sockets: Sockets, tls: ssl.SSLContext) -> None:
+    def __init__(self, sockets: Sockets, tls: ssl.SSLContext | None) -> None:
         self._sockets = sockets
         self._tls = tls
         super().__init__()
@@ -103,7 +103,8 @@ def watched(
 
 
 def trusted() -> ssl.SSLContext:
-    """The machine's certificates, and Mozilla's, which slim images lack."""
+    """The machine's certificates, or Mozilla's where it has none, as in slim images."""
     context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
+    if not context.cert_store_stats()["x509_ca"]:
+        context.load_verify_locations(certifi.where())
     return context

@@ -139,8 +139,10 @@ class Pages:
             {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         )
         self._proxies = list(way.proxies)
+        asked = (*self._origins, *way.proxies)
+        tls = way.tls if any(each.startswith("https:") for each in asked) else None
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, SocketAdapter(self._sockets, way.tls))
+            self._session.mount(scheme, SocketAdapter(self._sockets, tls))
 
     @contextmanager
     def opened(self) -> Iterator[Pages]:

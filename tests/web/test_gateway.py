@@ -195,16 +195,6 @@ def test_pandora_deletes_with_a_method_that_the_backend_does_not_have(
     assert client.get("/conversations", headers=KEY).json == []
 
 
-@pytest.mark.parametrize(
-    "path", [f"{prefix}/login" for prefix in PREFIXES] + ["/imitate/login"]
-)
-def test_a_login_is_told_what_to_do_instead(client: FlaskClient, path: str) -> None:
-    credentials = {"username": "email", "password": "password"}
-    answer = client.post(path, json=credentials)
-    assert answer.status_code == 400
-    assert "send an access token" in json.dumps(answer.json)
-
-
 def test_the_session_is_the_callers_own_credential(client: FlaskClient) -> None:
     for headers, token in ((KEY, "the-client-key-0"), (OWN, OWN_TOKEN)):
         session = client.get("/api/auth/session", headers=headers).json

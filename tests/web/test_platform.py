@@ -153,13 +153,6 @@ def test_the_dashboard_takes_the_callers_own_session_alone(
     assert len(platform.received) == 1 and not upstream.received
 
 
-@pytest.mark.parametrize("path", ["/platform/login", "/platform/v1/login"])
-def test_a_login_is_told_what_to_do_instead(client: FlaskClient, path: str) -> None:
-    answer = client.post(path, json={"username": "email", "password": "password"})
-    assert answer.status_code == 400
-    assert "send an access token" in answer.json["error"]["message"]
-
-
 def test_a_file_passes_as_it_is(client: FlaskClient, upstream: RawUpstream) -> None:
     form = {"purpose": "fine-tune", "file": (BytesIO(b"\x00lines"), "a.jsonl")}
     answer = client.post("/platform/v1/files", data=form, headers=KEY)
