@@ -20,7 +20,7 @@ from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
-from relay.signin import SignIn, open_sign_in
+from relay.signin.logins import Logins, open_logins
 from relay.store import Store
 from relay.transports import Transport
 from relay.transports.dialing import DirectDialer
@@ -63,7 +63,7 @@ class Service:
     background: Background
     upkeep: Upkeep
     platform: Platform
-    signin: SignIn
+    logins: Logins
 
     @classmethod
     def build(
@@ -111,7 +111,7 @@ class Service:
             background=Background(),
             upkeep=upkeep,
             platform=open_platform(settings, transport, upstreams.get("openai")),
-            signin=open_sign_in(settings),
+            logins=open_logins(settings),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:

@@ -22,7 +22,7 @@ NO_PROXY = (
 def sign_in(incoming: Incoming) -> Grant:
     """An access token of ChatGPT's for the account that the body names. Raises RelayError."""
     credentials = credentials_of(incoming)
-    return incoming.service.signin.to_chatgpt(
+    return incoming.service.logins.to_chatgpt(
         credentials, incoming.caller_address, fresh=wants_fresh(incoming)
     )
 
@@ -34,7 +34,7 @@ def login(incoming: Incoming) -> Response:
 def platform_login(incoming: Incoming) -> Response:
     """The dashboard's JSON, unchanged."""
     credentials = credentials_of(incoming)
-    grant = incoming.service.signin.to_platform(
+    grant = incoming.service.logins.to_platform(
         credentials, incoming.caller_address, fresh=wants_fresh(incoming)
     )
     return Response(grant.login, mimetype="application/json")

@@ -18,8 +18,8 @@ from relay.errors import (
     WrongCredentials,
 )
 from relay.settings import Settings
-from relay.signin import open_sign_in
 from relay.signin.grants import Credentials
+from relay.signin.logins import open_logins
 from tests.processes import free_port
 from tests.signin_pages import (
     EMAIL,
@@ -41,7 +41,7 @@ def test_it_is_asked_alone_and_by_no_proxy(
     auth_service: AuthService, name: str
 ) -> None:
     proxy = (f"http://127.0.0.1:{free_port()}",)
-    service = open_sign_in(Settings(auth_url=f"{auth_service.url}/in", proxy_url=proxy))
+    service = open_logins(Settings(auth_url=f"{auth_service.url}/in", proxy_url=proxy))
     auth_service.says = payload({name: "opaque-token", "expires": "2099-01-31"})
     grant = service.to_chatgpt(CREDENTIALS, ADDRESS)
     assert grant.access_token == "opaque-token"
@@ -52,7 +52,7 @@ def test_it_is_asked_alone_and_by_no_proxy(
 
 
 def test_what_states_no_end_is_not_kept(auth_service: AuthService) -> None:
-    service = open_sign_in(Settings(auth_url=auth_service.url))
+    service = open_logins(Settings(auth_url=auth_service.url))
     auth_service.says = payload({"access_token": "opaque-token", "expires": "odd"})
     assert service.to_chatgpt(CREDENTIALS, ADDRESS).expires_at is None
     service.to_chatgpt(CREDENTIALS, ADDRESS)
@@ -60,7 +60,7 @@ def test_what_states_no_end_is_not_kept(auth_service: AuthService) -> None:
 
 
 def test_the_earlier_of_two_ends_counts(auth_service: AuthService) -> None:
-    service = open_sign_in(Settings(auth_url=auth_service.url))
+    service = open_logins(Settings(auth_url=auth_service.url))
     soon = int(time.time()) + 200
     auth_service.says = payload({"access_token": auth_service.token, "expires": soon})
     assert service.to_chatgpt(CREDENTIALS, ADDRESS).expires == soon
@@ -73,7 +73,7 @@ def test_the_dashboard_takes_its_token(
 ) -> None:
     pages.tokens.append(auth_service.token)
     settings = Settings(auth_url=auth_service.url, platform_base_url=pages.platform.url)
-    grant = open_sign_in(settings).to_platform(CREDENTIALS, ADDRESS)
+    grant = open_logins(settings).to_platform(CREDENTIALS, ADDRESS)
     assert grant.login == LOGIN and not pages.auth.received
 
 
@@ -100,7 +100,7 @@ def test_each_failure_is_an_error_of_its_own(
     auth_service: AuthService, case: tuple[Answer, type[RelayError]]
 ) -> None:
     auth_service.says, kind = case
-    service = open_sign_in(Settings(auth_url=auth_service.url))
+    service = open_logins(Settings(auth_url=auth_service.url))
     with pytest.raises(kind) as caught:
         service.to_chatgpt(CREDENTIALS, ADDRESS)
     assert type(caught.value) is kind

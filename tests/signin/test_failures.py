@@ -24,8 +24,8 @@ from relay.errors import (
     WrongCredentials,
 )
 from relay.settings import Settings, SettingsError
-from relay.signin import SignIn, open_sign_in
 from relay.signin.grants import Credentials
+from relay.signin.logins import Logins, open_logins
 from tests.conftest import running
 from tests.processes import free_port
 from tests.signin_pages import (
@@ -59,14 +59,14 @@ def foreign() -> Iterator[ThreadingHTTPServer]:
     yield from running(server)
 
 
-def open_for(pages: SignInPages, **settings: object) -> SignIn:
+def open_for(pages: SignInPages, **settings: object) -> Logins:
     given = {
         "chatgpt_base_url": (pages.chatgpt.url,),
         "auth_base_url": pages.auth.url,
         "platform_base_url": pages.platform.url,
         **settings,
     }
-    return open_sign_in(Settings(**given))  # type: ignore[arg-type]
+    return open_logins(Settings(**given))  # type: ignore[arg-type]
 
 
 def failure(
@@ -322,7 +322,7 @@ def test_an_address_that_cannot_be_used_refuses_the_start(
     name: str, value: str
 ) -> None:
     with pytest.raises(SettingsError, match=name.upper()):
-        open_sign_in(Settings(**{name: value}))  # type: ignore[arg-type]
+        open_logins(Settings(**{name: value}))  # type: ignore[arg-type]
 
 
 def test_the_gateways_own_base_is_found(pages: SignInPages) -> None:

@@ -16,8 +16,8 @@ import requests
 
 from relay.errors import Unreachable
 from relay.settings import Settings
-from relay.signin import open_sign_in
 from relay.signin.grants import Credentials
+from relay.signin.logins import open_logins
 from tests.conftest import running
 from tests.processes import Service, free_port
 from tests.signin_pages import EMAIL, PASSWORD, SignInPages
@@ -142,7 +142,7 @@ def test_the_next_proxy_is_tried_where_one_cannot_be_reached(
         auth_base_url=named.auth.url,
         proxy_url=(dead, address_of(scheme, proxy)),
     )
-    grant = open_sign_in(settings).to_chatgpt(CREDENTIALS, "192.0.2.1")
+    grant = open_logins(settings).to_chatgpt(CREDENTIALS, "192.0.2.1")
     assert grant.access_token == named.tokens[0] and named.sign_ins == 1
     assert set(proxy.asked) == {"chat.invalid", "auth.invalid"}
     assert "the next is tried" in caplog.text and "secret" not in caplog.text
@@ -152,7 +152,7 @@ def test_where_none_can_be_reached(pages: SignInPages, scheme: str) -> None:
     dead = tuple(f"{scheme}://127.0.0.1:{free_port()}" for _ in range(2))
     settings = Settings(chatgpt_base_url=(pages.chatgpt.url,), proxy_url=dead)
     with pytest.raises(Unreachable, match="PROXY_URL"):
-        open_sign_in(settings).to_chatgpt(CREDENTIALS, "192.0.2.1")
+        open_logins(settings).to_chatgpt(CREDENTIALS, "192.0.2.1")
     assert not pages.all_received
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from relay.errors import Unreachable, UpstreamTimeout
 from relay.settings import Settings
-from relay.signin import SignIn, open_sign_in
 from relay.signin.grants import Credentials
+from relay.signin.logins import Logins, open_logins
 from tests.processes import need
 from tests.signin_pages import EMAIL, PASSWORD, SignInPages
 
@@ -36,13 +36,13 @@ def certificate(pages: SignInPages, tmp_path: Path) -> Path:
     return chain
 
 
-def open_for(pages: SignInPages, seconds: float = 20.0) -> SignIn:
+def open_for(pages: SignInPages, seconds: float = 20.0) -> Logins:
     settings = Settings(
         chatgpt_base_url=(pages.chatgpt.url,),
         auth_base_url=pages.auth.url,
         total_timeout=seconds,
     )
-    return open_sign_in(settings)
+    return open_logins(settings)
 
 
 def test_a_certificate_that_is_trusted(
