@@ -1,0 +1,1 @@
+"""Signing in to ChatGPT, and what a sign-in gives."""
