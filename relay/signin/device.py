@@ -1,4 +1,4 @@
-"""Signing in by a device code: a person types a short code on a page, in any browser, and this side asks for the outcome.
+"""Signing in by a device code: a person types a short code on a page, in any browser, while this side asks for the end.
 
 It is not RFC 8628: the paths are OpenAI's own, 403 and 404 mean that nobody has typed the code yet, and what comes at
 the end is an authorization code whose verifier the issuer made.

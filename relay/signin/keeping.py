@@ -1,0 +1,35 @@
+"""Sign-ins as they are kept: what `login` adds and `logout` takes away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relay.signin.claims import Person
+from relay.signin.issuer import Tokens
+
+
+@dataclass(frozen=True)
+class KeptSignIn:
+    """One sign-in. `account`: its name, as the log and /readyz have it; `refresh_token`: the one that is valid now."""
+
+    account: str
+    person: Person
+    refresh_token: str = field(repr=False)
+
+
+class SignIns(Protocol):
+    """Keeps sign-ins, over restarts, where their owner alone can read them. All methods raise StoreFailed."""
+
+    def keep(self, tokens: Tokens) -> KeptSignIn:
+        """Keep what a sign-in gave, beside all others."""
+
+    def list(self) -> Sequence[KeptSignIn]:
+        """All that are kept, the oldest first."""
+
+    def remove(self, sign_in: KeptSignIn) -> None:
+        """Keep it no longer, and erase its tokens. One that is not there is no error."""
+
+    def close(self) -> None:
+        """Called once, after the last use."""
