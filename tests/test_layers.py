@@ -57,6 +57,9 @@ MAY_IMPORT = {
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
     "relay.dialects": VALUES | {"relay.sse"},
+    "relay.signin": VALUES
+    | {"relay.accounts", "relay.transports"}
+    | {"relay.upstreams.http", "relay.upstreams.wording"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
@@ -70,8 +73,13 @@ MAY_IMPORT = {
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
     | {"relay.server", "relay.store", "relay.startup"},
     "relay.commands.check": {"relay"},
+    "relay.commands.terminal": {"relay.errors"},
+    "relay.commands.sign_ins": {"relay"},
+    "relay.commands.login": {"relay"},
+    "relay.commands.logout": {"relay"},
     "relay.commands": {"relay.__version__", "relay.errors", "relay.settings"}
-    | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
+    | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"}
+    | {"relay.commands.login", "relay.commands.logout"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory"}

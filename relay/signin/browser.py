@@ -15,12 +15,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from relay.errors import BadRequest, UpstreamRefused
 from relay.signin.issuer import (
-    CLIENT_ID,
     NOT_ENTITLED,
     ORIGINATOR,
     Grant,
     not_entitled,
 )
+from relay.signin.refresh import CLIENT_ID
 
 REDIRECT_URI = "http://localhost:1455/auth/callback"
 SCOPE = "openid profile email offline_access"

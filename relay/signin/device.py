@@ -20,13 +20,13 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.signin.issuer import (
-    CLIENT_ID,
     Grant,
     Issuer,
     Reply,
     is_not_entitled,
     refusal,
 )
+from relay.signin.refresh import CLIENT_ID
 
 PATH = "/api/accounts/deviceauth"
 LIFETIME = 900.0  # seconds that a code lives, where the issuer does not say

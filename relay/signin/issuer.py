@@ -18,11 +18,11 @@ from relay.errors import (
     Challenged,
     RateLimited,
     RelayError,
-    TokenRejected,
     UpstreamFailed,
     UpstreamRefused,
 )
 from relay.signin.claims import Person, person_of
+from relay.signin.refresh import CLIENT_ID
 from relay.transports import Call, Transport
 from relay.upstreams.http import WholeResponse, fetch
 from relay.upstreams.wording import (
@@ -33,26 +33,10 @@ from relay.upstreams.wording import (
     retry_after,
 )
 
-CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"
 ORIGINATOR = "chatgpt-webapi"
 REVOKE_SECONDS = 10.0
 LARGEST_REPLY = 256 * 1024
 NOT_ENTITLED = "missing_codex_entitlement"
-#: codes after which a refresh token is of no use any more
-DEAD = {
-    "refresh_token_expired",
-    "refresh_token_reused",
-    "refresh_token_invalidated",
-    "invalid_grant",
-    "token_invalidated",
-    "token_expired",
-    "app_session_terminated",
-    "account_session_expired",
-    "account_auth_invalidated",
-    "account_deactivated",
-    "account_suspended",
-    "account_deleted",
-}
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[!-~]{8,16384}")
 
@@ -131,23 +115,6 @@ class Issuer:
             raise refusal(reply, "the sign-in")
         return parse_tokens(reply)
 
-    def refresh(self, refresh_token: str) -> Tokens:
-        """New tokens for a refresh token, which is spent by that. Raises TokenRejected for one that is dead."""
-        fields = {
-            "client_id": CLIENT_ID,
-            "grant_type": "refresh_token",
-            "refresh_token": refresh_token,
-        }
-        reply = self.post(self.token_url, fields)
-        if reply.code in DEAD or reply.status == 401:
-            raise TokenRejected(
-                f"The refresh token is not valid any more ({_reason(reply)}). Sign in "
-                "again: login."
-            )
-        if not reply.is_ok:
-            raise refusal(reply, "the refresh token")
-        return parse_tokens(reply, refresh_token)
-
     def revoke(self, refresh_token: str) -> None:
         """End a sign-in at the issuer."""
         fields = {
@@ -224,10 +191,10 @@ def _is_code(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
-def parse_tokens(reply: Reply, former_refresh_token: str = "") -> Tokens:
-    """The tokens of an answer. An exchange may leave the refresh token out, which then stays. Raises UpstreamFailed."""
+def parse_tokens(reply: Reply) -> Tokens:
+    """The tokens of an answer. Raises UpstreamFailed where they are not all there."""
     access_token = reply.text("access_token")
-    refresh_token = reply.text("refresh_token") or former_refresh_token
+    refresh_token = reply.text("refresh_token")
     if not access_token or not refresh_token:
         missing = "refresh_token" if access_token else "access_token"
         raise UpstreamFailed(

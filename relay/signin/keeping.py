@@ -12,8 +12,13 @@ from relay.signin.issuer import Tokens
 
 @dataclass(frozen=True)
 class KeptSignIn:
-    """One sign-in. `account`: its name, as the log and /readyz have it; `refresh_token`: the one that is valid now."""
+    """One sign-in.
 
+    `id`: under which it is kept; `account`: its name, as the log and /readyz have it; `refresh_token`: the one that is
+    valid now.
+    """
+
+    id: str
     account: str
     person: Person
     refresh_token: str = field(repr=False)
@@ -26,7 +31,7 @@ class SignIns(Protocol):
         """Keep what a sign-in gave, beside all others."""
 
     def list(self) -> Sequence[KeptSignIn]:
-        """All that are kept, the oldest first."""
+        """All that are kept, the one that was used least recently first."""
 
     def remove(self, sign_in: KeptSignIn) -> None:
         """Keep it no longer, and erase its tokens. One that is not there is no error."""
