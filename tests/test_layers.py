@@ -37,6 +37,15 @@ MAY_IMPORT = {
     "relay.replay": VALUES,
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
     "relay.accounts": VALUES,
+    "relay.token_store": VALUES
+    | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.signin.refresh": VALUES
+    | {"relay.transports!", "relay.upstreams.http", "relay.upstreams.wording"},
+    "relay.signin.renewal": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.upkeep", "relay.signin.refresh"},
+    "relay.signin.tokens": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.signin.renewal"},
+    "relay.signin": VALUES,
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES

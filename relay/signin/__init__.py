@@ -1,0 +1,1 @@
+"""Access tokens: where they come from when nobody gives one."""
