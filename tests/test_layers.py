@@ -37,6 +37,22 @@ MAY_IMPORT = {
     "relay.replay": VALUES,
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
     "relay.accounts": VALUES,
+    "relay.token_store": VALUES
+    | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.signin.refresh": VALUES
+    | {"relay.transports!", "relay.upstreams.http", "relay.upstreams.wording"},
+    "relay.signin.renewal": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.upkeep", "relay.signin.refresh"},
+    "relay.signin.tokens": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.signin.renewal"},
+    "relay.signin.claims": {"relay.accounts"},
+    "relay.signin.issuer": VALUES
+    | {"relay.signin.claims", "relay.signin.refresh", "relay.transports!"}
+    | {"relay.upstreams.http", "relay.upstreams.wording"},
+    "relay.signin.device": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
+    "relay.signin.browser": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
+    "relay.signin.keeping": {"relay.signin.claims", "relay.signin.issuer"},
+    "relay.signin": VALUES,
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
@@ -57,9 +73,6 @@ MAY_IMPORT = {
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
     "relay.dialects": VALUES | {"relay.sse"},
-    "relay.signin": VALUES
-    | {"relay.accounts", "relay.transports"}
-    | {"relay.upstreams.http", "relay.upstreams.wording"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from relay.accounts import is_jwt
+from relay.accounts import Account, is_jwt
 from relay.commands.sign_ins import (
     naming,
     open_issuer,
@@ -49,6 +49,8 @@ BROWSER_HINT = (
     "Sign in there. At its end the browser cannot open a page of http://localhost:1455:\n"
     "that is as it should be. Copy the whole address from the address bar."
 )
+TAKEN_AT_START = "A service that runs takes it at its next start: restart it."
+TAKEN_BY_ITSELF = "A service that runs takes it by itself: no restart is needed."
 SPENT = (
     "The token that you gave is spent, and the one that replaces it is kept: another\n"
     "program that still has it must sign in again."
@@ -158,27 +160,29 @@ def login(settings: Settings, way: Way) -> int:
         with naming(issuer):
             tokens = ways[way]()
         keep(sign_ins, issuer, terminal, tokens)
+        where = describe_database(settings)
+        terminal.say(f"The refresh token is kept in {where}, for its owner alone.")
     finally:
         transport.close()
         sign_ins.close()
-    terminal.say(
-        f"The refresh token is kept in {describe_database(settings)}, for its owner alone."
-    )
     return 0
 
 
 def keep(
     sign_ins: SignIns, issuer: Issuer, terminal: Terminal, tokens: Tokens
 ) -> KeptSignIn:
-    """Keep a sign-in in the place of the account's former ones, which are revoked."""
-    former = list(sign_ins.list())
-    kept = sign_ins.keep(tokens)
+    """Keep a sign-in, in the place of the account's former one, which is revoked."""
+    account = Account.of(tokens.access_token).name
+    former = [each for each in sign_ins.list() if each.account == account]
+    kept = sign_ins.keep(tokens, former[0].id if former else None)
     terminal.say(f"Signed in as {kept.person.label}, here {kept.account}.")
-    for each in former:
-        if each.account == kept.account and each.id != kept.id:
-            sign_ins.remove(each)
-            terminal.say("It takes the place of a former sign-in of that account.")
-            revoke(issuer, terminal, each.refresh_token)
+    for each in former[1:]:
+        sign_ins.remove(each)
+    replaced = [each for each in former if each.refresh_token != tokens.refresh_token]
+    for each in replaced:
+        terminal.say("It takes the place of a former sign-in of that account.")
+        revoke(issuer, terminal, each.refresh_token)
+    terminal.say(TAKEN_BY_ITSELF if former else TAKEN_AT_START)
     return kept
 
 

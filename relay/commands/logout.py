@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from relay.commands.sign_ins import (
+    find_sign_ins,
     open_issuer,
-    open_sign_ins,
     open_transport,
     revoke,
 )
@@ -20,21 +20,24 @@ from relay.startup import describe_database
 def logout(settings: Settings, name: str | None) -> int:
     """Remove one sign-in, the only one or that of an account's name or e-mail address; the exit status."""
     terminal = Terminal(sys.stdin, sys.stdout)
-    sign_ins = open_sign_ins(settings)
+    sign_ins = find_sign_ins(settings)
+    if sign_ins is None:
+        return explain(terminal, (), name)
     transport = open_transport(settings)
     try:
         kept = sign_ins.list()
         found = choose(kept, name)
         if found is None:
             return explain(terminal, kept, name)
-        sign_ins.remove(found)
+        last = sign_ins.remove(found)
         terminal.say(f"Signed out {found.person.label}, here {found.account}.")
         where = describe_database(settings)
         terminal.say(f"Its refresh token was removed from {where}.")
-        revoke(open_issuer(settings, transport), terminal, found.refresh_token)
+        revoke(open_issuer(settings, transport), terminal, last)
     finally:
         transport.close()
         sign_ins.close()
+    terminal.say("A service that runs may use its access token until a restart.")
     return 0
 
 

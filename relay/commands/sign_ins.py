@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from relay.accounts import Account, SignIn
+from relay.commands.keys import open_store
 from relay.commands.terminal import Terminal
 from relay.database import check_private
+from relay.deadline import Deadline
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
 from relay.server import in_place
 from relay.settings import Settings
@@ -21,9 +25,12 @@ from relay.token_store import StoredToken, TokenStore
 from relay.transports import Transport
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
+from relay.upkeep import LEASE_SECONDS
 from relay.upstreams.addresses import check_setting
 
 SOURCE: Literal["login"] = "login"
+LEASE_WAIT_SECONDS = 40.0  # longer than an exchange takes
+POLL_SECONDS = 0.25
 REPLY_SECONDS = 30.0  # longest wait for an answer of the issuer
 
 
@@ -34,17 +41,17 @@ class StoredSignIns:
         self._store = store
         self._tokens = TokenStore(store)
 
-    def keep(self, tokens: Tokens) -> KeptSignIn:
-        sign_in = SignIn.of(tokens.refresh_token, SOURCE)
+    def keep(self, tokens: Tokens, id: str | None = None) -> KeptSignIn:
         stored = StoredToken(
-            sign_in.id,
+            id or SignIn.of(tokens.refresh_token, SOURCE).id,
             SOURCE,
             Account.of(tokens.access_token).name,
             tokens.refresh_token,
             tokens.access_token,
             tokens.person.expires,
         )
-        self._tokens.put(stored)
+        with self._unrenewed(stored.id):
+            self._tokens.put(stored)
         return KeptSignIn(
             stored.id, stored.account, tokens.person, tokens.refresh_token
         )
@@ -52,8 +59,25 @@ class StoredSignIns:
     def list(self) -> list[KeptSignIn]:
         return [_to_kept(stored) for stored in self._tokens.of_source(SOURCE)]
 
-    def remove(self, sign_in: KeptSignIn) -> None:
-        self._tokens.delete(sign_in.id)
+    def remove(self, sign_in: KeptSignIn) -> str:
+        with self._unrenewed(sign_in.id):
+            last = self._tokens.find(sign_in.id)
+            self._tokens.delete(sign_in.id)
+        return last.refresh_token if last else sign_in.refresh_token
+
+    @contextmanager
+    def _unrenewed(self, id: str) -> Iterator[None]:
+        """Keeps a service from exchanging the token meanwhile; one that takes very long is not waited for."""
+        holder = str(uuid.uuid4())
+        waiting = Deadline.after(LEASE_WAIT_SECONDS)
+        while not self._tokens.lease(id, holder, LEASE_SECONDS):
+            if waiting.passed:
+                break
+            time.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            self._tokens.free(id, holder)
 
     def close(self) -> None:
         self._store.close()
@@ -68,6 +92,12 @@ def open_sign_ins(settings: Settings) -> StoredSignIns:
     """The sign-ins of a service with these settings; its tables are brought up to date. Raises StoreFailed."""
     check_private(Path(settings.data_dir))
     return StoredSignIns(Store(settings.database(), in_place))
+
+
+def find_sign_ins(settings: Settings) -> StoredSignIns | None:
+    """The same; None where there is no database yet, and none is made."""
+    store = open_store(settings)
+    return StoredSignIns(store) if store else None
 
 
 def open_transport(settings: Settings) -> Transport:

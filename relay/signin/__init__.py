@@ -1,1 +1,1 @@
-"""Signing in to ChatGPT, and what a sign-in gives."""
+"""Signing in to ChatGPT, and the access tokens that a sign-in gives."""

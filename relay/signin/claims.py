@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from relay.accounts import is_jwt
+from relay.accounts import claims_of, expiry
 
 AUTH = "https://api.openai.com/auth"
 PROFILE = "https://api.openai.com/profile"
 LONGEST_CLAIM = 200
-LATEST = 32503680000  # seconds since 1970: the year 3000
 
 
 @dataclass(frozen=True)
@@ -32,26 +27,13 @@ class Person:
         return f"{name} (plan: {self.plan})" if self.plan else name
 
 
-def read_claims(token: str) -> dict[str, Any]:
-    """The claims of a JWT, unverified: it came from its issuer over TLS. Empty for what has none."""
-    if not is_jwt(token):
-        return {}
-    payload = token.split(".")[1]
-    try:
-        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        claims = orjson.loads(decoded)
-    except (ValueError, RecursionError, binascii.Error):
-        return {}
-    return claims if isinstance(claims, dict) else {}
-
-
 def person_of(access_token: str, id_token: str = "") -> Person:
     """Who two tokens of one sign-in belong to; the id_token counts first."""
-    both = [read_claims(id_token), read_claims(access_token)]
+    both = [claims_of(id_token), claims_of(access_token)]
     emails = [claims.get("email") for claims in both]
     emails += [_part(claims, PROFILE).get("email") for claims in both]
     plans = [_part(claims, AUTH).get("chatgpt_plan_type") for claims in both]
-    return Person(_first(emails), _first(plans), _moment(both[1].get("exp")))
+    return Person(_first(emails), _first(plans), expiry(access_token))
 
 
 def _part(claims: dict[str, Any], name: str) -> dict[str, Any]:
@@ -66,8 +48,3 @@ def _first(values: list[Any]) -> str:
             if value.isprintable():
                 return value
     return ""
-
-
-def _moment(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 < value < LATEST else None

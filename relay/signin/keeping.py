@@ -27,14 +27,14 @@ class KeptSignIn:
 class SignIns(Protocol):
     """Keeps sign-ins, over restarts, where their owner alone can read them. All methods raise StoreFailed."""
 
-    def keep(self, tokens: Tokens) -> KeptSignIn:
-        """Keep what a sign-in gave, beside all others."""
+    def keep(self, tokens: Tokens, id: str | None = None) -> KeptSignIn:
+        """Keep what a sign-in gave, beside all others, or in the place of the one of that id."""
 
     def list(self) -> Sequence[KeptSignIn]:
         """All that are kept, the one that was used least recently first."""
 
-    def remove(self, sign_in: KeptSignIn) -> None:
-        """Keep it no longer, and erase its tokens. One that is not there is no error."""
+    def remove(self, sign_in: KeptSignIn) -> str:
+        """Keep it no longer, and erase its tokens; the refresh token that was its last."""
 
     def close(self) -> None:
         """Called once, after the last use."""

@@ -13,7 +13,6 @@ from tests.command_line import run
 from tests.postgresql import PostgreSQL
 from tests.signin.oauth_server import (
     DEVICE_TOKEN,
-    PAGE,
     REVOKE,
     TOKEN,
     USER_CODE,
