@@ -38,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_python()
     if options.command == "serve":
         return serve(host, port)
-    return administer(options)
+    try:
+        return administer(options)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{options.command}: interrupted\n")
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -169,9 +173,6 @@ def administer(options: argparse.Namespace) -> int:
     except (SettingsError, RelayError, OSError) as error:
         sys.stderr.write(f"{options.command}: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\n{options.command}: interrupted\n")
-        return INTERRUPTED
 
 
 def _administer(options: argparse.Namespace, settings: Any) -> int:

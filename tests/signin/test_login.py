@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import stat
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
+from tests.chatgpt_backend import Backend
 from tests.command_line import run
 from tests.postgresql import PostgreSQL
+from tests.processes import Service
 from tests.signin.oauth_server import (
     DEVICE_TOKEN,
     REVOKE,
@@ -411,8 +414,36 @@ def test_a_setting_that_is_no_address_is_refused(
     assert refused.returncode == 1 and "AUTH_BASE_URL" in refused.stderr
 
 
-def test_the_two_ways_exclude_each_other(tmp_path: Path) -> None:
-    began = time.monotonic()
-    refused = run(tmp_path, "login", "--browser", "--token")
-    assert refused.returncode == 2 and "not allowed with" in refused.stderr
-    assert time.monotonic() - began < 20
+def test_a_service_asks_with_what_login_keeps(
+    tmp_path: Path, server: OAuthServer, backend: Backend, serve: Callable[..., Service]
+) -> None:
+    give_token(tmp_path, server)
+    environ = settings(server) | {
+        "CHATGPT_BASE_URL": backend.url,
+        "AUTHORIZATION": "owner:owners-client-key",
+    }
+    service = serve("pywsgi", **environ)
+    first = ask(service, backend)
+    assert first in server.secrets
+    expired = {"detail": {"message": "expired", "code": "token_expired"}}
+    backend.mode.refuse_tokens[first] = (401, {}, json.dumps(expired).encode())
+    give_token(tmp_path, server)
+    exchanges = len(server.to(TOKEN))
+    second = ask(service, backend)
+    assert second in server.secrets and second != first
+    assert len(server.to(TOKEN)) == exchanges
+    assert sign_out(tmp_path, server)[0] == 0
+    assert files_with(tmp_path / "data", server.secrets) == set()
+    check_silence(server, service.logged())
+
+
+def ask(service: Service, backend: Backend) -> str:
+    """Ask a question; the access token that it was answered with."""
+    answer = requests.post(
+        f"{service.url}/ask",
+        data={"msg": "Hello"},
+        auth=("", "owners-client-key"),
+        timeout=30,
+    )
+    assert answer.ok, answer.text
+    return backend.turns[-1].headers["authorization"].removeprefix("Bearer ")
