@@ -19,10 +19,10 @@ from relay.commands.sign_ins import (
     revoke,
 )
 from relay.commands.terminal import Terminal
-from relay.errors import BadRequest, TokenRejected
+from relay.errors import BadRequest, StoreFailed, TokenRejected
 from relay.settings import Settings
 from relay.signin import browser, device
-from relay.signin.issuer import Grant, Issuer, Tokens
+from relay.signin.issuer import AuthorizationCode, Issuer, Tokens
 from relay.signin.keeping import KeptSignIn, SignIns
 from relay.signin.refresh import Dead, TokenServer
 from relay.startup import describe_database
@@ -79,31 +79,31 @@ class Login:
         say()
         report = Progress(say)
         return self.issuer.redeem(
-            device.wait_for_grant(self.issuer, code, self.clock, report)
+            device.wait_for_authorization(self.issuer, code, self.clock, report)
         )
 
     def by_browser(self) -> Tokens:
         """Sign in by a redirect that is pasted here."""
-        attempt = browser.Attempt.begin(os.urandom)
+        request = browser.AuthorizationRequest.begin(os.urandom)
         say = self.terminal.say
         say(WARNING)
         say()
-        say(f"Open this address in any browser:\n\n{self._address(attempt)}\n")
+        say(f"Open this address in any browser:\n\n{self._address(request)}\n")
         say(BROWSER_HINT)
         say()
-        return self.issuer.redeem(self._read_pasted(attempt))
+        return self.issuer.redeem(self._read_pasted(request))
 
-    def _address(self, attempt: browser.Attempt) -> str:
-        return browser.authorize_url(self.issuer.base, attempt)
+    def _address(self, request: browser.AuthorizationRequest) -> str:
+        return browser.authorize_url(self.issuer.base, request)
 
-    def _read_pasted(self, attempt: browser.Attempt) -> Grant:
+    def _read_pasted(self, request: browser.AuthorizationRequest) -> AuthorizationCode:
         for _ in range(MOST_PASTES - 1):
             pasted = self.terminal.ask(PASTE)
             try:
-                return browser.read_redirect(pasted, attempt)
+                return browser.read_redirect(pasted, request)
             except BadRequest as error:
                 self.terminal.say(error.message)
-        return browser.read_redirect(self.terminal.ask(PASTE), attempt)
+        return browser.read_redirect(self.terminal.ask(PASTE), request)
 
     def by_token(self) -> Tokens:
         """Exchange a refresh token that somebody has. Raises TokenRejected for one that is dead."""
@@ -174,7 +174,12 @@ def keep(
     """Keep a sign-in, in the place of the account's former one, which is revoked."""
     account = Account.of(tokens.access_token).name
     former = [each for each in sign_ins.list() if each.account == account]
-    kept = sign_ins.keep(tokens, former[0].id if former else None)
+    try:
+        kept = sign_ins.keep(tokens, former[0].id if former else None)
+    except StoreFailed:
+        terminal.say("The sign-in cannot be kept, so it is ended.")
+        revoke(issuer, terminal, tokens.refresh_token)
+        raise
     terminal.say(f"Signed in as {kept.person.label}, here {kept.account}.")
     for each in former[1:]:
         sign_ins.remove(each)

@@ -17,7 +17,7 @@ from relay.errors import BadRequest, UpstreamRefused
 from relay.signin.issuer import (
     NOT_ENTITLED,
     ORIGINATOR,
-    Grant,
+    AuthorizationCode,
     not_entitled,
 )
 from relay.signin.refresh import CLIENT_ID
@@ -32,14 +32,14 @@ NOT_A_REDIRECT = (
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AuthorizationRequest:
     """One sign-in: what only this side knows of it."""
 
     verifier: str = field(repr=False)
     state: str = field(repr=False)
 
     @classmethod
-    def begin(cls, random: Callable[[int], bytes]) -> Attempt:
+    def begin(cls, random: Callable[[int], bytes]) -> AuthorizationRequest:
         """`random`: gives so many bytes that nobody guesses."""
         return cls(_encode(random(64)), _encode(random(32)))
 
@@ -53,25 +53,25 @@ def _encode(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
 
 
-def authorize_url(base: str, attempt: Attempt) -> str:
+def authorize_url(base: str, request: AuthorizationRequest) -> str:
     """What to open in a browser."""
     query = {
         "response_type": "code",
         "client_id": CLIENT_ID,
         "redirect_uri": REDIRECT_URI,
         "scope": SCOPE,
-        "code_challenge": attempt.challenge,
+        "code_challenge": request.challenge,
         "code_challenge_method": "S256",
         "id_token_add_organizations": "true",
         "codex_cli_simplified_flow": "true",
-        "state": attempt.state,
+        "state": request.state,
         "originator": ORIGINATOR,
     }
     return f"{base}/oauth/authorize?{urlencode(query)}"
 
 
-def read_redirect(text: str, attempt: Attempt) -> Grant:
-    """The grant in an address that somebody pasted, or in its query alone.
+def read_redirect(text: str, request: AuthorizationRequest) -> AuthorizationCode:
+    """The code in an address that somebody pasted, or in its query alone.
 
     Raises BadRequest for one that is not this sign-in's, which may be pasted again, and
     UpstreamRefused where the issuer or the person refused.
@@ -80,7 +80,7 @@ def read_redirect(text: str, attempt: Attempt) -> Grant:
     state = query.get("state", "")
     if not state:
         raise BadRequest(NOT_A_REDIRECT)
-    if not hmac.compare_digest(state.encode(), attempt.state.encode()):
+    if not hmac.compare_digest(state.encode(), request.state.encode()):
         raise BadRequest(
             "That address belongs to another sign-in. Open the address above again, and "
             "paste what the browser is sent to then."
@@ -89,7 +89,7 @@ def read_redirect(text: str, attempt: Attempt) -> Grant:
         raise _refused(error, query.get("error_description", ""))
     if not query.get("code"):
         raise BadRequest(NOT_A_REDIRECT)
-    return Grant(query["code"], attempt.verifier, REDIRECT_URI)
+    return AuthorizationCode(query["code"], request.verifier, REDIRECT_URI)
 
 
 def _query_of(text: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.signin.issuer import (
-    Grant,
+    AuthorizationCode,
     Issuer,
     Reply,
     is_not_entitled,
@@ -110,12 +110,12 @@ def _seconds(value: Any) -> float:
     return float(text) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text) else 0.0
 
 
-def wait_for_grant(
+def wait_for_authorization(
     issuer: Issuer,
     code: DeviceCode,
     clock: Clock,
     report: Callable[[float, str], None],
-) -> Grant:
+) -> AuthorizationCode:
     """What the issuer gives once somebody has typed the code and agreed.
 
     `report` is called before each wait with the seconds that are left, and a problem or "". Raises
@@ -128,7 +128,7 @@ def wait_for_grant(
         report(left, problem)
         clock.sleep(min(interval, left))
         outcome = ask(issuer, code)
-        if isinstance(outcome, Grant):
+        if isinstance(outcome, AuthorizationCode):
             return outcome
         interval = min(LONGEST_INTERVAL, interval + outcome.longer)
         problem = outcome.problem
@@ -141,7 +141,7 @@ def expired() -> UpstreamTimeout:
     )
 
 
-def ask(issuer: Issuer, code: DeviceCode) -> Grant | Waiting:
+def ask(issuer: Issuer, code: DeviceCode) -> AuthorizationCode | Waiting:
     """Whether the code was typed. Raises what ends the sign-in; a lost connection does not."""
     fields = {"device_auth_id": code.device_id, "user_code": code.user_code}
     try:
@@ -151,14 +151,14 @@ def ask(issuer: Issuer, code: DeviceCode) -> Grant | Waiting:
     return read_outcome(reply, issuer.base)
 
 
-def read_outcome(reply: Reply, base: str) -> Grant | Waiting:
+def read_outcome(reply: Reply, base: str) -> AuthorizationCode | Waiting:
     """What an answer says of a code. Raises RelayError where it ends the sign-in."""
     if reply.is_ok:
-        grant = reply.text("authorization_code")
+        code = reply.text("authorization_code")
         verifier = reply.text("code_verifier")
-        if not grant or not verifier:
+        if not code or not verifier:
             raise refusal(reply, "the device code")
-        return Grant(grant, verifier, f"{base}/deviceauth/callback")
+        return AuthorizationCode(code, verifier, f"{base}/deviceauth/callback")
     if reply.code == "slow_down" or reply.status == 429:
         return Waiting(longer=SLOWER)
     if reply.status >= 500:

@@ -55,7 +55,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Grant:
+class AuthorizationCode:
     """A code that is exchanged for tokens once, and the verifier that belongs to it (RFC 7636)."""
 
     code: str = field(repr=False)
@@ -99,14 +99,14 @@ class Issuer:
     token_url: str
     seconds: float = 30.0
 
-    def redeem(self, grant: Grant) -> Tokens:
-        """The tokens for a grant. Raises UpstreamRefused where it is spent, expired or not this client's."""
+    def redeem(self, granted: AuthorizationCode) -> Tokens:
+        """The tokens for a code. Raises UpstreamRefused where it is spent, expired or not this client's."""
         fields = {
             "grant_type": "authorization_code",
-            "code": grant.code,
-            "redirect_uri": grant.redirect_uri,
+            "code": granted.code,
+            "redirect_uri": granted.redirect_uri,
             "client_id": CLIENT_ID,
-            "code_verifier": grant.verifier,
+            "code_verifier": granted.verifier,
         }
         kind = "application/x-www-form-urlencoded"
         body = urlencode(fields).encode()

@@ -11,7 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from relay.errors import BadRequest, UpstreamRefused
-from relay.signin.browser import REDIRECT_URI, Attempt, authorize_url, read_redirect
+from relay.signin.browser import (
+    REDIRECT_URI,
+    AuthorizationRequest,
+    authorize_url,
+    read_redirect,
+)
 from relay.signin.issuer import Issuer
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
@@ -33,34 +38,36 @@ def issuer(server: OAuthServer) -> Iterator[Issuer]:
 
 
 def test_a_pasted_redirect_leads_to_tokens(server: OAuthServer, issuer: Issuer) -> None:
-    attempt = Attempt.begin(os.urandom)
-    landed = server.authorize(authorize_url(issuer.base, attempt))
-    tokens = issuer.redeem(read_redirect(f"  {landed}\r\n", attempt))
+    request = AuthorizationRequest.begin(os.urandom)
+    landed = server.authorize(authorize_url(issuer.base, request))
+    tokens = issuer.redeem(read_redirect(f"  {landed}\r\n", request))
     assert tokens.person.email == server.person.email
-    assert attempt.verifier not in repr(attempt) and attempt.state not in repr(attempt)
+    assert request.verifier not in repr(request) and request.state not in repr(request)
 
 
 def test_a_verifier_of_another_sign_in_is_refused(
     server: OAuthServer, issuer: Issuer
 ) -> None:
-    attempt = Attempt.begin(os.urandom)
-    landed = server.authorize(authorize_url(issuer.base, attempt))
-    thief = Attempt(Attempt.begin(os.urandom).verifier, attempt.state)
+    request = AuthorizationRequest.begin(os.urandom)
+    landed = server.authorize(authorize_url(issuer.base, request))
+    thief = AuthorizationRequest(
+        AuthorizationRequest.begin(os.urandom).verifier, request.state
+    )
     with pytest.raises(UpstreamRefused, match="invalid_grant"):
         issuer.redeem(read_redirect(landed, thief))
 
 
 def test_the_attempt_is_as_rfc_7636_wants_it() -> None:
-    attempt = Attempt.begin(lambda size: bytes(range(size)))
-    assert len(attempt.verifier) == 86 and len(attempt.state) == 43
-    digest = hashlib.sha256(attempt.verifier.encode()).digest()
-    assert base64.urlsafe_b64decode(f"{attempt.challenge}=") == digest
-    query = parse_qs(urlsplit(authorize_url("https://issuer.example", attempt)).query)
+    request = AuthorizationRequest.begin(lambda size: bytes(range(size)))
+    assert len(request.verifier) == 86 and len(request.state) == 43
+    digest = hashlib.sha256(request.verifier.encode()).digest()
+    assert base64.urlsafe_b64decode(f"{request.challenge}=") == digest
+    query = parse_qs(urlsplit(authorize_url("https://issuer.example", request)).query)
     assert query["redirect_uri"] == [REDIRECT_URI]
-    assert attempt.verifier not in str(query)
+    assert request.verifier not in str(query)
 
 
-ATTEMPT = Attempt("v" * 43, "the-state-of-this")
+REQUEST = AuthorizationRequest("v" * 43, "the-state-of-this")
 
 
 @pytest.mark.parametrize(
@@ -74,8 +81,8 @@ ATTEMPT = Attempt("v" * 43, "the-state-of-this")
     ],
 )
 def test_the_whole_address_or_its_query(text: str) -> None:
-    grant = read_redirect(text, ATTEMPT)
-    assert grant.code == "the-code" and grant.verifier == ATTEMPT.verifier
+    grant = read_redirect(text, REQUEST)
+    assert grant.code == "the-code" and grant.verifier == REQUEST.verifier
     assert grant.redirect_uri == REDIRECT_URI
 
 
@@ -97,7 +104,7 @@ def test_the_whole_address_or_its_query(text: str) -> None:
 )
 def test_what_may_be_pasted_again(text: str, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
-        read_redirect(text, ATTEMPT)
+        read_redirect(text, REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -110,4 +117,4 @@ def test_what_may_be_pasted_again(text: str, sentence: str) -> None:
 )
 def test_what_the_issuer_refuses(query: str, sentence: str) -> None:
     with pytest.raises(UpstreamRefused, match=sentence):
-        read_redirect(f"{REDIRECT_URI}?{query}&state=the-state-of-this", ATTEMPT)
+        read_redirect(f"{REDIRECT_URI}?{query}&state=the-state-of-this", REQUEST)

@@ -21,9 +21,9 @@ from relay.signin.device import (
     Clock,
     DeviceCode,
     request_code,
-    wait_for_grant,
+    wait_for_authorization,
 )
-from relay.signin.issuer import Grant, Issuer
+from relay.signin.issuer import AuthorizationCode, Issuer
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from tests.signin.oauth_server import (
@@ -72,11 +72,11 @@ class Reports:
         self.problems.append(problem)
 
 
-def sign_in(issuer: Issuer) -> tuple[Hands, Reports, Grant]:
+def sign_in(issuer: Issuer) -> tuple[Hands, Reports, AuthorizationCode]:
     hands = Hands()
     reports = Reports()
     code = request_code(issuer)
-    return hands, reports, wait_for_grant(issuer, code, hands.clock, reports)
+    return hands, reports, wait_for_authorization(issuer, code, hands.clock, reports)
 
 
 def pending(status: int, code: str = "") -> Canned:
@@ -198,7 +198,7 @@ def test_a_code_that_nobody_types_expires(server: OAuthServer, issuer: Issuer) -
     server.interval = 60
     hands = Hands()
     with pytest.raises(UpstreamTimeout, match="login again"):
-        wait_for_grant(issuer, request_code(issuer), hands.clock, Reports())
+        wait_for_authorization(issuer, request_code(issuer), hands.clock, Reports())
     assert hands.time == 900 and len(server.to(DEVICE_TOKEN)) == 15
 
 
@@ -312,12 +312,12 @@ def test_no_error_and_no_value_shows_what_was_sent(
     server: OAuthServer, issuer: Issuer
 ) -> None:
     _, _, grant = sign_in(issuer)
-    wrong = Grant(grant.code, "another-verifier-" * 3, grant.redirect_uri)
+    wrong = AuthorizationCode(grant.code, "another-verifier-" * 3, grant.redirect_uri)
     with pytest.raises(UpstreamRefused) as refused:
         issuer.redeem(wrong)
     shown = f"{refused.value} {refused.value.reason} {wrong!r} {issuer!r}"
     code = request_code(issuer)
-    tokens = issuer.refresh(server.new_refresh_token())
+    tokens = issuer.redeem(sign_in(issuer)[2])
     shown += f"{code!r} {tokens!r}"
     assert "Refused" in str(refused.value)
     assert not [secret for secret in server.secrets if secret in shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
 from collections.abc import Callable, Iterator
@@ -10,6 +11,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from relay.commands.login import keep
+from relay.commands.terminal import Terminal
+from relay.errors import StoreFailed
+from relay.signin.issuer import Issuer, Tokens
+from relay.signin.keeping import KeptSignIn
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
 from tests.chatgpt_backend import Backend
 from tests.command_line import run
 from tests.postgresql import PostgreSQL
@@ -313,6 +321,45 @@ def test_a_dead_refresh_token(tmp_path: Path, server: OAuthServer, state: str) -
     assert "refresh_token_" in refused.stderr
     check_silence(server, refused.stdout + refused.stderr)
     assert files_with(tmp_path, [token]) == set()
+
+
+def test_a_token_server_that_fails_is_named(
+    tmp_path: Path, server: OAuthServer
+) -> None:
+    server.canned[TOKEN] = [Canned(503)]
+    token = server.new_refresh_token()
+    failed = run(tmp_path, "login", "--token", given=token, **settings(server))
+    assert failed.returncode == 1 and failed.stderr.startswith(f"login: {server.url}: ")
+    assert "Try again" in failed.stderr and token not in failed.stderr
+
+
+class FullSignIns:
+    """Keeps nothing: the disk is full."""
+
+    def keep(self, tokens: Tokens, id: str | None = None) -> KeptSignIn:
+        raise StoreFailed()
+
+    def list(self) -> list[KeptSignIn]:
+        return []
+
+    def remove(self, sign_in: KeptSignIn) -> str:
+        return sign_in.refresh_token
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_sign_in_that_cannot_be_kept_is_revoked(server: OAuthServer) -> None:
+    made = server.tokens()
+    tokens = Tokens(made["access_token"], made["refresh_token"])
+    transport = DirectTransport(DirectDialer(2))
+    shown = io.StringIO()
+    with pytest.raises(StoreFailed):
+        issuer = Issuer(transport, server.url, server.token_url)
+        keep(FullSignIns(), issuer, Terminal(io.StringIO(), shown), tokens)
+    transport.close()
+    assert server.refresh_tokens == {tokens.refresh_token: "revoked"}
+    check_silence(server, shown.getvalue())
 
 
 def test_signing_in_again_revokes_the_former_sign_in(
