@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
 
-from relay.accounts import Account, is_chatgpt_token
+from relay.accounts import Account, is_chatgpt_token, is_refresh_token
 from relay.domain import Caller
 from relay.errors import (
     BadRequest,
@@ -338,7 +338,8 @@ def parse_authorization(header: str) -> list[Credential]:
         password = _basic_password(rest)
         return [Credential(password, may_be_token=False)] if password else []
     bare = header.strip()
-    return [Credential(bare, is_chatgpt_token(bare))] if bare else []
+    is_token = is_chatgpt_token(bare) or is_refresh_token(bare)
+    return [Credential(bare, is_token)] if bare else []
 
 
 def _basic_password(encoded: str) -> str:

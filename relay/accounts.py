@@ -12,16 +12,18 @@ import binascii
 import hashlib
 import logging
 import math
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import orjson
 
+from relay.deadline import Deadline
 from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamGone
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,34 @@ TRIAL_SECONDS = (
 )
 LATE_TRIAL_SECONDS = 900.0  # and where another one is
 SHORTEST_SECRET = 8  # servers without keys are given words such as none or ollama, which are no secrets
+_AUTH0_REFRESH_TOKEN = re.compile(r"[A-Za-z0-9_-]{45}")
+_OTHER_TOKENS = ("at-", "cw-", "fk-", "pk-", "sess-", "sk-")
+
+#: who gave a refresh token: a setting, the command `login`, or a caller
+Source: TypeAlias = Literal["setting", "login", "caller"]
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """A refresh token, by which an account's access tokens are got.
+
+    `id`: SHA-256 of the token as it was first given; it stays while the token itself is replaced.
+    `given`: that token; "" where only the database has it.
+    """
+
+    id: str
+    source: Source
+    given: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, refresh_token: str, source: Source) -> SignIn:
+        encoded = refresh_token.encode("utf-8", "surrogateescape")
+        return cls(hashlib.sha256(encoded).hexdigest(), source, refresh_token)
+
+    @property
+    def name(self) -> str:
+        """The account's name while nothing says which one it is."""
+        return f"token-{self.id[:16]}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,8 @@ class Account:
     `name` tells accounts apart without showing the token: it is that of a person in a workspace.
     `former_name` is what an older version called all members of the workspace. `label` says to the
     operator which of the settings' tokens it is, `renewal` what to do once that is rejected.
+    `sign_in`: its refresh token, where it has one; its access token is then the current one, or "".
+    `wanted`: the name that it must turn out to have.
     """
 
     name: str
@@ -49,11 +81,21 @@ class Account:
     former_name: str | None = None
     label: str = ""
     renewal: str = ""
+    sign_in: SignIn | None = None
+    wanted: str | None = None
 
     @property
     def log_name(self) -> str:
         """What the log calls it."""
-        return self.label or f"A caller's own credential ({self.name})"
+        if not self.label:
+            return f"A caller's own credential ({self.name})"
+        if self.name.startswith("account-"):
+            return f"{self.label} ({self.name})"
+        return self.label
+
+    def is_named(self, name: str) -> bool:
+        """Whether this is its name, or its former one."""
+        return name in (self.name, self.former_name)
 
     def redact(self, payload: bytes) -> bytes:
         """An upstream's words without the token: some quote it."""
@@ -74,32 +116,60 @@ class Account:
         return cls(f"token-{_short_hash(token)}", token)
 
     @classmethod
+    def of_sign_in(cls, sign_in: SignIn, label: str = "") -> Account:
+        """The account of a refresh token, whose access token is not known yet."""
+        return cls(sign_in.name, "", label=label, sign_in=sign_in)
+
+    @classmethod
     def of_setting(
         cls, setting: str, tokens: Iterable[str], renewal: str = ""
     ) -> tuple[Account, ...]:
         """The accounts of a setting's tokens, labelled with their numbers in it, from 1 on."""
-        accounts = []
-        for number, token in enumerate(tokens, start=1):
-            account = cls.of(token)
-            label = f"{setting} number {number}"
-            if account.name.startswith("account-"):
-                label += f" ({account.name})"
-            accounts.append(replace(account, label=label, renewal=renewal))
-        return tuple(accounts)
+        return tuple(
+            replace(cls.of(token), label=f"{setting} number {number}", renewal=renewal)
+            for number, token in enumerate(tokens, start=1)
+        )
+
+    def with_token(self, token: str) -> Account:
+        """The same account with an access token; its name is the one that the token's claims give, if they do."""
+        found = Account.of(token)
+        if not found.name.startswith("account-"):
+            return replace(self, token=token)
+        return replace(
+            self, token=token, name=found.name, former_name=found.former_name
+        )
 
 
 def _claims(token: str) -> tuple[str, str]:
     """The account and the user that a JWT names, each "" where it names none."""
-    payload = token.split(".")[1]
-    try:
-        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        claims = orjson.loads(decoded)
-        auth = claims.get(_AUTH, {})
-        workspace = auth.get("chatgpt_account_id")
-        person = auth.get("user_id") or auth.get("chatgpt_user_id") or claims.get("sub")
-    except (AttributeError, ValueError, RecursionError, binascii.Error):
+    claims = claims_of(token)
+    auth = claims.get(_AUTH, {})
+    if not isinstance(auth, dict):
         return "", ""
+    workspace = auth.get("chatgpt_account_id")
+    person = auth.get("user_id") or auth.get("chatgpt_user_id") or claims.get("sub")
     return str(workspace or ""), str(person or "")
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """The claims of a JWT, unverified; empty for what has none that can be read."""
+    if not is_jwt(token):
+        return {}
+    encoded = token.split(".")[1]
+    try:
+        decoded = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+        claims = orjson.loads(decoded)
+    except (ValueError, RecursionError, binascii.Error):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def expiry(token: str) -> float | None:
+    """When a JWT expires, in seconds since 1970; None for what does not say so."""
+    at = claims_of(token).get("exp")
+    if isinstance(at, (int, float)) and 0 < at < 32503680000:
+        return float(at)
+    return None
 
 
 def _account_name(identity: str) -> str:
@@ -121,8 +191,38 @@ def is_openai_key(token: str) -> bool:
 
 
 def is_chatgpt_token(token: str) -> bool:
-    """Whether a token has the form of those that ChatGPT checks: a JWT, or an access token of a workspace."""
-    return is_jwt(token) or token.startswith("at-")
+    """Whether a token has the form of ChatGPT's own: a JWT, an access token of a workspace, or a refresh token."""
+    return is_jwt(token) or token.startswith(("at-", "rt_"))
+
+
+def is_refresh_token(token: str) -> bool:
+    """Whether a token has the form of a refresh token: `rt_...`, or the 45 characters of auth0's.
+
+    Source: protocol notes, strings that clients accept in place of a JWT.
+    """
+    if token.startswith("rt_"):
+        return True
+    is_other = is_jwt(token) or token.startswith(_OTHER_TOKENS)
+    return not is_other and _AUTH0_REFRESH_TOKEN.fullmatch(token) is not None
+
+
+class AccessTokens(Protocol):
+    """The access tokens of accounts with a refresh token; shared by all threads. `relay.signin.tokens` has them."""
+
+    def get(self, sign_in: SignIn, seconds: float) -> str | None:
+        """The current one; None while it is being got, which is waited for `seconds` at most.
+
+        Raises TokenRejected where the refresh token is dead, and RelayError where there is none just now.
+        """
+
+    def known(self, sign_in: SignIn) -> str:
+        """The last one, which may have expired; "" where there was none. Never blocks."""
+
+    def reject(self, sign_in: SignIn, token: str) -> bool:
+        """The upstream says that this one has expired: whether `get` will now look for another. Never blocks."""
+
+    def is_dead(self, sign_in: SignIn) -> bool:
+        """Whether the refresh token is known to get no access token any more. Never blocks."""
 
 
 class Scope(NamedTuple):
@@ -142,7 +242,10 @@ class Rest:
 
 @dataclass(frozen=True)
 class Resting:
-    """A resting account for those who look: its name, the model that the limit is for, and its stated end."""
+    """A resting account for those who look: its name, the model that the limit is for, and its stated end.
+
+    `until` is "" for an account that rests until someone signs in again.
+    """
 
     account: str
     model: str
@@ -156,9 +259,11 @@ class AccountPool:
         self,
         accounts: tuple[Account, ...],
         clock: Callable[[], float] = time.monotonic,
+        tokens: AccessTokens | None = None,
     ) -> None:
         self._accounts = accounts
         self._clock = clock
+        self._tokens = tokens
         self._next = 0
         self._rests: dict[Scope, Rest] = {}
         self._rejected: dict[str, float] = {}
@@ -169,28 +274,62 @@ class AccountPool:
         return len(self._accounts)
 
     def only(self, name: str) -> tuple[Account, ...]:
-        """The account of that name alone, for a conversation that lives there. Raises UpstreamGone."""
-        found = tuple(
-            account
-            for account in self._accounts
-            if name in (account.name, account.former_name)
-        )
+        """The account of that name alone, for a conversation that lives there. Raises UpstreamGone.
+
+        Accounts whose names are not known yet are candidates: only one that turns out to have it is asked.
+        """
+        accounts = self._named()
+        found = tuple(account for account in accounts if account.is_named(name))
         if found:
             return found
         # an opaque token that was renewed has another name; where it is the only one, it is meant
-        if len(self._accounts) == 1 and name.startswith("token-"):
-            return self._accounts
-        raise UpstreamGone(
-            f"This conversation lives at the account {name}, which is not configured any "
-            "more. Leave conversation_id out to begin a new one."
-        )
+        if len(accounts) == 1 and name.startswith("token-"):
+            return accounts
+        nameless = [account for account in accounts if not account.token]
+        if nameless and name.startswith("account-"):
+            return tuple(replace(account, wanted=name) for account in nameless)
+        raise _gone(name)
 
     def in_turn(self) -> tuple[Account, ...]:
         """All accounts, beginning with the one whose turn it is."""
         with self._lock:
             first = self._next
             self._next = (first + 1) % max(1, len(self._accounts))
-        return self._accounts[first:] + self._accounts[:first]
+        accounts = self._named()
+        return accounts[first:] + accounts[:first]
+
+    def _named(self) -> tuple[Account, ...]:
+        """The accounts by the names that are known now: an access token says whose a refresh token is."""
+        return tuple(map(self._name, self._accounts))
+
+    def _name(self, account: Account) -> Account:
+        if account.sign_in is None or self._tokens is None:
+            return account
+        token = self._tokens.known(account.sign_in)
+        return account.with_token(token) if token else account
+
+    def with_token(self, account: Account, seconds: float) -> Account | None:
+        """The account with its current access token; None while that is being got. Waits for `seconds` at most.
+
+        Raises RelayError where there is none, and UpstreamGone for an account that is not the wanted one.
+        """
+        if account.sign_in is None or self._tokens is None:
+            return account
+        token = self._tokens.get(account.sign_in, seconds)
+        if token is None:
+            return None
+        ready = account.with_token(token)
+        if ready.wanted is not None and not ready.is_named(ready.wanted):
+            raise _gone(ready.wanted)
+        return ready
+
+    def can_renew(self, account: Account, error: RelayError) -> bool:
+        """Whether the access token was refused for one that its refresh token may replace; it is then forgotten."""
+        if account.sign_in is None or self._tokens is None:
+            return False
+        if not isinstance(error, TokenRejected) or not error.is_renewable:
+            return False
+        return self._tokens.reject(account.sign_in, account.token)
 
     def limit(self, account: Account, model: str = "") -> RateLimited | None:
         """The limit by which the account rests, with the time that is left; None for one that does not.
@@ -228,11 +367,18 @@ class AccountPool:
         now = self._clock()
         with self._lock:
             rests = dict(self._rests)
-        return [
+        limited = [
             Resting(scope.account, scope.model, _iso_time(rest.until - now))
             for scope, rest in rests.items()
             if rest.until > now
         ]
+        return [*limited, *self._signed_out()]
+
+    def _signed_out(self) -> Iterator[Resting]:
+        for account in self._named():
+            if self._tokens is not None and account.sign_in is not None:
+                if self._tokens.is_dead(account.sign_in):
+                    yield Resting(account.name, "", "")
 
     def take(self, account: Account, most: int) -> bool:
         """Count one more ask in flight; False where the account has `most` of them already (0: no bound)."""
@@ -275,6 +421,13 @@ class AccountPool:
                 self._rests = current
 
 
+def _gone(name: str) -> UpstreamGone:
+    return UpstreamGone(
+        f"This conversation lives at the account {name}, which is not configured any "
+        "more. Leave conversation_id out to begin a new one."
+    )
+
+
 def _iso_time(seconds: float) -> str:
     """The time in so many seconds, as ISO 8601."""
     at = datetime.now(timezone.utc) + timedelta(seconds=seconds)
@@ -303,6 +456,7 @@ class Attempts:
         self._resting: list[Account] = []
         self._most = most
         self._last: RelayError | None = None
+        self._renewed: set[str] = set()
         self.model = model
         self.account: Account | None = None
 
@@ -326,6 +480,26 @@ class Attempts:
         self.account = account
         return account
 
+    def ready(self, seconds: float) -> Account | None:
+        """The account that `next` gave, or the next one after it, with its current access token.
+
+        None while that is being got, which is waited for `seconds` at most. Raises as `next` does.
+        """
+        deadline = Deadline.after(seconds)
+        while True:
+            assert self.account is not None
+            try:
+                ready = self._pool.with_token(self.account, deadline.left)
+            except UpstreamGone as error:
+                self._last = error
+                self.next()
+            except RelayError as error:
+                self.refused(error)
+                self.next()
+            else:
+                self.account = ready or self.account
+                return ready
+
     def take(self) -> bool:
         """Count the ask at the account that `next` gave; False while that has enough to do."""
         if self._concurrency is None or self._held is not None:
@@ -343,15 +517,33 @@ class Attempts:
         self._held = None
 
     def refused(self, error: RelayError) -> None:
-        """Learn from a refusal. Raises it again where no other account may help."""
-        if self.account is not None:
-            self._pool.refused(self.account, error, self.model)
+        """Learn from a refusal. Raises it again where no other account may help.
+
+        An account whose access token has expired, and can be renewed, is the next one once more.
+        """
+        account = self.account
+        if account is not None and self.renew(error):
+            self._left.insert(0, account)
+            self._most += 1
+            return
+        if account is not None:
+            self._pool.refused(account, error, self.model)
         if not error.another_account_may_help:
             raise error
         # a limit ends by itself, so it is what the caller should hear of
         is_lesser = isinstance(error, TokenRejected)
         if not (is_lesser and isinstance(self._last, RateLimited)):
             self._last = error
+
+    def renew(self, error: RelayError) -> bool:
+        """Whether another access token of the same account may be accepted: once for each. It is got by `ready`."""
+        account = self.account
+        if account is None or account.name in self._renewed:
+            return False
+        if not self._pool.can_renew(account, error):
+            return False
+        self._renewed.add(account.name)
+        return True
 
     def succeeded(self) -> None:
         """The account accepted the question."""

@@ -36,6 +36,7 @@ RelayError
     │       └── OneAtATime      429  the account is busy with another answer
     ├── UpstreamFailed          502  it answered what cannot be read
     │   ├── Unreachable         502  no connection, so nothing was asked
+    │   │   └── NotRenewed      502  its refresh token got no access token just now, so nothing was asked
     │   └── SignInChanged       502  the sign-in pages are not as they are known here
     ├── UpstreamCut             502  the answer ended before its end
     ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
@@ -269,12 +270,17 @@ class UpstreamRefused(UpstreamError):
 
 
 class TokenRejected(UpstreamRefused):
+    """`is_renewable`: an access token has expired, so a newer one of the same account may be accepted."""
+
     status = 401
     code = "token_rejected"
     another_account_may_help = True
 
-    def __init__(self, message: str, *, quoted: str = "") -> None:
+    def __init__(
+        self, message: str, *, quoted: str = "", is_renewable: bool = False
+    ) -> None:
         super().__init__(message, status=401, quoted=quoted)
+        self.is_renewable = is_renewable
 
 
 class Challenged(UpstreamRefused):
@@ -381,6 +387,22 @@ class SignInChanged(UpstreamFailed):
         if step:
             sentence = f"{sentence} (At the step: {step}.)"
         super().__init__(sentence, quoted=quoted)
+
+
+class NotRenewed(Unreachable):
+    """`may_be_used_up`: the token server may have taken the refresh token, and its answer is not known."""
+
+    code = "token_not_renewed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        may_be_used_up: bool = False,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.may_be_used_up = may_be_used_up
 
 
 class UpstreamCut(UpstreamError):

@@ -27,6 +27,7 @@ from relay.upstreams import Forwarded, Forwarder
 from relay.upstreams.http import (
     ADMISSION_SECONDS,
     LARGEST_ERROR,
+    READY_SECONDS,
     BodyReader,
     WholeResponse,
 )
@@ -174,7 +175,8 @@ class Passage(Delivery):
     def _open(self) -> Iterator[None]:
         """Send the request, with one account after the other; yields in times of silence."""
         while self._head is None:
-            account = self._attempts.next()
+            self._attempts.next()
+            account = yield from self._get_ready()
             yield from self._admit()
             call = self._forwarder.call(self._request, account)
             self._exchange = self._forwarder.transport.send(call)
@@ -187,6 +189,16 @@ class Passage(Delivery):
                     self._attempts.succeeded()
             except RelayError as error:
                 self._try_another(error, account)
+
+    def _get_ready(self) -> Generator[None, None, Account]:
+        """Wait until the account has its access token."""
+        keep_alive = Deadline.after(self._clocks.keep_alive)
+        while (account := self._attempts.ready(READY_SECONDS)) is None:
+            self._check_clocks(self._silence)
+            if keep_alive.passed:
+                keep_alive = Deadline.after(self._clocks.keep_alive)
+                yield None
+        return account
 
     def _admit(self) -> Iterator[None]:
         """Wait while the account has enough to do."""

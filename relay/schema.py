@@ -91,6 +91,19 @@ owners = Table(
     Column("owner", Text, primary_key=True),
     Column("last_asked", Float, nullable=False),
 )
+tokens = Table(
+    "tokens",  # of accounts with a refresh token
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("refresh_token", Text, nullable=False),
+    Column("access_token", Text),
+    Column("expires", Float),
+    Column("began", Float),
+    Column("dead", Text),
+    Column("updated", Float, nullable=False, index=True),
+)
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 #: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
@@ -118,6 +131,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE messages ADD COLUMN payloads TEXT",
         "ALTER TABLE messages ADD COLUMN echo TEXT",
+    ),
+    (
+        "CREATE TABLE tokens (id TEXT NOT NULL, source TEXT NOT NULL, account TEXT NOT NULL, "
+        "refresh_token TEXT NOT NULL, access_token TEXT, expires FLOAT, began FLOAT, dead TEXT, "
+        "updated FLOAT NOT NULL, PRIMARY KEY (id))",
+        "CREATE INDEX ix_tokens_updated ON tokens (updated)",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

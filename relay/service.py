@@ -5,33 +5,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from relay.access import OPEN, Access, Key, first_key, parse_keys
-from relay.accounts import Resting
+from relay.accounts import AccessTokens, Resting, SignIn
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model
+from relay.errors import RelayError
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
 from relay.server import Server
 from relay.settings import Settings, SettingsError
 from relay.signin.logins import Logins, open_logins
+from relay.signin.refresh import TokenServer
+from relay.signin.renewal import Renewer
+from relay.signin.tokens import SignedInTokens
 from relay.store import Store
+from relay.token_store import TokenStore
 from relay.transports import Transport
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
+from relay.upstreams.addresses import check_setting
 from relay.upstreams.openai.platform import Platform, open_platform
 
 log = logging.getLogger("chatgpt_webapi")
 
 DAY = 86400
+RENEWAL_SECONDS = 5.0  # that a stop waits for a new refresh token, which would be lost
 Opener: TypeAlias = Callable[[Settings, Transport], "Upstream | None"]
 
 #: name -> how it is opened from the settings (None: they do not describe it). Which tokens of callers it recognizes
@@ -60,6 +68,7 @@ class Service:
     newcomers: Newcomers
     body_memory: BodyMemory
     transport: Transport
+    tokens: SignedInTokens
     background: Background
     upkeep: Upkeep
     platform: Platform
@@ -78,15 +87,21 @@ class Service:
         transport = DirectTransport(
             DirectDialer(settings.connect_timeout), wait_readable=server.wait_readable
         )
-        if upstreams is None:
-            upstreams = open_upstreams(settings, transport)
-        keys = keys_for(settings, upstreams)
-        routing = routing_for(settings, keys, upstreams)
         store = Store(settings.database(), server.native)
         leases = Leases(store.renew)
+        token_store = TokenStore(store)
+        try:
+            tokens = tokens_for(settings, transport, token_store, leases)
+            if upstreams is None:
+                upstreams = open_upstreams(settings, transport, tokens, tokens.load())
+            keys = keys_for(settings, upstreams)
+            routing = routing_for(settings, keys, upstreams)
+        except (SettingsError, RelayError):
+            store.close()
+            raise
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
         budget = settings.history_budget
-        upkeep = Upkeep(store, settings.retention_days * DAY)
+        upkeep = Upkeep(store, settings.retention_days * DAY, [token_store.tidy])
         upkeep.start()
         return cls(
             settings=settings,
@@ -108,6 +123,7 @@ class Service:
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
             transport=transport,
+            tokens=tokens,
             background=Background(),
             upkeep=upkeep,
             platform=open_platform(settings, transport, upstreams.get("openai")),
@@ -165,12 +181,30 @@ class Service:
 
     def close(self) -> None:
         self.upkeep.stop()
+        self.tokens.close(RENEWAL_SECONDS)
         self.store.close()
         self.transport.close()
 
 
-def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:
-    opened = {name: opener(settings, transport) for name, opener in UPSTREAMS.items()}
+def tokens_for(
+    settings: Settings, transport: Transport, store: TokenStore, leases: Leases
+) -> SignedInTokens:
+    """The access tokens of accounts with a refresh token. Raises SettingsError."""
+    check_setting("OAUTH_TOKEN_URL", settings.oauth_token_url)
+    server = TokenServer(transport, settings.oauth_token_url)
+    return SignedInTokens(Renewer(server.exchange, store, leases), store)
+
+
+def open_upstreams(
+    settings: Settings,
+    transport: Transport,
+    tokens: AccessTokens | None = None,
+    signed_in: Sequence[SignIn] = (),
+) -> dict[str, Upstream]:
+    """The upstreams that the settings describe. `tokens`, `signed_in`: see `chatgpt_web.open_upstream`."""
+    web = partial(chatgpt_web.open_upstream, tokens=tokens, signed_in=signed_in)
+    openers: dict[str, Opener] = {**UPSTREAMS, chatgpt_web.ChatGPTWeb.name: web}
+    opened = {name: opener(settings, transport) for name, opener in openers.items()}
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
 
 
@@ -198,7 +232,9 @@ def default_upstream(settings: Settings, upstreams: Mapping[str, Upstream]) -> s
         )
     if settings.upstream != "auto":
         return settings.upstream
-    if settings.access_token or settings.reverse_proxy:
+    web = upstreams.get("chatgpt-web")
+    has_accounts = web is not None and web.needs_client_key  # also those of `login`
+    if settings.access_token or settings.reverse_proxy or has_accounts:
         return "chatgpt-web"
     return "openai" if "openai" in upstreams else next(iter(upstreams))
 

@@ -137,6 +137,7 @@ class Store:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._database = open_database(url, native)
+        self.database = self._database  # for what has tables of its own
         self._read = self._database.read
         self._write = self._database.write
         self._clock = clock or self._database.clock

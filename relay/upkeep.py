@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from threading import Event as Flag
 from threading import Lock, Thread
@@ -184,12 +184,16 @@ class Waiters(Generic[T, R]):
 class Upkeep:
     """Deletes old rows at once, then every hour; no two of the processes that share the database at once.
 
-    `seconds`: how long a conversation is kept after its last change; 0: without limit.
+    `seconds`: how long a conversation is kept after its last change; 0: without limit. `tidy`: what else
+    is done, each of which may block and raise StoreFailed.
     """
 
-    def __init__(self, store: Store, seconds: float) -> None:
+    def __init__(
+        self, store: Store, seconds: float, tidy: Sequence[Callable[[], None]] = ()
+    ) -> None:
         self._store = store
         self._seconds = seconds
+        self._tidy = (store.tidy, *tidy)
         self._holder = str(uuid.uuid4())
         self._stopped = Flag()
         self._thread = Thread(target=self._run, name="upkeep", daemon=True)
@@ -207,7 +211,8 @@ class Upkeep:
         """Clean up, unless another process does. Raises StoreFailed."""
         if not self._store.lease("upkeep", self._holder, LEASE_SECONDS):
             return
-        self._store.tidy()
+        for tidy in self._tidy:
+            tidy()
         if self._seconds:
             deleted = self._store.expire(self._seconds)
             if deleted:

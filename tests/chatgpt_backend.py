@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,6 +95,7 @@ class Backend(ThreadingHTTPServer):
         self.owners: dict[str, str] = {}
         self.running: set[str] = set()
         self.cookies: list[str] = []  # that each answer sets
+        self.account_of: Callable[[str], str] = str  # whose an access token is
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(
@@ -341,6 +342,7 @@ class Handler(BaseHTTPRequestHandler):
         if token in mode.refuse_tokens:
             status, headers, body = mode.refuse_tokens[token]
             return self.respond(status, body, headers)
+        token = self.server.account_of(token)
         if asked.method == "GET" and path == "/conversations":
             return self.list_conversations(token, asked.path)
         if asked.method == "PATCH" and path == "/conversations":

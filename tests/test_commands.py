@@ -34,9 +34,11 @@ KEYS = "alice:alices-client-key,bob:bobs-client-key-1"
 def test_help_and_version(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0
-    for word in ("serve", "backup", "restore", "keys", "check", "--host", "--port"):
+    for word in ("serve", "backup", "restore", "keys", "check", "login", "logout"):
         assert word in shown.stdout
-    for command in ("serve", "backup", "restore", "keys", "check"):
+    for word in ("--host", "--port"):
+        assert word in shown.stdout
+    for command in ("serve", "backup", "restore", "keys", "check", "login", "logout"):
         assert run(tmp_path, command, "--help").returncode == 0
     version = run(tmp_path, "--version")
     assert version.stdout == f"chatgpt-webapi {__version__}\n"
@@ -58,6 +60,9 @@ def test_help_and_version(tmp_path: Path) -> None:
         ["backup", "a", "b"],
         ["keys", "give", "alice"],
         ["keys", "list"],
+        ["login", "--browser", "--token"],
+        ["login", "someone"],
+        ["logout", "a", "b"],
     ],
     ids=" ".join,
 )

@@ -51,5 +51,10 @@ def test_every_error_that_takes_a_message_takes_what_it_quotes(
     member: type[RelayError],
 ) -> None:
     parameters = inspect.signature(member).parameters
-    fixed = {errors.StillAnswering, errors.Unauthorized, errors.Overloaded}
+    fixed = {
+        errors.StillAnswering,
+        errors.Unauthorized,
+        errors.Overloaded,
+        errors.NotRenewed,
+    }
     assert "quoted" in parameters or member in fixed or member is errors.Challenged

@@ -37,6 +37,22 @@ MAY_IMPORT = {
     "relay.replay": VALUES,
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
     "relay.accounts": VALUES,
+    "relay.token_store": VALUES
+    | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.signin.refresh": VALUES
+    | {"relay.transports!", "relay.upstreams.http", "relay.upstreams.wording"},
+    "relay.signin.renewal": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.upkeep", "relay.signin.refresh"},
+    "relay.signin.tokens": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.signin.renewal"},
+    "relay.signin.claims": {"relay.accounts"},
+    "relay.signin.issuer": VALUES
+    | {"relay.signin.claims", "relay.signin.refresh", "relay.transports!"}
+    | {"relay.upstreams.http", "relay.upstreams.wording"},
+    "relay.signin.device": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
+    "relay.signin.browser": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
+    "relay.signin.keeping": {"relay.signin.claims", "relay.signin.issuer"},
+    "relay.signin": VALUES,
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
@@ -72,8 +88,13 @@ MAY_IMPORT = {
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
     | {"relay.server", "relay.store", "relay.startup"},
     "relay.commands.check": {"relay"},
+    "relay.commands.terminal": {"relay.errors"},
+    "relay.commands.sign_ins": {"relay"},
+    "relay.commands.login": {"relay"},
+    "relay.commands.logout": {"relay"},
     "relay.commands": {"relay.__version__", "relay.errors", "relay.settings"}
-    | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
+    | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"}
+    | {"relay.commands.login", "relay.commands.logout"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}

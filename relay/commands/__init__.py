@@ -24,6 +24,8 @@ OTHER_DATABASE = (
     2  # exit status of backup and restore where PostgreSQL's programs do it
 )
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell has it
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; its exit status. `serve` is the default."""
@@ -36,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_python()
     if options.command == "serve":
         return serve(host, port)
-    return administer(options)
+    try:
+        return administer(options)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{options.command}: interrupted\n")
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "check", "say whether settings, database and upstream can be used")
     keys = _add(commands, "keys", "list the client keys, and when each last asked")
     _add_key_commands(keys)
+    _add_sign_in_commands(commands)
     return parser
 
 
@@ -77,6 +84,23 @@ def _add_key_commands(keys: argparse.ArgumentParser) -> None:
     give.set_defaults(command="keys give")
     give.add_argument("former_owner", metavar="FROM", help="the name they are under")
     give.add_argument("owner", metavar="TO", help="the name that gets them")
+
+
+def _add_sign_in_commands(commands: Any) -> None:
+    login = _add(commands, "login", "sign in to ChatGPT, and keep the refresh token")
+    login.set_defaults(way="device")
+    ways = login.add_mutually_exclusive_group()
+    for way, text in (
+        ("browser", "by an address that you paste back, without a device code"),
+        ("token", "by a refresh token that you have, typed or on standard input"),
+    ):
+        ways.add_argument(
+            f"--{way}", dest="way", action="store_const", const=way, help=text
+        )
+    logout = _add(commands, "logout", "remove a sign-in, and revoke its token")
+    logout.add_argument(
+        "name", metavar="NAME", nargs="?", help="its account's name or e-mail address"
+    )
 
 
 def _add(
@@ -160,9 +184,19 @@ def _administer(options: argparse.Namespace, settings: Any) -> int:
         return keys.give(settings, options.former_owner, options.owner)
     if options.command == "keys":
         return keys.list_keys(settings)
+    if options.command in ("login", "logout"):
+        return _sign(options, settings)
     if options.command == "backup":
         return _back_up(settings, options.file)
     return _restore(settings, options.file)
+
+
+def _sign(options: argparse.Namespace, settings: Any) -> int:
+    from relay.commands import login, logout
+
+    if options.command == "login":
+        return login.login(settings, options.way)
+    return logout.logout(settings, options.name)
 
 
 def _back_up(settings: Any, name: str) -> int:

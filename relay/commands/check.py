@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import sys
 import time
@@ -14,11 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import orjson
 from sqlalchemy import Connection, insert
 
 from relay import schema
-from relay.accounts import Account, is_jwt
+from relay.accounts import Account, expiry, is_refresh_token
 from relay.commands.keys import keys_in_force
 from relay.database import Database, check_private, open_database, sqlite_path
 from relay.database_errors import refused_start
@@ -149,6 +146,8 @@ def _check_upstream(settings: Settings) -> Finding:
     try:
         upstreams = open_upstreams(settings, transport)
         name = default_upstream(settings, upstreams)
+        if name == "chatgpt-web" and any(map(is_refresh_token, settings.access_token)):
+            return _unasked(settings, name)
         models = upstreams[name].models(Caller("owner", may_spend=True))
     except SettingsError as error:
         return Finding("error", f"upstream: {error}")
@@ -167,6 +166,14 @@ def _check_upstream(settings: Settings) -> Finding:
     return _check_models(settings, name, [model.id for model in models])
 
 
+def _unasked(settings: Settings, name: str) -> Finding:
+    """A refresh token changes when it is used, and nothing is changed here."""
+    address = upstream_address(settings, name)
+    return Finding(
+        "ok", f"upstream: {name} at {address} is not asked here, for a refresh token"
+    )
+
+
 def _check_models(settings: Settings, name: str, models: list[str]) -> Finding:
     text = f"upstream: {name} at {upstream_address(settings, name)} lists {len(models)} model"
     if len(models) != 1:
@@ -182,7 +189,11 @@ def _check_models(settings: Settings, name: str, models: list[str]) -> Finding:
 def _check_tokens(settings: Settings) -> Iterator[Finding]:
     now = time.time()
     for account in Account.of_setting("ACCESS_TOKEN", settings.access_token):
-        yield _check_token(account.label, _expiry(account.token), now)
+        if is_refresh_token(account.token):
+            text = f"{account.log_name}: a refresh token, which gets access tokens"
+            yield Finding("ok", text)
+        else:
+            yield _check_token(account.log_name, expiry(account.token), now)
 
 
 def _check_token(name: str, expiry: float | None, now: float) -> Finding:
@@ -195,17 +206,3 @@ def _check_token(name: str, expiry: float | None, now: float) -> Finding:
     if expiry <= now + SOON:
         level = "warning"
     return Finding(level, f"{name}: it expires at {at}")
-
-
-def _expiry(token: str) -> float | None:
-    """When a JWT expires, in seconds since 1970; None for what does not say so."""
-    if not is_jwt(token):
-        return None
-    payload = token.split(".")[1]
-    try:
-        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        expiry = orjson.loads(decoded).get("exp")
-    except (AttributeError, ValueError, RecursionError, binascii.Error):
-        return None
-    is_time = isinstance(expiry, (int, float)) and 0 < expiry < 32503680000
-    return float(expiry) if is_time else None

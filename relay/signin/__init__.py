@@ -1,1 +1,1 @@
-"""Access tokens: where they come from when nobody gives one."""
+"""Signing in to ChatGPT, and the access tokens that a sign-in gives."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event as Flag
 from typing import Protocol, TypeAlias
 
@@ -42,6 +43,7 @@ LARGEST_UNSTREAMED = 4 * 1024 * 1024
 REPETITION = 32  # so many bytes that repeat earlier ones count as one
 TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 NOT_STREAMED = "The upstream's answer is larger than one may be that is not streamed."
+READY_SECONDS = 0.25  # between two looks at an account whose access token is being got
 ADMISSION_SECONDS = 0.1  # between two looks at an account that has enough to do
 SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep busy
 LONGEST_PAUSE = 8.0  # and one that others keep busy
@@ -241,11 +243,17 @@ class HttpSession:
         self._over = False
         self._holds_account = False
         self.dispatched = False
-        self._begin(attempts.next())
+        self._account = attempts.next()
+        self._steps: Steps | None = None
 
-    def _begin(self, account: Account) -> None:
+    def _begin(self, seconds: float) -> bytes | None:
+        """Begin the procedure once the account has its access token."""
+        account = self._attempts.ready(min(seconds, READY_SECONDS))
+        if account is None:
+            return None
         self._account = account
         self._steps = self._procedure.steps(account)
+        return self._resume(None)
 
     def read(self, seconds: float) -> bytes | None:
         deadline = Deadline.after(seconds)
@@ -264,6 +272,8 @@ class HttpSession:
         """One wait for what comes next; None if it led to nothing for the decoder yet."""
         if self._over:
             return b""
+        if self._steps is None:
+            return self._begin(deadline.left)
         if self._step is None:
             return self._resume(None)
         if not self._due.passed:
@@ -371,10 +381,12 @@ class HttpSession:
     def _fail_step(self, error: RelayError) -> bytes | None:
         """Raise a step's failure where the procedure yielded it; what leaves it is a refusal."""
         self._release()
-        return self._run(lambda: self._steps.throw(error))
+        assert self._steps is not None
+        return self._run(partial(self._steps.throw, error))
 
     def _resume(self, response: WholeResponse | None) -> bytes | None:
-        return self._run(lambda: self._steps.send(response))
+        assert self._steps is not None
+        return self._run(partial(self._steps.send, response))
 
     def _run(self, resume: Callable[[], Step | bytes]) -> bytes | None:
         """Run the procedure to its next step."""
@@ -399,9 +411,9 @@ class HttpSession:
             raise error  # the rest of an answer is at this account or nowhere
         self._attempts.model = self._procedure.model
         self._attempts.refused(error)
-        account = self._attempts.next()
+        self._attempts.next()
         self.dispatched = False
-        self._begin(account)
+        self._steps = None
 
     def _wait_for_account(self, error: OneAtATime) -> None:
         """Send the same request again after a pause. Raises the error where that would take too long."""
@@ -436,7 +448,8 @@ class HttpSession:
     def close(self) -> None:
         self._interrupted.set()
         self._release()
-        self._steps.close()
+        if self._steps is not None:
+            self._steps.close()
 
 
 def _is_event_stream(head: Head) -> bool:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from relay.accounts import Account, AccountPool, Resting
+from relay.accounts import (
+    AccessTokens,
+    Account,
+    AccountPool,
+    Resting,
+    SignIn,
+    is_refresh_token,
+)
 from relay.domain import Caller, Model, Question
 from relay.settings import Settings
 from relay.transports import Transport
@@ -17,20 +24,31 @@ from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.cookies import CookieTransport
 from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
 from relay.upstreams.chatgpt_web.history import WebHistory
+from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
-from relay.upstreams.http import HttpSession, Limits, fetch
+from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_with, parse_models
 
 TOKEN_RENEWAL = (
     ": it expired or is invalid; ChatGPT shows a new one at "
     "https://chatgpt.com/api/auth/session"
 )
+SIGN_IN_AGAIN = (
+    ": its refresh token gets no access token that is accepted. Sign in again: python3 "
+    "chatgpt_webapi.py login, or put a new token into ACCESS_TOKEN"
+)
 
 
-def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
+def open_upstream(
+    settings: Settings,
+    transport: Transport,
+    tokens: AccessTokens | None = None,
+    signed_in: Sequence[SignIn] = (),
+) -> ChatGPTWeb:
     """ChatGPT as the settings describe it; it is always there, for callers with a token of their own.
 
-    Raises SettingsError for an address that cannot be used.
+    `tokens`: of accounts with a refresh token; without it none is taken. `signed_in`: the accounts of the
+    command `login`. Raises SettingsError for an address that cannot be used.
     """
     addresses = settings.chatgpt_base_url
     name = "CHATGPT_BASE_URL"
@@ -41,11 +59,12 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         allowed = allowed or (settings.reverse_proxy,)
     for address in addresses:
         check_setting(name, address)
-    accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+    accounts = accounts_for(settings, signed_in)
     backend = Backend(
         transport=CookieTransport(transport),
         places=tuple(place(at, settings.conversation_path) for at in addresses),
-        pool=AccountPool(accounts),
+        pool=AccountPool(accounts, tokens=tokens),
+        tokens=tokens,
         allowed=allowed,
         path=settings.conversation_path,
         extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
@@ -58,6 +77,26 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         ),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
+
+
+def accounts_for(
+    settings: Settings, signed_in: Sequence[SignIn] = ()
+) -> tuple[Account, ...]:
+    """The server's accounts: those of ACCESS_TOKEN, then those that signed in."""
+    accounts = []
+    given = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+    for account in given:
+        if is_refresh_token(account.token):
+            sign_in = SignIn.of(account.token, "setting")
+            account = Account.of_sign_in(sign_in, account.label)
+        accounts.append(account)
+    known = {account.sign_in.id for account in accounts if account.sign_in}
+    for sign_in in signed_in:
+        if sign_in.id not in known:
+            accounts.append(Account.of_sign_in(sign_in, "The account of login"))
+    return tuple(
+        replace(a, renewal=SIGN_IN_AGAIN) if a.sign_in else a for a in accounts
+    )
 
 
 class ChatGPTWeb:
@@ -94,10 +133,8 @@ class ChatGPTWeb:
 
     def _list_models(self, account: Account, own: bool) -> Models:
         """The models of one account. `own`: its token is the caller's."""
-        url = f"{self._backend.place_for(None).base}/models"
-        call = self._backend.call(account, "GET", url, own=own)
-        largest = self._backend.limits.answer
-        response = fetch(self._backend.transport, call, self._seconds, largest)
+        lookup = Lookup("GET", "models", own)
+        response = look_up(self._backend, account, lookup, self._seconds)
         if response.status != 200:
             raise failures.from_response(
                 response.status, response.head.headers, response.redacted

@@ -6,7 +6,15 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from relay.accounts import Account, AccountPool, Attempts, is_chatgpt_token
+from relay.accounts import (
+    AccessTokens,
+    Account,
+    AccountPool,
+    Attempts,
+    SignIn,
+    is_chatgpt_token,
+    is_refresh_token,
+)
 from relay.domain import Question
 from relay.errors import BadRequest, Forbidden, Unauthorized
 from relay.transports import Transport
@@ -29,7 +37,7 @@ class Backend:
     `places`: addresses that are used in turn. `allowed`: addresses that a caller may name instead.
     `path`: that of a turn below a caller's address. `retries`: other accounts tried after a
     refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two looks for
-    an answer that was handed off.
+    an answer that was handed off. `tokens`: of accounts with a refresh token; None: there are none.
     """
 
     transport: Transport
@@ -42,11 +50,14 @@ class Backend:
     limits: Limits = Limits()
     poll_seconds: float = 5.0
     any_token: bool = False
+    tokens: AccessTokens | None = field(default=None, repr=False)
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
     jars: Jars = field(default_factory=Jars, repr=False)
 
     def recognizes(self, token: str) -> bool:
-        """Whether this has the form of ChatGPT's access tokens; a reverse proxy may give out others."""
+        """Whether this has the form of ChatGPT's tokens; a reverse proxy may give out others."""
+        if is_refresh_token(token):
+            return self.tokens is not None
         return is_chatgpt_token(token) or (
             self.any_token and not token.startswith("sk-")
         )
@@ -58,6 +69,8 @@ class Backend:
                 "That is no access token of ChatGPT's, where this conversation lives: "
                 "leave it out."
             )
+        if is_refresh_token(token):
+            return Account.of_sign_in(SignIn.of(token, "caller"))
         return Account.of(token)
 
     def place_for(self, requested: str | None) -> Place:
@@ -109,7 +122,7 @@ class Backend:
         """The accounts that may be used: the caller's own alone, the conversation's alone, or all in turn."""
         if token:
             own = self.account_of(token)
-            return AccountPool((own,)), (own,)
+            return AccountPool((own,), tokens=self.tokens), (own,)
         if not len(self.pool):
             raise Unauthorized(
                 "This service has no access token of its own: send yours in the field "

@@ -104,7 +104,8 @@ def _from_status(
     suffix = f": {message}" if message else "."
     if status == 401:
         sentence = f"The upstream rejects the access token{suffix}"
-        return TokenRejected(sentence, quoted=message)
+        is_renewable = not code or code in _TOKEN_CODES
+        return TokenRejected(sentence, quoted=message, is_renewable=is_renewable)
     if status == 429 or code in _LIMIT_CODES or _is_limit(status, message):
         return _limit(message, payload, headers)
     if status == 403 and code in _CLOSED_ACCOUNT_CODES:
@@ -144,7 +145,7 @@ def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
         return RateLimited(sentence, retry_after=wait, quoted=quoted)
     if code in _TOKEN_CODES:
         sentence = f"The upstream rejects the access token: {reason}"
-        return TokenRejected(sentence, quoted=quoted)
+        return TokenRejected(sentence, quoted=quoted, is_renewable=True)
     if "conversation_not_found" in code or code in _GONE_CODES:
         sentence = f"The upstream knows no such conversation: {reason}"
         return UpstreamRefused(sentence, status=404, quoted=quoted)

@@ -11,8 +11,9 @@ from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import parse_tree
-from relay.upstreams.http import WholeResponse, fetch
+from relay.upstreams.http import WholeResponse
 from relay.upstreams.wording import error_text, parse_json
 
 Items: TypeAlias = list[dict[str, Any]]
@@ -137,12 +138,8 @@ class WebHistory:
         largest: int | None = None,
     ) -> WholeResponse:
         """One request. `largest`: bytes of its answer, where they are fewer than of any."""
-        url = f"{self._backend.place_for(None).base}/{path}"
-        own = bool(caller.token)
-        call = self._backend.call(account, method, url, content, own=own)
-        if largest is None:
-            largest = self._backend.limits.answer
-        return fetch(self._backend.transport, call, self._seconds, largest)
+        lookup = Lookup(method, path, bool(caller.token), content, largest)
+        return look_up(self._backend, account, lookup, self._seconds)
 
 
 class Page(NamedTuple):
