@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "relay.signin.device": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
     "relay.signin.browser": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
     "relay.signin.keeping": {"relay.signin.claims", "relay.signin.issuer"},
-    "relay.signin": VALUES,
+    "relay.signin": VALUES
+    | {"relay.settings", "relay.upstreams.addresses", "relay.upstreams.wording"},
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
@@ -70,8 +71,6 @@ MAY_IMPORT = {
     "relay.passage": VALUES
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
     | PROTOCOL,
-    "relay.signin": VALUES
-    | {"relay.settings", "relay.upstreams.addresses", "relay.upstreams.wording"},
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
     "relay.dialects": VALUES | {"relay.sse"},
