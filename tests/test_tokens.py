@@ -86,6 +86,14 @@ def service(
 def ask(
     client: FlaskClient, headers: dict[str, str] | None = None, **fields: Any
 ) -> TestResponse:
+    data = {"msg": "hello", **fields}
+    return client.post("/ask", data=data, headers=headers or KEY, buffered=True)
+
+
+def converse(
+    client: FlaskClient, headers: dict[str, str] | None = None, **fields: Any
+) -> TestResponse:
+    """An ask whose answer names its conversation."""
     data = {"prompt": "hello", **fields}
     return client.post(
         "/send_message", data=data, headers=headers or KEY, buffered=True
@@ -118,7 +126,7 @@ def test_an_ask_gets_its_access_token_first_and_later_ones_have_it(
 ) -> None:
     first = oauth.sign_in()
     client = service(first)
-    assert "You said: hello" in body_of(ask(client))["text"]
+    assert "You said: hello" in body_of(converse(client))["text"]
     assert ask(client).status_code == 200 and oauth.asked == [first]
     row = row_of(client, first)
     assert row.refresh_token in oauth.current and row.refresh_token != first
@@ -149,10 +157,10 @@ def test_a_conversation_goes_on_after_a_restart_with_the_stored_token(
     service: Callable[..., FlaskClient], backend: Backend, oauth: OAuthServer
 ) -> None:
     first, other = oauth.sign_in("one"), oauth.sign_in("two")
-    opened = body_of(ask(service(first)))
+    opened = body_of(converse(service(first)))
     restarted = service(other, first)
     for _ in range(3):
-        answer = body_of(ask(restarted, conversation_id=opened["conversation_id"]))
+        answer = body_of(converse(restarted, conversation_id=opened["conversation_id"]))
         assert answer["conversation_id"] == opened["conversation_id"]
     assert oauth.asked == [first], "the account's name was known from the row"
 
@@ -160,10 +168,12 @@ def test_a_conversation_goes_on_after_a_restart_with_the_stored_token(
 def test_a_conversation_finds_its_account_by_a_token_that_was_never_used_here(
     service: Callable[..., FlaskClient], backend: Backend, oauth: OAuthServer
 ) -> None:
-    opened = body_of(ask(service(oauth.sign_in("one"))))
+    opened = body_of(converse(service(oauth.sign_in("one"))))
     place = {"conversation_id": opened["conversation_id"]}
     again = service(oauth.sign_in("two"), oauth.sign_in("one"))
-    assert body_of(ask(again, **place))["conversation_id"] == place["conversation_id"]
+    assert (
+        body_of(converse(again, **place))["conversation_id"] == place["conversation_id"]
+    )
     assert ask(again, **place).status_code == 200
     gone = ask(service(oauth.sign_in("two"), oauth.sign_in("three")), **place)
     assert gone.status_code == 409 and "not configured" in str(body_of(gone))
@@ -175,7 +185,7 @@ def test_a_refused_access_token_is_renewed_once_in_the_same_ask(
     refused = backend.mode.refuse_tokens
     assert isinstance(refused, OnlyGranted)
     client = service(oauth.sign_in())
-    place = {"conversation_id": body_of(ask(client))["conversation_id"]}
+    place = {"conversation_id": body_of(converse(client))["conversation_id"]}
     refused.revoked = set(oauth.granted)
     assert ask(client, **place).status_code == 200 and len(oauth.asked) == 2
     refused.revoked = set(oauth.granted)
@@ -309,11 +319,11 @@ def test_a_database_that_fails_after_the_exchange_loses_nothing(
     def fail(store: TokenStore, token: StoredToken) -> None:
         raise StoreFailed()
 
-    monkeypatch.setattr("relay.signin.tokens.FIRST_PAUSE", 0.0)
     with monkeypatch.context() as failing:
         failing.setattr(TokenStore, "put", fail)
         assert ask(client).status_code == 503
         assert row_of(client, first).refresh_token == first
+    client.application.extensions["service"].tokens._states.clear()  # no pause
     assert ask(client).status_code == 200 and oauth.asked == [first]
     assert row_of(client, first).refresh_token in oauth.current
 
@@ -324,7 +334,7 @@ def test_callers_may_show_a_refresh_token_wherever_an_access_token_is_taken(
     mine = oauth.sign_in("caller")
     client = service()
     bearer = {"Authorization": f"Bearer {mine}"}
-    opened = body_of(ask(client, bearer))
+    opened = body_of(converse(client, bearer))
     place = {"conversation_id": opened["conversation_id"]}
     by_field = client.post(
         "/send_message",
@@ -348,7 +358,7 @@ def test_history_models_titles_and_passages_with_a_refresh_token(
     client = service(oauth.sign_in("server"))
     bearer = {"Authorization": f"Bearer {oauth.sign_in('caller')}"}
     for headers in (KEY, bearer):
-        name = body_of(ask(client, headers))["conversation_id"]
+        name = body_of(converse(client, headers))["conversation_id"]
         path = f"/conversation/{name}"
         client.application.extensions["service"].tokens._states.clear()
         refused.revoked = set(oauth.granted)
@@ -409,7 +419,7 @@ def test_an_access_token_that_names_nobody_keeps_its_accounts_name(
 ) -> None:
     oauth.behaviour.opaque = True
     first, other = oauth.sign_in(), oauth.sign_in("another")
-    opened = body_of(ask(service(first)))
+    opened = body_of(converse(service(first)))
     again = ask(service(other, first), conversation_id=opened["conversation_id"])
     assert again.status_code == 200
 
@@ -428,7 +438,7 @@ def test_accounts_that_signed_in_by_the_command_are_the_servers_own(
         chatgpt_base_url=(backend.url,),
     )  # fmt: skip
     assert ask(client).status_code == 200 and oauth.asked == [first]
-    assert client.post("/send_message", data={"prompt": "hello"}).status_code == 401
+    assert client.post("/ask", data={"msg": "hello"}).status_code == 401
 
 
 def test_unused_rows_of_callers_are_deleted_and_no_others(
@@ -472,11 +482,15 @@ class Failing:
         raise ZeroDivisionError
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_unforeseen_error_is_told_to_who_waits(store: Store) -> None:
+def test_an_unforeseen_error_is_told_to_who_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda details: logged.set())
     tokens = SignedInTokens(Failing(), TokenStore(store))
     with pytest.raises(InternalError):
         tokens.get(SignIn.of("rt_one", "setting"), 5)
+    assert logged.wait(5)
 
 
 def test_no_token_is_shown(oauth: OAuthServer) -> None:
@@ -500,8 +514,8 @@ def environ(backend: Backend, oauth: OAuthServer, **more: str) -> dict[str, str]
 
 def post(service: Service, **options: Any) -> requests.Response:
     return requests.post(
-        f"{service.url}/send_message",
-        data={"prompt": "hello"},
+        f"{service.url}/ask",
+        data={"msg": "hello"},
         headers=KEY,
         timeout=60,
         **options,
@@ -588,15 +602,15 @@ def test_a_kill_between_exchange_and_write_is_told_and_healed_where_it_can_be(
         assert stored(url, first).refresh_token in oauth.current
 
 
-@pytest.mark.parametrize("route", ["/send_message", "/backend-api/me"])
+@pytest.mark.parametrize("route", ["/ask", "/backend-api/me"])
 def test_who_leaves_during_an_exchange_is_gone_within_a_second_and_it_goes_on(
     serve: Start, backend: Backend, oauth: OAuthServer, route: str
 ) -> None:
     oauth.behaviour.silent = threading.Event()
     first = oauth.sign_in()
     service = serve("pywsgi", **environ(backend, oauth, ACCESS_TOKEN=first))
-    method = "POST" if route == "/send_message" else "GET"
-    data = {"prompt": "hello"} if method == "POST" else None
+    method = "POST" if route == "/ask" else "GET"
+    data = {"msg": "hello"} if method == "POST" else None
     with pytest.raises(requests.Timeout):
         requests.request(
             method, f"{service.url}{route}", data=data, headers=KEY, timeout=(5, 1)

@@ -2,7 +2,7 @@
 
 A refresh token may be used once. So one process at a time exchanges it, under a lease; the row says beforehand that an
 exchange began, and has the new refresh token before the access token is used. Where a process is killed in between,
-the row still says that an exchange began: the same refresh token is tried once more, for nobody knows whether it was used.
+the row still says that an exchange began: the same refresh token is tried once more, for it may not have been used.
 """
 
 from __future__ import annotations

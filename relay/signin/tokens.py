@@ -84,6 +84,7 @@ class SignedInTokens:
         self._states[row.id] = state
         if row.access_token:
             self._take(state, row)
+            state.due = min(state.due, state.expires - EARLY_SECONDS)
         if row.dead is not None:
             state.error = rejection(row)
 
