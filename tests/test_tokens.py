@@ -176,7 +176,7 @@ def test_a_conversation_finds_its_account_by_a_token_that_was_never_used_here(
     )
     assert ask(again, **place).status_code == 200
     gone = ask(service(oauth.sign_in("two"), oauth.sign_in("three")), **place)
-    assert gone.status_code == 409 and "not configured" in str(body_of(gone))
+    assert gone.status_code == 409 and "not configured" in gone.text
 
 
 def test_a_refused_access_token_is_renewed_once_in_the_same_ask(
@@ -257,7 +257,9 @@ def test_a_dead_refresh_token_fails_fast_and_says_what_to_do(
         answer = ask(each)
         assert answer.status_code == 401
         assert code in answer.text and "chatgpt_webapi.py login" in answer.text
-        [resting] = body_of(each.get("/readyz", headers=KEY))["resting"]["chatgpt-web"]
+        [resting] = body_of(each.get("/readyz", headers=KEY, buffered=True))["resting"][
+            "chatgpt-web"
+        ]
         name = SignIn.of(first, "setting").name
         assert resting == {"account": name, "model": "", "until": ""}
     assert oauth.asked == [first], "nobody asked again, not even after a restart"
@@ -362,16 +364,20 @@ def test_history_models_titles_and_passages_with_a_refresh_token(
         path = f"/conversation/{name}"
         client.application.extensions["service"].tokens._states.clear()
         refused.revoked = set(oauth.granted)
-        listed = client.get("/conversations", headers=headers)
+        listed = client.get("/conversations", headers=headers, buffered=True)
         assert listed.status_code == 200 and name in listed.text
-        assert client.get(path, headers=headers).status_code == 200
-        models = client.get("/models", headers=headers)
+        assert client.get(path, headers=headers, buffered=True).status_code == 200
+        models = client.get("/models", headers=headers, buffered=True)
         assert "gpt-5-mini" in models.text
-        passed = client.get(f"/backend-api/conversation/{name}", headers=headers)
+        passed = client.get(
+            f"/backend-api/conversation/{name}", headers=headers, buffered=True
+        )
         assert passed.status_code == 200, passed.text
         refused.revoked = set(oauth.granted)
         client.application.extensions["service"].tokens._states.clear()
-        passed = client.get(f"/backend-api/conversation/{name}", headers=headers)
+        passed = client.get(
+            f"/backend-api/conversation/{name}", headers=headers, buffered=True
+        )
         assert passed.status_code == 200, passed.text
 
 
