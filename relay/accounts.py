@@ -489,7 +489,9 @@ class Attempts:
             try:
                 ready = self._pool.with_token(self.account, deadline.left)
             except UpstreamGone as error:
-                self._last = error
+                self._last = (
+                    self._last or error
+                )  # one that failed may be the wanted one
                 self.next()
             except RelayError as error:
                 self.refused(error)

@@ -18,6 +18,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from relay.accounts import Account, SignIn, Source
+from relay.commands.check import check
 from relay.errors import InternalError, NotRenewed, StoreFailed
 from relay.server import in_place
 from relay.signin.tokens import MOST_OF_CALLERS, SignedInTokens
@@ -445,6 +446,38 @@ def test_accounts_that_signed_in_by_the_command_are_the_servers_own(
     )  # fmt: skip
     assert ask(client).status_code == 200 and oauth.asked == [first]
     assert client.post("/ask", data={"msg": "hello"}).status_code == 401
+
+
+def test_an_account_that_signed_out_meanwhile_asks_nobody(
+    service: Callable[..., FlaskClient],
+    oauth: OAuthServer,
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    row = expired_row(oauth, oauth.sign_in(), "login")
+    TokenStore(store).put(row)
+    client = service(database_url=f"sqlite:///{tmp_path}/test.db")
+    assert TokenStore(store).delete(row.id)
+    answer = ask(client)
+    assert answer.status_code == 401 and "signed out" in answer.text
+    assert not oauth.asked
+
+
+def test_the_check_of_a_setup_uses_no_refresh_token_up(
+    backend: Backend,
+    oauth: OAuthServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    given = environ(backend, oauth, ACCESS_TOKEN=oauth.sign_in())
+    for name, value in {**given, "DATA_DIR": str(tmp_path / "data")}.items():
+        monkeypatch.setenv(name, value)
+    assert check() == 0
+    printed = capsys.readouterr().out
+    assert "ok: ACCESS_TOKEN number 1: a refresh token" in printed
+    assert "is not asked here" in printed and given["ACCESS_TOKEN"] not in printed
+    assert not oauth.asked and not backend.asked
 
 
 def test_unused_rows_of_callers_are_deleted_and_no_others(

@@ -75,8 +75,10 @@ class Renewer:
         return row
 
     def _find(self, sign_in: SignIn) -> StoredToken | None:
-        """The row, if there is one. Raises TokenRejected for a dead token."""
+        """The row, if there is one. Raises TokenRejected for a dead token, and for one that was there alone."""
         row = self._store.find(sign_in.id)
+        if row is None and not sign_in.given:
+            raise TokenRejected(f"The account has signed out. {SIGN_IN_AGAIN['login']}")
         if row is not None and row.dead is not None:
             raise rejection(row)
         return row

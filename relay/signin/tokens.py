@@ -14,7 +14,7 @@ from threading import Event as Flag
 from threading import Lock, Thread
 from typing import Protocol
 
-from relay.accounts import SignIn
+from relay.accounts import Account, SignIn
 from relay.deadline import Deadline
 from relay.errors import (
     InternalError,
@@ -57,6 +57,12 @@ class _State:
     rejected: str = field(default="", repr=False)
     next_rejection: Deadline = Deadline(0.0)
     renewal: Flag | None = None  # is set when the one that is under way has ended
+
+    @property
+    def account(self) -> str:
+        """The account's name, as far as it is known."""
+        account = Account.of_sign_in(self.sign_in)
+        return account.with_token(self.token).name if self.token else account.name
 
 
 class SignedInTokens:
@@ -200,7 +206,7 @@ class SignedInTokens:
         elif error.retry_after:
             pause = min(LONGEST_PAUSE, max(pause, error.retry_after))
         if not isinstance(error, TokenRejected):
-            log.warning("%s: %s", state.sign_in.name, error.reason)
+            log.warning("%s: %s", state.account, error.reason)
         state.failures = min(state.failures + 1, 10)
         state.error = error
         state.next_try = Deadline.after(pause)
