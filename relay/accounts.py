@@ -220,7 +220,7 @@ class AccessTokens(Protocol):
         """The upstream says that this one has expired: whether `get` will now look for another. Never blocks."""
 
     def is_dead(self, sign_in: SignIn) -> bool:
-        """Whether the refresh token is known to get no access token any more. Never blocks."""
+        """Whether there is no access token, and the refresh token is known to get none any more. Never blocks."""
 
 
 class Scope(NamedTuple):

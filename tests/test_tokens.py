@@ -19,7 +19,7 @@ from werkzeug.test import TestResponse
 
 from relay.accounts import Account, SignIn, Source
 from relay.commands.check import check
-from relay.errors import InternalError, NotRenewed, StoreFailed
+from relay.errors import InternalError, NotRenewed, StoreFailed, TooManyAttempts
 from relay.server import in_place
 from relay.signin.tokens import MOST_OF_CALLERS, SignedInTokens
 from relay.store import Store
@@ -512,6 +512,27 @@ def test_many_strangers_tokens_are_not_remembered(store: Store) -> None:
             tokens.get(SignIn.of(f"rt_{number}", "caller"), 5)
     assert len(tokens._states) <= MOST_OF_CALLERS + 1
     assert all(state.renewal is None for state in tokens._states.values())
+
+
+def test_strangers_tokens_that_hang_are_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.signin.tokens.MOST_RENEWALS", 2)
+    let_go = threading.Event()
+
+    class Silent:
+        def renew(self, sign_in: SignIn, known: str, rejected: str) -> StoredToken:
+            let_go.wait(20)
+            raise NotRenewed("Not now.")
+
+    tokens = SignedInTokens(Silent(), TokenStore(store))
+    for number in range(2):
+        assert tokens.get(SignIn.of(f"rt_{number}", "caller"), 0) is None
+    with pytest.raises(TooManyAttempts):
+        tokens.get(SignIn.of("rt_3", "caller"), 0)
+    assert tokens.get(SignIn.of("rt_ours", "setting"), 0) is None
+    let_go.set()
+    tokens.close(10)
 
 
 class Failing:

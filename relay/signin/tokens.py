@@ -105,7 +105,8 @@ class SignedInTokens:
                 if now < state.expires:
                     return state.token
                 renewal = state.renewal
-            if renewal is None or not renewal.wait(deadline.left):
+            assert renewal is not None
+            if not renewal.wait(deadline.left):
                 return None
 
     def known(self, sign_in: SignIn) -> str:
@@ -114,7 +115,9 @@ class SignedInTokens:
 
     def is_dead(self, sign_in: SignIn) -> bool:
         state = self._states.get(sign_in.id)
-        return state is not None and isinstance(state.error, TokenRejected)
+        if state is None or not isinstance(state.error, TokenRejected):
+            return False
+        return self._store.now() >= state.expires
 
     def reject(self, sign_in: SignIn, token: str) -> bool:
         with self._lock:
@@ -154,18 +157,25 @@ class SignedInTokens:
 
     def _renew_now(self, state: _State, now: float) -> None:
         """Begin a renewal. Raises the last failure where it is too early for another, and no token is valid."""
-        if not state.next_try.passed:
-            if state.error is not None and now >= state.expires:
-                raise _again(state.error, state.next_try)
+        failure = self._check_may_renew(state)
+        if failure is not None:
+            if now >= state.expires:
+                raise failure
             return
+        state.renewal = Flag()
+        Thread(target=self._renew, args=(state,), name="renewal", daemon=True).start()
+
+    def _check_may_renew(self, state: _State) -> RelayError | None:
+        """Why no renewal may begin now; None where one may."""
+        if state.error is not None and not state.next_try.passed:
+            return _again(state.error, state.next_try)
         under_way = sum(s.renewal is not None for s in self._states.values())
         if state.sign_in.source == "caller" and under_way >= MOST_RENEWALS:
-            raise TooManyAttempts(
+            return TooManyAttempts(
                 "Too many refresh tokens are being exchanged just now. Send this again soon.",
                 retry_after=5,
             )
-        state.renewal = Flag()
-        Thread(target=self._renew, args=(state,), name="renewal", daemon=True).start()
+        return None
 
     def _renew(self, state: _State) -> None:
         row: StoredToken | None = None
