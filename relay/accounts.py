@@ -222,7 +222,7 @@ class AccessTokens(Protocol):
         """The upstream says that this one has expired: whether `get` will now look for another. Never blocks."""
 
     def is_dead(self, sign_in: SignIn) -> bool:
-        """Whether the refresh token is known to get no access token any more. Never blocks."""
+        """Whether there is no access token, and the refresh token is known to get none any more. Never blocks."""
 
 
 class Scope(NamedTuple):
@@ -491,7 +491,9 @@ class Attempts:
             try:
                 ready = self._pool.with_token(self.account, deadline.left)
             except UpstreamGone as error:
-                self._last = error
+                self._last = (
+                    self._last or error
+                )  # one that failed may be the wanted one
                 self.next()
             except RelayError as error:
                 self.refused(error)

@@ -18,7 +18,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from relay.accounts import Account, SignIn, Source
-from relay.errors import InternalError, NotRenewed, StoreFailed
+from relay.commands.check import check
+from relay.errors import InternalError, NotRenewed, StoreFailed, TooManyAttempts
 from relay.server import in_place
 from relay.signin.tokens import MOST_OF_CALLERS, SignedInTokens
 from relay.store import Store
@@ -86,6 +87,14 @@ def service(
 def ask(
     client: FlaskClient, headers: dict[str, str] | None = None, **fields: Any
 ) -> TestResponse:
+    data = {"msg": "hello", **fields}
+    return client.post("/ask", data=data, headers=headers or KEY, buffered=True)
+
+
+def converse(
+    client: FlaskClient, headers: dict[str, str] | None = None, **fields: Any
+) -> TestResponse:
+    """An ask whose answer names its conversation."""
     data = {"prompt": "hello", **fields}
     return client.post(
         "/send_message", data=data, headers=headers or KEY, buffered=True
@@ -118,7 +127,7 @@ def test_an_ask_gets_its_access_token_first_and_later_ones_have_it(
 ) -> None:
     first = oauth.sign_in()
     client = service(first)
-    assert "You said: hello" in body_of(ask(client))["text"]
+    assert "You said: hello" in body_of(converse(client))["text"]
     assert ask(client).status_code == 200 and oauth.asked == [first]
     row = row_of(client, first)
     assert row.refresh_token in oauth.current and row.refresh_token != first
@@ -149,10 +158,10 @@ def test_a_conversation_goes_on_after_a_restart_with_the_stored_token(
     service: Callable[..., FlaskClient], backend: Backend, oauth: OAuthServer
 ) -> None:
     first, other = oauth.sign_in("one"), oauth.sign_in("two")
-    opened = body_of(ask(service(first)))
+    opened = body_of(converse(service(first)))
     restarted = service(other, first)
     for _ in range(3):
-        answer = body_of(ask(restarted, conversation_id=opened["conversation_id"]))
+        answer = body_of(converse(restarted, conversation_id=opened["conversation_id"]))
         assert answer["conversation_id"] == opened["conversation_id"]
     assert oauth.asked == [first], "the account's name was known from the row"
 
@@ -160,13 +169,15 @@ def test_a_conversation_goes_on_after_a_restart_with_the_stored_token(
 def test_a_conversation_finds_its_account_by_a_token_that_was_never_used_here(
     service: Callable[..., FlaskClient], backend: Backend, oauth: OAuthServer
 ) -> None:
-    opened = body_of(ask(service(oauth.sign_in("one"))))
+    opened = body_of(converse(service(oauth.sign_in("one"))))
     place = {"conversation_id": opened["conversation_id"]}
     again = service(oauth.sign_in("two"), oauth.sign_in("one"))
-    assert body_of(ask(again, **place))["conversation_id"] == place["conversation_id"]
+    assert (
+        body_of(converse(again, **place))["conversation_id"] == place["conversation_id"]
+    )
     assert ask(again, **place).status_code == 200
     gone = ask(service(oauth.sign_in("two"), oauth.sign_in("three")), **place)
-    assert gone.status_code == 409 and "not configured" in str(body_of(gone))
+    assert gone.status_code == 409 and "not configured" in gone.text
 
 
 def test_a_refused_access_token_is_renewed_once_in_the_same_ask(
@@ -175,7 +186,7 @@ def test_a_refused_access_token_is_renewed_once_in_the_same_ask(
     refused = backend.mode.refuse_tokens
     assert isinstance(refused, OnlyGranted)
     client = service(oauth.sign_in())
-    place = {"conversation_id": body_of(ask(client))["conversation_id"]}
+    place = {"conversation_id": body_of(converse(client))["conversation_id"]}
     refused.revoked = set(oauth.granted)
     assert ask(client, **place).status_code == 200 and len(oauth.asked) == 2
     refused.revoked = set(oauth.granted)
@@ -247,7 +258,9 @@ def test_a_dead_refresh_token_fails_fast_and_says_what_to_do(
         answer = ask(each)
         assert answer.status_code == 401
         assert code in answer.text and "chatgpt_webapi.py login" in answer.text
-        [resting] = body_of(each.get("/readyz", headers=KEY))["resting"]["chatgpt-web"]
+        [resting] = body_of(each.get("/readyz", headers=KEY, buffered=True))["resting"][
+            "chatgpt-web"
+        ]
         name = SignIn.of(first, "setting").name
         assert resting == {"account": name, "model": "", "until": ""}
     assert oauth.asked == [first], "nobody asked again, not even after a restart"
@@ -309,11 +322,11 @@ def test_a_database_that_fails_after_the_exchange_loses_nothing(
     def fail(store: TokenStore, token: StoredToken) -> None:
         raise StoreFailed()
 
-    monkeypatch.setattr("relay.signin.tokens.FIRST_PAUSE", 0.0)
     with monkeypatch.context() as failing:
         failing.setattr(TokenStore, "put", fail)
         assert ask(client).status_code == 503
         assert row_of(client, first).refresh_token == first
+    client.application.extensions["service"].tokens._states.clear()  # no pause
     assert ask(client).status_code == 200 and oauth.asked == [first]
     assert row_of(client, first).refresh_token in oauth.current
 
@@ -324,7 +337,7 @@ def test_callers_may_show_a_refresh_token_wherever_an_access_token_is_taken(
     mine = oauth.sign_in("caller")
     client = service()
     bearer = {"Authorization": f"Bearer {mine}"}
-    opened = body_of(ask(client, bearer))
+    opened = body_of(converse(client, bearer))
     place = {"conversation_id": opened["conversation_id"]}
     by_field = client.post(
         "/send_message",
@@ -348,20 +361,24 @@ def test_history_models_titles_and_passages_with_a_refresh_token(
     client = service(oauth.sign_in("server"))
     bearer = {"Authorization": f"Bearer {oauth.sign_in('caller')}"}
     for headers in (KEY, bearer):
-        name = body_of(ask(client, headers))["conversation_id"]
+        name = body_of(converse(client, headers))["conversation_id"]
         path = f"/conversation/{name}"
         client.application.extensions["service"].tokens._states.clear()
         refused.revoked = set(oauth.granted)
-        listed = client.get("/conversations", headers=headers)
+        listed = client.get("/conversations", headers=headers, buffered=True)
         assert listed.status_code == 200 and name in listed.text
-        assert client.get(path, headers=headers).status_code == 200
-        models = client.get("/models", headers=headers)
+        assert client.get(path, headers=headers, buffered=True).status_code == 200
+        models = client.get("/models", headers=headers, buffered=True)
         assert "gpt-5-mini" in models.text
-        passed = client.get(f"/backend-api/conversation/{name}", headers=headers)
+        passed = client.get(
+            f"/backend-api/conversation/{name}", headers=headers, buffered=True
+        )
         assert passed.status_code == 200, passed.text
         refused.revoked = set(oauth.granted)
         client.application.extensions["service"].tokens._states.clear()
-        passed = client.get(f"/backend-api/conversation/{name}", headers=headers)
+        passed = client.get(
+            f"/backend-api/conversation/{name}", headers=headers, buffered=True
+        )
         assert passed.status_code == 200, passed.text
 
 
@@ -409,7 +426,7 @@ def test_an_access_token_that_names_nobody_keeps_its_accounts_name(
 ) -> None:
     oauth.behaviour.opaque = True
     first, other = oauth.sign_in(), oauth.sign_in("another")
-    opened = body_of(ask(service(first)))
+    opened = body_of(converse(service(first)))
     again = ask(service(other, first), conversation_id=opened["conversation_id"])
     assert again.status_code == 200
 
@@ -428,7 +445,39 @@ def test_accounts_that_signed_in_by_the_command_are_the_servers_own(
         chatgpt_base_url=(backend.url,),
     )  # fmt: skip
     assert ask(client).status_code == 200 and oauth.asked == [first]
-    assert client.post("/send_message", data={"prompt": "hello"}).status_code == 401
+    assert client.post("/ask", data={"msg": "hello"}).status_code == 401
+
+
+def test_an_account_that_signed_out_meanwhile_asks_nobody(
+    service: Callable[..., FlaskClient],
+    oauth: OAuthServer,
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    row = expired_row(oauth, oauth.sign_in(), "login")
+    TokenStore(store).put(row)
+    client = service(database_url=f"sqlite:///{tmp_path}/test.db")
+    assert TokenStore(store).delete(row.id)
+    answer = ask(client)
+    assert answer.status_code == 401 and "signed out" in answer.text
+    assert not oauth.asked
+
+
+def test_the_check_of_a_setup_uses_no_refresh_token_up(
+    backend: Backend,
+    oauth: OAuthServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    given = environ(backend, oauth, ACCESS_TOKEN=oauth.sign_in())
+    for name, value in {**given, "DATA_DIR": str(tmp_path / "data")}.items():
+        monkeypatch.setenv(name, value)
+    assert check() == 0
+    printed = capsys.readouterr().out
+    assert "ok: ACCESS_TOKEN number 1: a refresh token" in printed
+    assert "is not asked here" in printed and given["ACCESS_TOKEN"] not in printed
+    assert not oauth.asked and not backend.asked
 
 
 def test_unused_rows_of_callers_are_deleted_and_no_others(
@@ -465,6 +514,27 @@ def test_many_strangers_tokens_are_not_remembered(store: Store) -> None:
     assert all(state.renewal is None for state in tokens._states.values())
 
 
+def test_strangers_tokens_that_hang_are_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.signin.tokens.MOST_RENEWALS", 2)
+    let_go = threading.Event()
+
+    class Silent:
+        def renew(self, sign_in: SignIn, known: str, rejected: str) -> StoredToken:
+            let_go.wait(20)
+            raise NotRenewed("Not now.")
+
+    tokens = SignedInTokens(Silent(), TokenStore(store))
+    for number in range(2):
+        assert tokens.get(SignIn.of(f"rt_{number}", "caller"), 0) is None
+    with pytest.raises(TooManyAttempts):
+        tokens.get(SignIn.of("rt_3", "caller"), 0)
+    assert tokens.get(SignIn.of("rt_ours", "setting"), 0) is None
+    let_go.set()
+    tokens.close(10)
+
+
 class Failing:
     """A renewer with an error in it."""
 
@@ -472,11 +542,15 @@ class Failing:
         raise ZeroDivisionError
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_unforeseen_error_is_told_to_who_waits(store: Store) -> None:
+def test_an_unforeseen_error_is_told_to_who_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda details: logged.set())
     tokens = SignedInTokens(Failing(), TokenStore(store))
     with pytest.raises(InternalError):
         tokens.get(SignIn.of("rt_one", "setting"), 5)
+    assert logged.wait(5)
 
 
 def test_no_token_is_shown(oauth: OAuthServer) -> None:
@@ -500,8 +574,8 @@ def environ(backend: Backend, oauth: OAuthServer, **more: str) -> dict[str, str]
 
 def post(service: Service, **options: Any) -> requests.Response:
     return requests.post(
-        f"{service.url}/send_message",
-        data={"prompt": "hello"},
+        f"{service.url}/ask",
+        data={"msg": "hello"},
         headers=KEY,
         timeout=60,
         **options,
@@ -588,15 +662,15 @@ def test_a_kill_between_exchange_and_write_is_told_and_healed_where_it_can_be(
         assert stored(url, first).refresh_token in oauth.current
 
 
-@pytest.mark.parametrize("route", ["/send_message", "/backend-api/me"])
+@pytest.mark.parametrize("route", ["/ask", "/backend-api/me"])
 def test_who_leaves_during_an_exchange_is_gone_within_a_second_and_it_goes_on(
     serve: Start, backend: Backend, oauth: OAuthServer, route: str
 ) -> None:
     oauth.behaviour.silent = threading.Event()
     first = oauth.sign_in()
     service = serve("pywsgi", **environ(backend, oauth, ACCESS_TOKEN=first))
-    method = "POST" if route == "/send_message" else "GET"
-    data = {"prompt": "hello"} if method == "POST" else None
+    method = "POST" if route == "/ask" else "GET"
+    data = {"msg": "hello"} if method == "POST" else None
     with pytest.raises(requests.Timeout):
         requests.request(
             method, f"{service.url}{route}", data=data, headers=KEY, timeout=(5, 1)

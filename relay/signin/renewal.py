@@ -2,7 +2,7 @@
 
 A refresh token may be used once. So one process at a time exchanges it, under a lease; the row says beforehand that an
 exchange began, and has the new refresh token before the access token is used. Where a process is killed in between,
-the row still says that an exchange began: the same refresh token is tried once more, for nobody knows whether it was used.
+the row still says that an exchange began: the same refresh token is tried once more, for it may not have been used.
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ class Renewer:
         return row
 
     def _find(self, sign_in: SignIn) -> StoredToken | None:
-        """The row, if there is one. Raises TokenRejected for a dead token."""
+        """The row, if there is one. Raises TokenRejected for a dead token, and for one that was there alone."""
         row = self._store.find(sign_in.id)
+        if row is None and not sign_in.given:
+            raise TokenRejected(f"The account has signed out. {SIGN_IN_AGAIN['login']}")
         if row is not None and row.dead is not None:
             raise rejection(row)
         return row

@@ -14,7 +14,7 @@ from threading import Event as Flag
 from threading import Lock, Thread
 from typing import Protocol
 
-from relay.accounts import SignIn
+from relay.accounts import Account, SignIn
 from relay.deadline import Deadline
 from relay.errors import (
     InternalError,
@@ -58,6 +58,12 @@ class _State:
     next_rejection: Deadline = Deadline(0.0)
     renewal: Flag | None = None  # is set when the one that is under way has ended
 
+    @property
+    def account(self) -> str:
+        """The account's name, as far as it is known."""
+        account = Account.of_sign_in(self.sign_in)
+        return account.with_token(self.token).name if self.token else account.name
+
 
 class SignedInTokens:
     """See `relay.accounts.AccessTokens`."""
@@ -84,6 +90,7 @@ class SignedInTokens:
         self._states[row.id] = state
         if row.access_token:
             self._take(state, row)
+            state.due = min(state.due, state.expires - EARLY_SECONDS)
         if row.dead is not None:
             state.error = rejection(row)
 
@@ -98,7 +105,8 @@ class SignedInTokens:
                 if now < state.expires:
                     return state.token
                 renewal = state.renewal
-            if renewal is None or not renewal.wait(deadline.left):
+            assert renewal is not None
+            if not renewal.wait(deadline.left):
                 return None
 
     def known(self, sign_in: SignIn) -> str:
@@ -107,7 +115,9 @@ class SignedInTokens:
 
     def is_dead(self, sign_in: SignIn) -> bool:
         state = self._states.get(sign_in.id)
-        return state is not None and isinstance(state.error, TokenRejected)
+        if state is None or not isinstance(state.error, TokenRejected):
+            return False
+        return self._store.now() >= state.expires
 
     def reject(self, sign_in: SignIn, token: str) -> bool:
         with self._lock:
@@ -147,18 +157,25 @@ class SignedInTokens:
 
     def _renew_now(self, state: _State, now: float) -> None:
         """Begin a renewal. Raises the last failure where it is too early for another, and no token is valid."""
-        if not state.next_try.passed:
-            if state.error is not None and now >= state.expires:
-                raise _again(state.error, state.next_try)
+        failure = self._check_may_renew(state)
+        if failure is not None:
+            if now >= state.expires:
+                raise failure
             return
+        state.renewal = Flag()
+        Thread(target=self._renew, args=(state,), name="renewal", daemon=True).start()
+
+    def _check_may_renew(self, state: _State) -> RelayError | None:
+        """Why no renewal may begin now; None where one may."""
+        if state.error is not None and not state.next_try.passed:
+            return _again(state.error, state.next_try)
         under_way = sum(s.renewal is not None for s in self._states.values())
         if state.sign_in.source == "caller" and under_way >= MOST_RENEWALS:
-            raise TooManyAttempts(
+            return TooManyAttempts(
                 "Too many refresh tokens are being exchanged just now. Send this again soon.",
                 retry_after=5,
             )
-        state.renewal = Flag()
-        Thread(target=self._renew, args=(state,), name="renewal", daemon=True).start()
+        return None
 
     def _renew(self, state: _State) -> None:
         row: StoredToken | None = None
@@ -199,7 +216,7 @@ class SignedInTokens:
         elif error.retry_after:
             pause = min(LONGEST_PAUSE, max(pause, error.retry_after))
         if not isinstance(error, TokenRejected):
-            log.warning("%s: %s", state.sign_in.name, error.reason)
+            log.warning("%s: %s", state.account, error.reason)
         state.failures = min(state.failures + 1, 10)
         state.error = error
         state.next_try = Deadline.after(pause)
