@@ -91,6 +91,20 @@ owners = Table(
     Column("owner", Text, primary_key=True),
     Column("last_asked", Float, nullable=False),
 )
+usage = Table(
+    "usage",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("day", Text, primary_key=True),  # as in 2026-12-31, UTC
+    Column("upstream", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("asks", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("estimated_tokens", BigInteger, nullable=False),
+)
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 #: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
@@ -118,6 +132,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE messages ADD COLUMN payloads TEXT",
         "ALTER TABLE messages ADD COLUMN echo TEXT",
+    ),
+    (
+        "CREATE TABLE usage (owner TEXT NOT NULL, day TEXT NOT NULL, upstream TEXT NOT NULL, model TEXT NOT NULL, "
+        "asks BIGINT NOT NULL, errors BIGINT NOT NULL, cancelled BIGINT NOT NULL, prompt_tokens BIGINT NOT NULL, "
+        "completion_tokens BIGINT NOT NULL, estimated_tokens BIGINT NOT NULL, "
+        "PRIMARY KEY (owner, day, upstream, model))",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

@@ -14,7 +14,7 @@ from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
-from relay.domain import Caller, Model
+from relay.domain import Caller, Model, UsageQuery, UsageRow
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
@@ -27,6 +27,7 @@ from relay.transports.direct import DirectTransport
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.openai.platform import Platform, open_platform
+from relay.usage import UsageCounter, UsageStore
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -62,6 +63,7 @@ class Service:
     background: Background
     upkeep: Upkeep
     platform: Platform
+    usage: UsageCounter
 
     @classmethod
     def build(
@@ -84,7 +86,8 @@ class Service:
         leases = Leases(store.renew)
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
         budget = settings.history_budget
-        upkeep = Upkeep(store, settings.retention_days * DAY)
+        usage = UsageCounter(UsageStore(store.database))
+        upkeep = Upkeep(store, settings.retention_days * DAY, usage.store.expire)
         upkeep.start()
         return cls(
             settings=settings,
@@ -93,7 +96,9 @@ class Service:
             upstreams=upstreams,
             routing=routing,
             catalog=catalog,
-            chat=Chat(upstreams, routing, store, leases, budget, catalog=catalog),
+            chat=Chat(
+                upstreams, routing, store, leases, budget, catalog=catalog, usage=usage
+            ),
             conversations=Conversations(
                 store, histories_of(upstreams), routing.sole_owner
             ),
@@ -109,6 +114,7 @@ class Service:
             background=Background(),
             upkeep=upkeep,
             platform=open_platform(settings, transport, upstreams.get("openai")),
+            usage=usage,
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:
@@ -156,12 +162,19 @@ class Service:
         listed = self.listed_models(caller)
         return listed[0].id if listed else ""
 
+    def usage_of(self, caller: Caller, query: UsageQuery) -> list[UsageRow]:
+        """The usage that the caller may see: everybody's, or its own. Blocks; raises BadRequest or StoreFailed."""
+        self.usage.write()
+        owner = None if self.access.sees_all_usage(caller) else caller.verified_owner
+        return self.usage.store.read(query, owner)
+
     def wait(self, seconds: float) -> None:
         """Until the asks that outlived their callers have ended, for `seconds` at most."""
         self.background.wait(seconds)
 
     def close(self) -> None:
         self.upkeep.stop()
+        self.usage.close()
         self.store.close()
         self.transport.close()
 

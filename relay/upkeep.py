@@ -184,12 +184,19 @@ class Waiters(Generic[T, R]):
 class Upkeep:
     """Deletes old rows at once, then every hour; no two of the processes that share the database at once.
 
-    `seconds`: how long a conversation is kept after its last change; 0: without limit.
+    `seconds`: how long a conversation is kept after its last change; 0: without limit. `expire_usage`: deletes old
+    counts.
     """
 
-    def __init__(self, store: Store, seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        seconds: float,
+        expire_usage: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._seconds = seconds
+        self._expire_usage = expire_usage
         self._holder = str(uuid.uuid4())
         self._stopped = Flag()
         self._thread = Thread(target=self._run, name="upkeep", daemon=True)
@@ -208,6 +215,7 @@ class Upkeep:
         if not self._store.lease("upkeep", self._holder, LEASE_SECONDS):
             return
         self._store.tidy()
+        self._expire_usage()
         if self._seconds:
             deleted = self._store.expire(self._seconds)
             if deleted:

@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "relay.tables": VALUES | {"relay.schema", "relay.window"},
     "relay.store": VALUES
     | {"relay.server", "relay.schema", "relay.database", "relay.tables"},
+    "relay.usage": VALUES
+    | {"relay.window", "relay.schema", "relay.database", "relay.tables"},
     "relay.upkeep": VALUES | {"relay.store"},
     "relay.replay": VALUES,
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
@@ -45,9 +47,11 @@ MAY_IMPORT = {
     "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
-    | {"relay.cutting", "relay.models"}
+    | {"relay.cutting", "relay.models", "relay.usage"}
     | PROTOCOL,
-    "relay.index": VALUES | {"relay.store", "relay.accounts"} | PROTOCOL,
+    "relay.index": VALUES
+    | {"relay.store", "relay.accounts", "relay.window"}
+    | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
@@ -68,14 +72,20 @@ MAY_IMPORT = {
     }
     | {"relay.service", "relay.upstreams"},
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
-    | {"relay.server", "relay.store", "relay.startup"},
+    | {"relay.server", "relay.store", "relay.startup", "relay.usage"},
     "relay.commands.check": {"relay"},
     "relay.commands": {"relay.__version__", "relay.errors", "relay.settings"}
     | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory"}
-    | {"relay.passage", "relay.index", "relay.transports!"}
+    | {
+        "relay.passage",
+        "relay.index",
+        "relay.transports!",
+        "relay.usage",
+        "relay.window",
+    }
     | PROTOCOL,
 }
 
