@@ -7,11 +7,12 @@ service stops: one that is killed loses that much. No name of a model takes a ro
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from threading import Lock, Timer
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from relay.database import Database
 from relay.domain import Caller, Reply, Tokens, UsageQuery, UsageRow
@@ -36,6 +37,8 @@ LONGEST_MODEL = 128  # characters
 MOST_MODELS = 100  # of one owner on one day
 MOST_KNOWN = 10_000  # names of models that are remembered, of all owners together
 MOST_WAITING = 20_000  # rows that wait while the database cannot be written
+Place: TypeAlias = tuple[str, str, str, str]  # day, owner, upstream, model
+_COUNTS_OF = operator.attrgetter(*table.COUNTS)
 UNKNOWN = "unknown"  # no model was named
 OTHER = "other"
 
@@ -231,7 +234,7 @@ class UsageCounter:
     def __init__(self, store: UsageStore, every: float = WRITE_SECONDS) -> None:
         self.store = store
         self._every = every
-        self._waiting: dict[tuple[str, ...], UsageRow] = {}
+        self._waiting: dict[Place, tuple[int, ...]] = {}
         self._models = Models()
         self._timer: Timer | None = None
         self._lock = Lock()
@@ -245,16 +248,17 @@ class UsageCounter:
         """Count what a row says."""
         with self._lock:
             model = self._models.name_for(row.key, row.day, row.model)
-            self._gather(row if model == row.model else replace(row, model=model))
+            self._gather((row.day, row.key, row.upstream, model), _COUNTS_OF(row))
             if self._timer is None:
                 self._start_timer(self._every)
 
-    def _gather(self, row: UsageRow) -> None:
-        place = (row.key, row.day, row.upstream, row.model)
+    def _gather(self, place: Place, counts: tuple[int, ...]) -> None:
         known = self._waiting.get(place)
-        if known is None and len(self._waiting) >= MOST_WAITING:
+        if known is not None:
+            counts = tuple(map(operator.add, known, counts))
+        elif len(self._waiting) >= MOST_WAITING:
             return
-        self._waiting[place] = row if known is None else _sum(known, row)
+        self._waiting[place] = counts
 
     def _start_timer(self, seconds: float) -> None:
         self._timer = Timer(seconds, self.write)
@@ -265,23 +269,23 @@ class UsageCounter:
         """Write what was counted. What cannot be written now is tried again later. May block."""
         with self._write_lock:
             with self._lock:
-                rows = list(self._waiting.values())
+                waiting = self._waiting
                 self._waiting = {}
                 timer = self._timer
                 self._timer = None
             if timer is not None:
                 timer.cancel()
-            if rows:
-                self._write(rows)
+            if waiting:
+                self._write(waiting)
 
-    def _write(self, rows: list[UsageRow]) -> None:
+    def _write(self, waiting: dict[Place, tuple[int, ...]]) -> None:
         try:
-            self.store.add(rows)
+            self.store.add([UsageRow(*place, *waiting[place]) for place in waiting])
         except StoreFailed as error:
             log.warning("Usage could not be written: %s", error)
             with self._lock:
-                for row in rows:
-                    self._gather(row)
+                for place, counts in waiting.items():
+                    self._gather(place, counts)
                 if self._timer is None:
                     self._start_timer(RETRY_SECONDS)
 
@@ -291,8 +295,3 @@ class UsageCounter:
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
-
-
-def _sum(one: UsageRow, other: UsageRow) -> UsageRow:
-    sums = {name: getattr(one, name) + getattr(other, name) for name in table.COUNTS}
-    return replace(one, **sums)

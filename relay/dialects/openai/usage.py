@@ -27,8 +27,8 @@ COUNTED = (
     "audio/speech",
 )
 MOST_PARTS = 10_000  # of a request, that an estimate looks at
-HEAD = 2048  # bytes of an answer that are held: its model stands there, or near its end
-TAIL = 4096  # its usage stands there
+BATCH = 2048  # bytes that are looked at at once
+TAIL = 4096  # bytes at an answer's end that are held: its usage stands there
 _REST = rb'"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
 _CHAT = (b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments")
 #: route, whether it streams -> an answer's fields that are words of the model; each a pattern of its own: see `wire`
@@ -132,9 +132,11 @@ class PassedAnswer:
     def __init__(self, path: str, *, streams: bool) -> None:
         self._words = _WORDS.get((path, streams), ())
         self._streams = streams
-        self._head = b""
+        self._pending: list[bytes] = []
+        self._pending_size = 0
         self._tail = b""
         self._size = 0
+        self._model: str | None = None
         self._text = TextCount()
 
     def accepted(self, account: object) -> None:
@@ -142,32 +144,44 @@ class PassedAnswer:
 
     def feed(self, piece: bytes) -> None:
         """Of a stream: whole events."""
-        self._size += len(piece)
-        if len(self._head) < HEAD:
-            self._head = (self._head + piece)[:HEAD]
-        self._tail = (self._tail + piece)[-TAIL:]
-        if self._streams:
-            self._count_words(piece)
+        self._pending.append(piece)
+        self._pending_size += len(piece)
+        if self._pending_size >= BATCH:
+            self._look()
 
     def end(self) -> None:
         pass
 
-    def _count_words(self, text: bytes) -> None:
+    def _look(self) -> None:
+        """Look at what came, many pieces at once: a look at each would cost as much as passing it on."""
+        text = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_size = 0
+        self._size += len(text)
+        self._tail = (self._tail + text)[-TAIL:]
+        if self._model is None and (found := _MODEL.search(text)):
+            self._model = found[1].decode("utf-8", "replace")
+        if self._streams:
+            self._count_words(text, self._text)
+
+    def _count_words(self, text: bytes, count: TextCount) -> None:
         for pattern in self._words:
             for words in pattern.findall(text):
-                self._text.add(words.decode("utf-8", "replace"))
+                count.add(words.decode("utf-8", "replace"))
 
     @property
     def model(self) -> str | None:
-        found = _MODEL.search(self._head) or _MODEL.search(self._tail)
-        return found[1].decode("utf-8", "replace") if found else None
+        self._look()
+        return self._model
 
     @property
     def has_failed(self) -> bool:
+        self._look()
         return self._streams and _FAILED.search(self._tail) is not None
 
     def tokens(self, prompt_tokens: int) -> Tokens:
-        stated = _stated_in(self._tail) or _stated_in(self._head)
+        self._look()
+        stated = _stated_in(self._tail)
         if stated is not None:
             return stated
         return Tokens(prompt_tokens, self._estimated(), estimated=True)
@@ -177,8 +191,9 @@ class PassedAnswer:
             return self._text.tokens
         if self._size > TAIL:
             return tokens_of(self._size, 0)
-        self._count_words(self._tail)
-        return self._text.tokens
+        text = TextCount()
+        self._count_words(self._tail, text)
+        return text.tokens
 
 
 def _stated_in(text: bytes) -> Tokens | None:
