@@ -81,7 +81,7 @@ def give(settings: Settings, former_owner: str, owner: str) -> int:
         return 1
     if count:
         sys.stdout.write(f"{owner} has {_count(count)} of {former_owner} now.\n")
-    if has_usage:
+    else:
         sys.stdout.write(f"{owner} has the usage of {former_owner} now.\n")
     if nameless:
         sys.stdout.write(
