@@ -142,6 +142,7 @@ class Turn:
         self._started: Started | None = None
         self._finished: Finished | None = None
         self._acceptance_kept = False
+        self._is_counted = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
@@ -243,7 +244,8 @@ class Turn:
     ) -> None:
         """Count the ask. `reply`: its answer, as far as it came. `sent`: the upstream may have the question."""
         meter = self._context.meter
-        if meter is not None:
+        if meter is not None and not self._is_counted:
+            self._is_counted = True
             tokens = (sent and reply.tokens) or Tokens()
             meter.count(failure, tokens, reply.model, accepted=self.started)
 

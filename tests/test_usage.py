@@ -143,6 +143,19 @@ def test_absurd_counts_are_not_believed(build: Build, upstream: RawUpstream) -> 
     assert counts(row) == (1, 0, 0) and 0 < row["estimated_tokens"] < 100
 
 
+@pytest.mark.parametrize("route", [CHAT, "/v1/responses"])
+def test_the_header_of_openais_routes_says_what_the_body_says(
+    client: FlaskClient, route: str
+) -> None:
+    answer = client.post(route, json={**chat(), "input": "hi"}, headers=ALICE)
+    stated = list(answer.json["usage"].values())
+    used = [
+        int(part.split("=")[1]) for part in answer.headers["X-Usage"].split(", ")[:3]
+    ]
+    assert set(used) <= {count for count in stated if isinstance(count, int)}
+    assert total(client, **ALICE)["total_tokens"] == used[2]
+
+
 @pytest.mark.parametrize("route", ["/ask", CHAT, "/v1/responses", "/chat"])
 def test_a_stream_counts_and_has_no_header(client: FlaskClient, route: str) -> None:
     fields = {"model": "x", "stream": True}
