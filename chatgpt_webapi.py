@@ -17,7 +17,7 @@ from dataclasses import asdict
 from flask import Blueprint, Flask, Response
 
 from relay import __version__
-from relay.dialects import fields, form, ndjson, tree
+from relay.dialects import fields, form, ndjson, report, tree
 from relay.server import Server
 from relay.service import Service
 from relay.settings import Settings
@@ -106,6 +106,17 @@ def models(incoming: Incoming) -> Response:
     if incoming.format == "text":
         return text_response("".join(f"{model.id}\n" for model in listed))
     return json_response([asdict(model) for model in listed])
+
+
+@routes.get("/usage")
+def usage(incoming: Incoming) -> Response:
+    own.read_query(incoming, own.TABLE_FORMATS)
+    today = incoming.service.usage.store.today()
+    query = report.query(incoming.args.to_dict(), today)
+    rows = incoming.service.usage_of(incoming.caller, query)
+    if incoming.format == "csv":
+        return bytes_response(report.csv(query, rows), report.CSV_TYPE)
+    return json_response(report.json(query, rows))
 
 
 @routes.get("/")

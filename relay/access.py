@@ -33,6 +33,7 @@ log = logging.getLogger("chatgpt_webapi")
 
 MADE_HERE = "cw-"
 OPEN = "none"
+OWNER = "owner"  # of a key that has no other name
 SHORTEST_KEY = 8
 SHORT_KEY = 16
 WELL_KNOWN = (
@@ -89,7 +90,7 @@ def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
         if not colon:
             text = entry
             is_only_one = len(entries) == 1
-            name = "owner" if is_only_one else f"key-{_digest(entry).hex()[:16]}"
+            name = OWNER if is_only_one else f"key-{_digest(entry).hex()[:16]}"
         if not _is_name(name) or not text:
             raise SettingsError(
                 "AUTHORIZATION cannot be read: each entry must be KEY or NAME:KEY, the "
@@ -222,6 +223,11 @@ class Access:
     def owners(self) -> tuple[str, ...]:
         """The owners that have a key, in the order of the keys; an owner may have several."""
         return tuple(dict.fromkeys(key.owner for key in self._keys))
+
+    def sees_all_usage(self, caller: Caller) -> bool:
+        """Whether a caller sees what everybody used: the holder of the only key, or of one named OWNER."""
+        has_key = bool(self._keys) and caller.may_spend
+        return has_key and (caller.owner == OWNER or self.owners == (caller.owner,))
 
     def check(self, authorization: str) -> None:
         """Refuse a header that can be no credential at all, before anything costly is done. Raises RelayError."""

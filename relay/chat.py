@@ -34,6 +34,7 @@ from relay.domain import (
     Reply,
     Restarted,
     Started,
+    Tokens,
     ToolCall,
     joined,
     joined_call,
@@ -63,6 +64,7 @@ from relay.replay import ReplayedAnswer, raise_failure
 from relay.store import OpenedTurn, Store, TurnRequest
 from relay.upkeep import LEASE_SECONDS, Leases, Waiters
 from relay.upstreams import Decoder, Stream, Upstream
+from relay.usage import Meter, UsageCounter, tokens_of
 from relay.window import Window, fit
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ class TurnContext:
     """What a turn knows beside its answer.
 
     `answer_id` and `question_id`: see `Started`. `check`: the dialect's; see `Ask.check`. `tokens`:
-    the estimated size of what was sent upstream.
+    the estimated size of what was sent upstream. `meter`: None for an answer that was counted before.
     """
 
     conversation_id: str = ""
@@ -109,6 +111,7 @@ class TurnContext:
     check: Callable[[Reply], None] = lambda reply: None
     tokens: int = 0
     question_id: str = ""
+    meter: Meter | None = None
 
 
 class Turn:
@@ -139,6 +142,7 @@ class Turn:
         self._started: Started | None = None
         self._finished: Finished | None = None
         self._acceptance_kept = False
+        self._is_counted = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
@@ -232,7 +236,18 @@ class Turn:
         self._keeper.completed(reply)
         self.reply = reply
         self.ended = True
+        self._count(reply)
         return rest + self._printer.end(reply)
+
+    def _count(
+        self, reply: Reply, failure: RelayError | None = None, sent: bool = True
+    ) -> None:
+        """Count the ask. `reply`: its answer, as far as it came. `sent`: the upstream may have the question."""
+        meter = self._context.meter
+        if meter is not None and not self._is_counted:
+            self._is_counted = True
+            tokens = (sent and reply.tokens) or Tokens()
+            meter.count(failure, tokens, reply.model, accepted=self.started)
 
     def _reply(self, finished: Finished) -> Reply:
         conversation_id = ""
@@ -241,7 +256,7 @@ class Turn:
             conversation_id = self.conversation_id
             message_id = self._context.answer_id or finished.message_id or ""
             message_id = message_id or self._keeper.request.answer_id
-        return Reply(
+        reply = Reply(
             text="".join(self._text),
             conversation_id=conversation_id,
             message_id=message_id,
@@ -253,6 +268,9 @@ class Turn:
             usage=finished.usage,
             remarks=self.remarks,
         )
+        if self._context.meter is None:
+            return reply
+        return replace(reply, tokens=tokens_of(reply, self._context.tokens))
 
     @property
     def _model(self) -> str | None:
@@ -281,9 +299,10 @@ class Turn:
         self.ended = True
         may_have_arrived = error.may_have_been_sent or self._decoder.started
         sent = self.stream.dispatched and may_have_arrived
-        text = "".join(self._text)
+        reply = self._reply(self._finished or Finished())
+        self._count(reply, error, sent)
         try:
-            if not self._keeper.failed(text, self._model, error, sent):
+            if not self._keeper.failed(reply.text, self._model, error, sent):
                 self.conversation_id = ""
         except StoreFailed as failure:
             log.warning("A broken answer could not be stored: %s", failure)
@@ -340,7 +359,7 @@ class Chat:
     """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
     `budget`: tokens of a conversation that go upstream at most; 0: all of them. `catalog`: what
-    the names of models mean.
+    the names of models mean. `usage`: counts the asks.
     """
 
     def __init__(
@@ -352,7 +371,9 @@ class Chat:
         budget: int = 0,
         *,
         catalog: ModelCatalog | None = None,
+        usage: UsageCounter | None = None,
     ) -> None:
+        self._usage = usage
         self._catalog = catalog or ModelCatalog()
         self._upstreams = upstreams
         self._routing = routing
@@ -583,11 +604,17 @@ class Chat:
             ask.check,
             window.tokens,
             keeper.request.question_id,
+            self._meter(ask, upstream, question.model),
         )
         stream, decoder = upstream.ask(question)
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
+
+    def _meter(self, ask: Ask, upstream: Upstream, model: str | None) -> Meter | None:
+        if self._usage is None:
+            return None
+        return self._usage.meter(ask.caller, upstream.name, model)
 
     def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
         """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""

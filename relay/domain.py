@@ -14,6 +14,7 @@ KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "go
 SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function")  # of messages with a tool's result
 TITLE_LENGTH = 60  # characters
+MOST_TOKENS = 10**9  # of one ask; who states more is not believed
 UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
 
@@ -238,8 +239,28 @@ class Remarks:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What an ask used. `estimated`: the upstream stated no counts."""
+
+    prompt: int = 0
+    completion: int = 0
+    estimated: bool = False
+
+    @classmethod
+    def stated(cls, prompt: object, completion: object) -> Tokens | None:
+        """What an upstream states; None where that is no count of tokens."""
+        if type(prompt) is not int or type(completion) is not int:
+            return None
+        is_count = 0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS
+        return cls(prompt, completion) if is_count else None
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A whole answer. Both ids are empty where the conversation is not stored."""
+    """A whole answer. Both ids are empty where the conversation is not stored.
+
+    `usage`: see `Finished`. `tokens`: what this request used; None where it is an earlier one's answer.
+    """
 
     text: str = field(repr=False)
     conversation_id: str
@@ -251,6 +272,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = field(default=(), repr=False)
     usage: Mapping[str, Any] | None = None
     remarks: Remarks = Remarks()
+    tokens: Tokens | None = None
 
     @property
     def as_sent(self) -> dict[str, Any]:
@@ -347,6 +369,38 @@ class Conversation:
     remote: bool = False
     name: str | None = None
     nodes: tuple[Node, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class UsageQuery:
+    """Which usage is asked for. `by`: of UsageRow's first four fields, those that are told apart.
+
+    `first` and `last`: days, as in 2026-12-31, UTC, both included.
+    """
+
+    by: tuple[str, ...]
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """What was used of an upstream's model by the holder of a key, on a day. "" in a field: not told apart.
+
+    `asks`: all of them, `errors` and `cancelled` among them. `estimated_tokens`: how many of the tokens of either
+    kind are an estimate.
+    """
+
+    day: str = ""
+    key: str = ""
+    upstream: str = ""
+    model: str = ""
+    asks: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated_tokens: int = 0
 
 
 def title_of(prompt: str) -> str:

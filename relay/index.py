@@ -10,46 +10,84 @@ from contextlib import suppress
 from dataclasses import replace
 
 from relay.accounts import Account
-from relay.domain import Conversation, Started
+from relay.domain import (
+    Conversation,
+    Delta,
+    Event,
+    Finished,
+    Reasoning,
+    Refusal,
+    Started,
+    Tokens,
+)
 from relay.errors import NoConversation, RelayError, StoreFailed
 from relay.store import Store
 from relay.upstreams import Decoder
+from relay.window import TextCount
 
 log = logging.getLogger(__name__)
 
 
 class TurnObserver:
-    """Indexes the conversation of a turn that passes. `row`: it, as far as it is known before; its id may be ""."""
+    """Reads along with a turn that passes, and indexes its conversation. See `relay.usage.AnswerReader` too.
 
-    def __init__(self, store: Store, row: Conversation, decoder: Decoder) -> None:
+    `row`: the conversation's, as far as it is known before; its id may be "". None: the turn is forgotten.
+    """
+
+    def __init__(
+        self, store: Store, row: Conversation | None, decoder: Decoder
+    ) -> None:
+        self.model: str | None = None
         self._store = store
         self._row = row
         self._decoder = decoder
-        self._reads = True
+        self._text = TextCount()
+        self._failed = False
+
+    @property
+    def has_failed(self) -> bool:
+        return self._failed
+
+    def tokens(self, prompt_tokens: int) -> Tokens:
+        """An estimate: ChatGPT's web API states no usage."""
+        return Tokens(prompt_tokens, self._text.tokens, estimated=True)
 
     def accepted(self, account: Account) -> None:
-        self._row = replace(self._row, account=account.name)
+        if self._row is not None:
+            self._row = replace(self._row, account=account.name)
 
     def feed(self, piece: bytes) -> None:
-        if not self._reads:
+        if self._failed:
             return
         try:
             for event in self._decoder.feed(piece):
-                if isinstance(event, Started) and event.conversation_id:
-                    self._row = replace(self._row, id=event.conversation_id)
-                    self._write()
+                self._take(event)
         except RelayError:  # the caller is told by the stream itself
-            self._reads = False
+            self._failed = True
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.model = event.model or self.model
+                self._begin(event.conversation_id)
+            case Delta(text) | Reasoning(text) | Refusal(text):
+                self._text.add(text)
+            case Finished():
+                self.model = event.model or self.model
+
+    def _begin(self, conversation_id: str | None) -> None:
+        if self._row is not None and conversation_id:
+            self._row = replace(self._row, id=conversation_id)
+            self._write(self._row)
 
     def end(self) -> None:
         newest = self._decoder.message_id
-        if self._row.id and newest:
-            self._row = replace(self._row, newest=newest)
-            self._write()
+        if self._row is not None and self._row.id and newest:
+            self._write(replace(self._row, newest=newest))
 
-    def _write(self) -> None:
+    def _write(self, row: Conversation) -> None:
         try:
-            self._store.index(self._row)
+            self._store.index(row)
         except StoreFailed as error:
             log.warning("A conversation could not be indexed: %s", error)
 

@@ -104,6 +104,20 @@ tokens = Table(
     Column("dead", Text),
     Column("updated", Float, nullable=False, index=True),
 )
+usage = Table(
+    "usage",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("day", Text, primary_key=True),  # as in 2026-12-31, UTC
+    Column("upstream", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("asks", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("estimated_tokens", BigInteger, nullable=False),
+)
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
 #: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
@@ -137,6 +151,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "refresh_token TEXT NOT NULL, access_token TEXT, expires FLOAT, began FLOAT, dead TEXT, "
         "updated FLOAT NOT NULL, PRIMARY KEY (id))",
         "CREATE INDEX ix_tokens_updated ON tokens (updated)",
+        "CREATE TABLE usage (owner TEXT NOT NULL, day TEXT NOT NULL, upstream TEXT NOT NULL, model TEXT NOT NULL, "
+        "asks BIGINT NOT NULL, errors BIGINT NOT NULL, cancelled BIGINT NOT NULL, prompt_tokens BIGINT NOT NULL, "
+        "completion_tokens BIGINT NOT NULL, estimated_tokens BIGINT NOT NULL, "
+        "PRIMARY KEY (owner, day, upstream, model))",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

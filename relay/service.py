@@ -15,7 +15,7 @@ from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
-from relay.domain import Caller, Model
+from relay.domain import Caller, Model, UsageQuery, UsageRow
 from relay.errors import RelayError
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
@@ -35,6 +35,7 @@ from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.openai.platform import Platform, open_platform
+from relay.usage import UsageCounter, UsageStore
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -73,6 +74,7 @@ class Service:
     upkeep: Upkeep
     platform: Platform
     logins: Logins
+    usage: UsageCounter
 
     @classmethod
     def build(
@@ -101,7 +103,9 @@ class Service:
             raise
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
         budget = settings.history_budget
-        upkeep = Upkeep(store, settings.retention_days * DAY, [token_store.tidy])
+        usage = UsageCounter(UsageStore(store.database))
+        tidy = (token_store.tidy, usage.store.expire)
+        upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
         upkeep.start()
         return cls(
             settings=settings,
@@ -110,7 +114,9 @@ class Service:
             upstreams=upstreams,
             routing=routing,
             catalog=catalog,
-            chat=Chat(upstreams, routing, store, leases, budget, catalog=catalog),
+            chat=Chat(
+                upstreams, routing, store, leases, budget, catalog=catalog, usage=usage
+            ),
             conversations=Conversations(
                 store, histories_of(upstreams), routing.sole_owner
             ),
@@ -128,6 +134,7 @@ class Service:
             upkeep=upkeep,
             platform=open_platform(settings, transport, upstreams.get("openai")),
             logins=open_logins(settings),
+            usage=usage,
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:
@@ -175,6 +182,12 @@ class Service:
         listed = self.listed_models(caller)
         return listed[0].id if listed else ""
 
+    def usage_of(self, caller: Caller, query: UsageQuery) -> list[UsageRow]:
+        """The usage that the caller may see: everybody's, or its own. Blocks; raises BadRequest or StoreFailed."""
+        self.usage.write()
+        owner = None if self.access.sees_all_usage(caller) else caller.verified_owner
+        return self.usage.store.read(query, owner)
+
     def wait(self, seconds: float) -> None:
         """Until the asks that outlived their callers have ended, for `seconds` at most."""
         self.background.wait(seconds)
@@ -182,6 +195,7 @@ class Service:
     def close(self) -> None:
         self.upkeep.stop()
         self.tokens.close(RENEWAL_SECONDS)
+        self.usage.close()
         self.store.close()
         self.transport.close()
 

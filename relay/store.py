@@ -127,7 +127,7 @@ class Store:
     """The database. Every method may block, and raises StoreFailed where the database cannot be used.
 
     `native` makes a runner with a thread of its own; `clock` gives seconds since 1970 (default: the
-    database's own clock).
+    database's own clock). `database`: for the tables that are no part of a turn.
     """
 
     def __init__(
@@ -136,8 +136,7 @@ class Store:
         native: Callable[[], Run],
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._database = open_database(url, native)
-        self.database = self._database  # for what has tables of its own
+        self.database = self._database = open_database(url, native)
         self._read = self._database.read
         self._write = self._database.write
         self._clock = clock or self._database.clock

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from relay.domain import SYSTEM_ROLES, Message
+from relay.domain import SYSTEM_ROLES, Message, Reply
 
 PER_MESSAGE = 4
 
@@ -38,6 +38,30 @@ def estimate_text(text: str) -> int:
     """What a text costs that is no message of its own."""
     ascii_characters = len(text.encode("ascii", "ignore"))
     return tokens_of(ascii_characters, len(text) - ascii_characters)
+
+
+def estimate_answer(reply: Reply) -> tuple[int, int]:
+    """What an answer costs: its reasoning, and all else of it."""
+    calls = "".join(call.name + call.arguments for call in reply.tool_calls)
+    answer = estimate_text(reply.text + reply.refusal + calls)
+    return estimate_text(reply.reasoning), answer
+
+
+class TextCount:
+    """The cost of a text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._ascii = 0
+        self._others = 0
+
+    def add(self, text: str) -> None:
+        ascii_characters = len(text.encode("ascii", "ignore"))
+        self._ascii += ascii_characters
+        self._others += len(text) - ascii_characters
+
+    @property
+    def tokens(self) -> int:
+        return tokens_of(self._ascii, self._others)
 
 
 def tokens_of(ascii_characters: int, others: int) -> int:

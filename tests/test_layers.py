@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "relay.tables": VALUES | {"relay.schema", "relay.window"},
     "relay.store": VALUES
     | {"relay.server", "relay.schema", "relay.database", "relay.tables"},
+    "relay.usage": VALUES
+    | {"relay.window", "relay.schema", "relay.database", "relay.tables"},
     "relay.upkeep": VALUES | {"relay.store"},
     "relay.replay": VALUES,
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
@@ -62,9 +64,11 @@ MAY_IMPORT = {
     "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
-    | {"relay.cutting", "relay.models"}
+    | {"relay.cutting", "relay.models", "relay.usage"}
     | PROTOCOL,
-    "relay.index": VALUES | {"relay.store", "relay.accounts"} | PROTOCOL,
+    "relay.index": VALUES
+    | {"relay.store", "relay.accounts", "relay.window"}
+    | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
@@ -85,7 +89,7 @@ MAY_IMPORT = {
     }
     | {"relay.service", "relay.upstreams"},
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
-    | {"relay.server", "relay.store", "relay.startup"},
+    | {"relay.server", "relay.store", "relay.startup", "relay.usage"},
     "relay.commands.check": {"relay"},
     "relay.commands.terminal": {"relay.errors"},
     "relay.commands.sign_ins": {"relay"},
@@ -97,7 +101,8 @@ MAY_IMPORT = {
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
-    | {"relay.passage", "relay.index", "relay.transports!"}
+    | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
+    | {"relay.window"}
     | PROTOCOL,
 }
 

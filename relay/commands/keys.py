@@ -20,6 +20,7 @@ from relay.server import in_place
 from relay.settings import Settings, SettingsError
 from relay.startup import command_line, owners_without_key
 from relay.store import Store
+from relay.usage import UsageStore
 
 
 def list_keys(settings: Settings) -> int:
@@ -63,20 +64,25 @@ def make_key(settings: Settings, name: str | None) -> int:
 
 
 def give(settings: Settings, former_owner: str, owner: str) -> int:
-    """Make all conversations of one owner another's, and print how many there were; the exit status."""
+    """Make all conversations and usage of one owner another's, and print what there was; the exit status."""
     check_name(owner)
     store = open_store(settings)
     count = 0
     nameless = 0
+    has_usage = False
     if store is not None:
         try:
+            has_usage = UsageStore(store.database).give(former_owner, owner)
             count, nameless = store.give(former_owner, owner)
         finally:
             store.close()
-    if not count:
+    if not count and not has_usage:
         sys.stderr.write(f"{former_owner} has no conversations.\n")
         return 1
-    sys.stdout.write(f"{owner} has {_count(count)} of {former_owner} now.\n")
+    if count:
+        sys.stdout.write(f"{owner} has {_count(count)} of {former_owner} now.\n")
+    else:
+        sys.stdout.write(f"{owner} has the usage of {former_owner} now.\n")
     if nameless:
         sys.stdout.write(
             f"{_count(nameless)} lost the name that {owner} has given to another: the id "

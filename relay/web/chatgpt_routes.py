@@ -19,9 +19,11 @@ from relay.index import ChangeObserver, ClearingObserver, TurnObserver
 from relay.passage import Observer
 from relay.transports import Headers
 from relay.upstreams import Forwarded, Gateway, Upstream
+from relay.usage import PassageMeter
 from relay.web import chatgpt_local, passages, signin
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
+from relay.window import estimate_text
 
 routes = Blueprint("chatgpt", __name__)
 
@@ -212,7 +214,11 @@ def ask(incoming: Incoming) -> Response:
     request = request_at(incoming, row, wire.repaired(body, payload, parent_id))
     headers = replaced(request.headers, Accept="text/event-stream")
     request = replace(request, headers=headers)
-    observer = indexing(incoming, upstream, gateway, payload)
+    meter = incoming.service.usage.meter(
+        incoming.caller, upstream.name, wire.model_of(payload)
+    )
+    reader = indexing(incoming, upstream, gateway, payload)
+    observer = PassageMeter(meter, reader, estimate_text(wire.prompt_of(payload)))
     watch = wire.EventWatch(wire.takes_classic(payload))
     return passages.deliver(
         incoming, gateway, request, watch, streams=True, observer=observer
@@ -228,10 +234,8 @@ def ask_at_root(incoming: Incoming) -> Response:
 
 def indexing(
     incoming: Incoming, upstream: Upstream, gateway: Gateway, payload: dict[str, Any]
-) -> Observer | None:
-    """What indexes the conversation of a turn, unless it is one that is forgotten."""
-    if not wire.is_kept(payload):
-        return None
+) -> TurnObserver:
+    """What reads along with a turn, and indexes its conversation unless that is forgotten."""
     named = wire.conversation_id_of(payload)
     row = Conversation(
         id=named or "",
@@ -245,7 +249,8 @@ def indexing(
         remote=True,
     )
     decoder = gateway.decoder(named, wire.known_ids(payload))
-    return TurnObserver(incoming.service.store, row, decoder)
+    indexed = row if wire.is_kept(payload) else None
+    return TurnObserver(incoming.service.store, indexed, decoder)
 
 
 def anything_else(incoming: Incoming, path: str) -> Response:

@@ -8,9 +8,10 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from relay.dialects.openai import chat, errors, models, wire
+from relay.dialects.openai import chat, errors, models, usage, wire
 from relay.errors import NotFound, RelayError
 from relay.upstreams import Forwarded, Forwarder, Upstream
+from relay.usage import PassageMeter
 from relay.web import passages, signin, stored_responses
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
@@ -153,9 +154,8 @@ def pass_json(
     wanted = choose_model(incoming, path, model)
     if wanted != model:
         body = wire.with_model(body, wanted)
-    streams = payload.get("stream") is True
     request = passages.forwarded(incoming, path, body, model=wanted)
-    return deliver(incoming, forwarder, request, path, streams)
+    return deliver_ask(incoming, forwarder, request, path, payload)
 
 
 def choose_model(incoming: Incoming, path: str, model: str) -> str:
@@ -167,16 +167,39 @@ def choose_model(incoming: Incoming, path: str, model: str) -> str:
     return checked or service.default_model(incoming.caller)
 
 
+def deliver_ask(
+    incoming: Incoming,
+    forwarder: Forwarder,
+    request: Forwarded,
+    path: str,
+    payload: dict[str, Any],
+    upstream: str = "",
+) -> Response:
+    """The same of a question to a model, which is counted. `upstream`: the name, if not that of conversations."""
+    streams = payload.get("stream") is True
+    observer = None
+    if path in usage.COUNTED and incoming.method == "POST":
+        service = incoming.service
+        name = upstream or service.upstream_for(incoming.caller).name
+        meter = service.usage.meter(incoming.caller, name, request.model)
+        reader = usage.PassedAnswer(path, streams=streams)
+        observer = PassageMeter(meter, reader, usage.tokens_asked(payload))
+    return deliver(incoming, forwarder, request, path, streams, observer)
+
+
 def deliver(
     incoming: Incoming,
     forwarder: Forwarder,
     request: Forwarded,
     path: str,
     streams: bool = False,
+    observer: PassageMeter | None = None,
 ) -> Response:
     """The answer to a request that passes; an event stream is watched as this API's. Raises RelayError."""
     watch = wire.EventWatch(path)
-    return passages.deliver(incoming, forwarder, request, watch, streams=streams)
+    return passages.deliver(
+        incoming, forwarder, request, watch, streams=streams, observer=observer
+    )
 
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:

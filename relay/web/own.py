@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flask import Response
 
-from relay.dialects import bodies, fields, form, ndjson
+from relay.dialects import bodies, fields, form, ndjson, report
 from relay.dialects.bodies import Fields
 from relay.errors import BadRequest, RelayError
 from relay.web.incoming import Incoming, pause
@@ -20,6 +20,7 @@ from relay.web.responses import (
 
 #: what an answer can be: the field `format` -> the media type that asks for the same in an Accept header
 ANSWER_FORMATS = {"json": "application/json", "text": "text/plain"}
+TABLE_FORMATS = {"json": "application/json", "csv": report.CSV_TYPE}
 EXPORT_FORMATS = {
     **ANSWER_FORMATS,
     "markdown": "text/markdown",

@@ -10,6 +10,7 @@ from flask import Response
 from relay.passage import Observer, Passage, Watch
 from relay.transports import Headers
 from relay.upstreams import Forwarded, Forwarder
+from relay.usage import PassageMeter
 from relay.web.incoming import Incoming
 from relay.web.responses import deliver_passage
 
@@ -66,11 +67,16 @@ def deliver(
     streams: bool = False,
     observer: Observer | None = None,
 ) -> Response:
-    """The answer to a request that passes; raises RelayError. `streams`: an event stream is expected."""
+    """The answer to a request that passes; raises RelayError. `streams`: an event stream is expected.
+
+    A PassageMeter as the observer counts it as an ask.
+    """
     clocks = incoming.service.clocks
     passage = Passage(
         forwarder, request, watch, clocks, streams=streams, observer=observer
     )
+    if isinstance(observer, PassageMeter):
+        incoming.when_sent.append(lambda: observer.count(passage.failure))
     if incoming.method == "POST":  # what only reads or changes something asks nothing
         incoming.service.chat.note(incoming.caller)
     return deliver_passage(incoming, passage)

@@ -10,7 +10,12 @@ from relay.upstreams import Forwarder
 from relay.web import passages, signin
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
-from relay.web.openai_routes import DEFAULTED, deliver, error_response
+from relay.web.openai_routes import (
+    DEFAULTED,
+    deliver,
+    deliver_ask,
+    error_response,
+)
 
 routes = Blueprint("platform", __name__, url_prefix="/platform")
 API = "v1/"
@@ -32,19 +37,21 @@ def api(incoming: Incoming, path: str) -> Response:
         raise BadRequest(OTHER_CREDENTIAL)
     path = path.rstrip("/")
     if incoming.mimetype == "application/json" and path in DEFAULTED:
-        return pass_turn(incoming, platform.api, path)
+        name = platform.upstream.name if platform.upstream else "platform"
+        return pass_turn(incoming, platform.api, path, name)
     request = passages.unread(incoming, path)
     return deliver(incoming, platform.api, request, path)
 
 
-def pass_turn(incoming: Incoming, forwarder: Forwarder, path: str) -> Response:
+def pass_turn(
+    incoming: Incoming, forwarder: Forwarder, path: str, upstream: str
+) -> Response:
     """A question: its JSON is looked at for whether it streams, and for its model, which limits are per."""
     body = incoming.whole_body()
     payload = wire.read(body)
     model = wire.model_of(payload)
     request = passages.forwarded(incoming, path, body, model=model)
-    streams = payload.get("stream") is True
-    return deliver(incoming, forwarder, request, path, streams)
+    return deliver_ask(incoming, forwarder, request, path, payload, upstream)
 
 
 @routes.route("/dashboard/<path:path>", methods=passages.METHODS)

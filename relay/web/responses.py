@@ -19,6 +19,7 @@ from relay.delivery import (
     DirectDelivery,
     Silent,
 )
+from relay.dialects import report
 from relay.domain import Ask, Remarks, Reply
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
@@ -54,12 +55,15 @@ def bytes_response(body: bytes, mimetype: str) -> Response:
 
 def reply_headers(reply: Reply) -> dict[str, str]:
     """What goes with a whole answer beside its text."""
-    return {
+    headers = {
         "X-Conversation-Id": reply.conversation_id,
         "X-Parent-Message-Id": reply.message_id,
         "X-Finish-Reason": reply.finish_reason,
         **remark_headers(reply.remarks),
     }
+    if reply.tokens is not None:
+        headers["X-Usage"] = report.header(reply.tokens)
+    return headers
 
 
 def remark_headers(remarks: Remarks) -> dict[str, str]:

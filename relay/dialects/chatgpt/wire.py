@@ -104,6 +104,12 @@ def is_kept(payload: dict[str, Any]) -> bool:
     return payload.get("history_and_training_disabled") is not True
 
 
+def model_of(payload: dict[str, Any]) -> str | None:
+    """The model that a body names."""
+    model = payload.get("model")
+    return model if isinstance(model, str) and model else None
+
+
 def prompt_of(payload: dict[str, Any]) -> str:
     """The text of the question; "" where it has none."""
     messages = payload.get("messages")

@@ -1,12 +1,57 @@
-"""The counts of tokens that go with an answer. Pure."""
+"""The counts of tokens that go with an answer, one that passes as it is too. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from relay.domain import Ask, Message, Reply
-from relay.window import estimate_text, estimate_tokens
+import orjson
+
+from relay.domain import Ask, Message, Reply, Tokens
+from relay.window import (
+    PER_MESSAGE,
+    TextCount,
+    estimate_answer,
+    estimate_tokens,
+    tokens_of,
+)
+
+#: routes of the API that are questions to a model, whose JSON names it
+COUNTED = (
+    "chat/completions",
+    "completions",
+    "responses",
+    "embeddings",
+    "images/generations",
+    "audio/speech",
+)
+MOST_PARTS = 10_000  # of a request, that an estimate looks at
+BATCH = 2048  # bytes that are looked at at once
+TAIL = 4096  # bytes at an answer's end that are held: its usage stands there
+_REST = rb'"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
+_CHAT = (b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments")
+#: route, whether it streams -> an answer's fields that are words of the model; each a pattern of its own: see `wire`
+_WORDS = {
+    (path, streams): tuple(re.compile(b'"' + name + _REST) for name in names)
+    for path, streams, names in (
+        ("chat/completions", False, _CHAT),
+        ("chat/completions", True, _CHAT),
+        ("completions", False, (b"text",)),
+        ("completions", True, (b"text",)),
+        ("responses", False, (b"text", b"arguments")),
+        ("responses", True, (b"delta",)),
+    )
+}
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]+)"')
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_FAILED = re.compile(
+    rb'^data: ?\{\s*"error"\s*:\s*\{|"type"\s*:\s*"(?:response\.failed|error)"',
+    re.MULTILINE,
+)
+#: members of a request with words for the model
+_ASKED = ("messages", "input", "prompt", "instructions")
+_PARTS = ("content", "text", "tool_calls", "function", "arguments", "output")
 
 
 def prompt_tokens_of(ask: Ask) -> int:
@@ -40,9 +85,7 @@ def _integers(details: Any) -> dict[str, int] | None:
 
 
 def _estimated(reply: Reply, prompt_tokens: int) -> dict[str, Any]:
-    calls = "".join(call.name + call.arguments for call in reply.tool_calls)
-    reasoning_tokens = estimate_text(reply.reasoning)
-    answer_tokens = estimate_text(reply.text + reply.refusal + calls)
+    reasoning_tokens, answer_tokens = estimate_answer(reply)
     completion_tokens = reasoning_tokens + answer_tokens
     return {
         "prompt_tokens": prompt_tokens,
@@ -56,3 +99,123 @@ def _estimated(reply: Reply, prompt_tokens: int) -> dict[str, Any]:
             "rejected_prediction_tokens": 0,
         },
     }
+
+
+def tokens_asked(payload: Mapping[str, Any]) -> int:
+    """The estimated tokens of a request that passes; of one with very many parts, those of the last."""
+    text = TextCount()
+    others = 0
+    pending: list[Any] = [payload.get(name) for name in _ASKED]
+    for _ in range(MOST_PARTS):
+        if not pending:
+            break
+        value = pending.pop()
+        if isinstance(value, str):
+            text.add(value)
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            others += PER_MESSAGE if "role" in value else 0
+            pending.extend(value[name] for name in _PARTS if name in value)
+        elif isinstance(value, int):
+            others += 1  # a token by its number
+    return text.tokens + others
+
+
+class PassedAnswer:
+    """Reads along with an answer that passes, in constant memory. See `relay.usage.AnswerReader`.
+
+    `path`: the route's, below /v1. What an answer states stands near its end; only of one that states nothing the words
+    are counted, of a stream as they pass.
+    """
+
+    def __init__(self, path: str, *, streams: bool) -> None:
+        self._words = _WORDS.get((path, streams), ())
+        self._streams = streams
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._tail = b""
+        self._size = 0
+        self._model: str | None = None
+        self._text = TextCount()
+
+    def accepted(self, account: object) -> None:
+        pass
+
+    def feed(self, piece: bytes) -> None:
+        """Of a stream: whole events."""
+        self._pending.append(piece)
+        self._pending_size += len(piece)
+        if self._pending_size >= BATCH:
+            self._look()
+
+    def end(self) -> None:
+        pass
+
+    def _look(self) -> None:
+        """Look at what came, many pieces at once: a look at each would cost as much as passing it on."""
+        text = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_size = 0
+        self._size += len(text)
+        self._tail = (self._tail + text)[-TAIL:]
+        if self._model is None and (found := _MODEL.search(text)):
+            self._model = found[1].decode("utf-8", "replace")
+        if self._streams:
+            self._count_words(text, self._text)
+
+    def _count_words(self, text: bytes, count: TextCount) -> None:
+        for pattern in self._words:
+            for words in pattern.findall(text):
+                count.add(words.decode("utf-8", "replace"))
+
+    @property
+    def model(self) -> str | None:
+        self._look()
+        return self._model
+
+    @property
+    def has_failed(self) -> bool:
+        self._look()
+        return self._streams and _FAILED.search(self._tail) is not None
+
+    def tokens(self, prompt_tokens: int) -> Tokens:
+        self._look()
+        stated = _stated_in(self._tail)
+        if stated is not None:
+            return stated
+        return Tokens(prompt_tokens, self._estimated(), estimated=True)
+
+    def _estimated(self) -> int:
+        if self._streams or not self._words:
+            return self._text.tokens
+        if self._size > TAIL:
+            return tokens_of(self._size, 0)
+        text = TextCount()
+        self._count_words(self._tail, text)
+        return text.tokens
+
+
+def _stated_in(text: bytes) -> Tokens | None:
+    """The last usage that a part of an answer states."""
+    at = len(text)
+    while (at := text.rfind(b'"usage"', 0, at)) >= 0:
+        found = _USAGE.match(text, at)
+        tokens = _stated(found[1]) if found else None
+        if tokens is not None:
+            return tokens
+    return None
+
+
+def _stated(text: bytes) -> Tokens | None:
+    """The counts of a usage object, as chat completions, responses or embeddings have it."""
+    try:
+        usage = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    total = usage.get("total_tokens")
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    if completion is None and total == prompt:
+        completion = 0
+    return Tokens.stated(prompt, completion)
