@@ -22,8 +22,7 @@ from relay.server import Server
 from relay.settings import Settings, SettingsError
 from relay.store import Store
 from relay.transports import Transport
-from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
+from relay.transports.selection import Transports, open_transports
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.openai.platform import Platform, open_platform
@@ -58,7 +57,7 @@ class Service:
     clocks: Clocks
     newcomers: Newcomers
     body_memory: BodyMemory
-    transport: Transport
+    transports: Transports
     background: Background
     upkeep: Upkeep
     platform: Platform
@@ -73,11 +72,9 @@ class Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
         check_private(Path(settings.data_dir))
-        transport = DirectTransport(
-            DirectDialer(settings.connect_timeout), wait_readable=server.wait_readable
-        )
+        transports = open_transports(settings, server)
         if upstreams is None:
-            upstreams = open_upstreams(settings, transport)
+            upstreams = open_upstreams(settings, transports)
         keys = keys_for(settings, upstreams)
         routing = routing_for(settings, keys, upstreams)
         store = Store(settings.database(), server.native)
@@ -105,10 +102,12 @@ class Service:
             ),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
-            transport=transport,
+            transports=transports,
             background=Background(),
             upkeep=upkeep,
-            platform=open_platform(settings, transport, upstreams.get("openai")),
+            platform=open_platform(
+                settings, transports.proxied, upstreams.get("openai")
+            ),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:
@@ -163,12 +162,24 @@ class Service:
     def close(self) -> None:
         self.upkeep.stop()
         self.store.close()
-        self.transport.close()
+        self.transports.close()
 
 
-def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:
-    opened = {name: opener(settings, transport) for name, opener in UPSTREAMS.items()}
+def open_upstreams(settings: Settings, transports: Transports) -> dict[str, Upstream]:
+    opened = {
+        name: opener(settings, transport_for(name, settings, transports))
+        for name, opener in UPSTREAMS.items()
+    }
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
+
+
+def transport_for(name: str, settings: Settings, transports: Transports) -> Transport:
+    """How an upstream is reached. What OPENAI_BASE_URL names is often on this machine, where no proxy leads."""
+    if name == "chatgpt-web":
+        return transports.chatgpt
+    if name == "openai" and not settings.openai_base_url:
+        return transports.proxied
+    return transports.direct
 
 
 def routing_for(

@@ -38,6 +38,8 @@ MAY_IMPORT = {
     "relay.keeping": VALUES | {"relay.store", "relay.upkeep", "relay.replay"},
     "relay.accounts": VALUES,
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
+    "relay.transports.selection": {"relay.server", "relay.settings"}
+    | {"relay.transports"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
@@ -66,7 +68,7 @@ MAY_IMPORT = {
         "relay.access",
         "relay.database",
     }
-    | {"relay.service", "relay.upstreams"},
+    | {"relay.service", "relay.upstreams", "relay.transports.selection"},
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
     | {"relay.server", "relay.store", "relay.startup"},
     "relay.commands.check": {"relay"},
