@@ -42,6 +42,7 @@ GARBAGE = (
     "answered as no proxy of its kind does; correct its scheme and port in PROXY_URL"
 )
 CLOSED = "closed the connection without an answer"
+UNAUTHORIZED = (401, 407)  # tinyproxy answers a wrong password by 401
 SOCKS_REFUSALS = (2, 7, 8)  # not allowed, no such command, no such kind of address
 
 
@@ -227,7 +228,7 @@ class Negotiation(SyncSocketStream):
     def _reason(self, proxy: Proxy, code: int | None) -> str:
         if proxy.scheme == "socks5":
             return self._socks_reason(proxy, code)
-        if code == 407:
+        if code in UNAUTHORIZED:
             return WRONG_PASSWORD if proxy.user else NO_PASSWORD
         if code is None or not 400 <= code <= 599:
             return GARBAGE

@@ -128,6 +128,7 @@ class LibraryCall:
 
     def abandon(self) -> None:
         """It is not run."""
+        self.body.close()
         self._writing.close()
 
     def read(self, deadline: Deadline) -> bytes | None:
