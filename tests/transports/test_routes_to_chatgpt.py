@@ -53,7 +53,7 @@ class Route:
         self.backend.running.clear()
         return requests.post(
             f"{self.service.url}/ask",
-            data={"msg": "hello", "access_token": KEY},
+            data={"msg": "hello", "access_token": KEY, "timeout": 2000},
             timeout=60,
         )
 
@@ -83,7 +83,6 @@ def route(
             "AUTHORIZATION": KEY,
             "SSL_CERT_FILE": str(authority.chain),
             "TLS_CLIENT": TRANSPORTS[transport],
-            "READ_TIMEOUT": "2",
             "MAX_ANSWER": "1MB",
         }
         if kind != "none":
@@ -139,7 +138,7 @@ def test_a_caller_that_leaves_is_gone_upstream_within_a_second(
 def test_a_hundred_streams_leave_the_loop_free(
     route: Route, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    route.backend.mode = Mode(pace=0.3)
+    route.backend.mode = Mode(pace=0.5)
     began = time.monotonic()
 
     def stream(number: int) -> str:
@@ -150,7 +149,7 @@ def test_a_hundred_streams_leave_the_loop_free(
         answer.encoding = "utf-8"
         return answer.text.rstrip()
 
-    probe = [sys.executable, "-c", HEALTH, str(route.service.port), "4"]
+    probe = [sys.executable, "-c", HEALTH, str(route.service.port), "6"]
     with (
         subprocess.Popen(probe, stdout=subprocess.PIPE, text=True) as health,
         ThreadPoolExecutor(100) as pool,
@@ -163,7 +162,7 @@ def test_a_hundred_streams_leave_the_loop_free(
     with capsys.disabled():
         shown = f"100 streams in {took:.1f} s, /healthz at the median {1000 * median:.0f} ms"
         print(f"\n{route.name:24}  {shown}, {route.service.resident()} MB resident")
-    assert median < 0.5
+    assert median < 1
 
 
 def test_no_password_is_told(route: Route) -> None:
