@@ -71,7 +71,11 @@ class TLSFront:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.accepted += 1
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.close()
+            return
         await asyncio.gather(
             self._copy(reader, back, writer), self._copy(there, writer, back)
         )

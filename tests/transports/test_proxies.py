@@ -6,14 +6,17 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
 from relay.errors import Unreachable, UpstreamCut
+from relay.service import UPSTREAMS, transport_for
 from relay.settings import Settings, SettingsError
+from relay.startup import describe_start
 from relay.transports import Call
 from relay.transports.direct import DirectTransport
 from relay.transports.proxies import Proxy, ProxyDialer
@@ -288,3 +291,22 @@ def test_proxies_of_the_environment_are_never_used(
     status, _ = read_all(transports.chatgpt.send(Call("GET", f"{backend.url}/x")))
     assert status == 404
     transports.close()
+
+
+@pytest.mark.parametrize("base", ["", "http://127.0.0.1:1/v1"])
+def test_which_upstreams_are_asked_through_proxies(base: str) -> None:
+    settings = Settings(proxy_url=("http://127.0.0.1:1",), openai_base_url=base)
+    transports = open_transports(settings)
+    ways = {name: transport_for(name, settings, transports) for name in UPSTREAMS}
+    assert ways["chatgpt-web"] is transports.proxied
+    assert ways["openai"] is (transports.direct if base else transports.proxied)
+    transports.close()
+
+
+def test_a_start_says_through_which_proxies(build: Callable[..., Flask]) -> None:
+    proxies = (f"http://{USER}:{PASSWORD}@proxy.example:3128", "socks5h://other:1")
+    app = build(proxy_url=proxies)
+    lines = describe_start(app.extensions["service"], ("127.0.0.1", 1))
+    told = "\n".join(line.text for line in lines)
+    assert "through http://proxy.example:3128, then socks5://other:1." in told
+    assert PASSWORD not in told and USER not in told

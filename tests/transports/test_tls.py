@@ -429,3 +429,35 @@ def test_a_missing_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tls_client", None)
     with pytest.raises(SettingsError, match="needs the Python package tls-client"):
         open_transports(Settings(tls_client="chrome_133"))
+
+
+def test_http_2_streams_and_is_left_at_once(
+    make: Make, nginx: Callable[[str], None], authority: Authority
+) -> None:
+    peer = Peer([STREAM + b"9\r\ndata: 1\n\n\r\n", 30.0])
+    port = free_port()
+    nginx(
+        f"server {{ listen 127.0.0.1:{port} ssl http2; ssl_certificate {authority.chain}; "
+        f"ssl_certificate_key {authority.key}; location / {{ proxy_pass {peer.url}; "
+        "proxy_http_version 1.1; proxy_buffering off; } }"
+    )
+    protocols: list[str] = []
+    tls = make()
+    called = tls.library
+
+    def note(request: bytes) -> Mapping[str, Any]:
+        answer = called(request)
+        protocols.append(str(answer["usedProtocol"]))
+        return answer
+
+    tls.library = note
+    peer.scripts.append([PLAIN + b"Content-Length: 2\r\n\r\n{}"])
+    exchange = tls.send(Call("GET", f"https://localhost:{port}/"))
+    assert exchange.head(5) is not None and exchange.read(5) == b"data: 1\n\n"
+    left = time.monotonic()
+    exchange.close()
+    wait_for(lambda: peer.left)
+    assert (peer.left or 0) - left < 1
+    assert read_all(tls.send(Call("GET", f"https://localhost:{port}/"))) == (200, b"{}")
+    assert protocols[-1] == "HTTP/2.0"
+    peer.listener.close()
