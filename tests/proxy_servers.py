@@ -47,7 +47,7 @@ class TLSFront:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self.port = 0
-        self.accepted = 0
+        self._writers: list[asyncio.StreamWriter] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._ready.wait(10)
@@ -64,18 +64,21 @@ class TLSFront:
         server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()
         self._loop.run_until_complete(asyncio.sleep(0.05))
         self._loop.close()
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.accepted += 1
+        self._writers.append(writer)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
+        self._writers.append(back)
         await asyncio.gather(
             self._copy(reader, back, writer), self._copy(there, writer, back)
         )
