@@ -25,7 +25,7 @@ from relay.errors import (
 )
 from relay.server import in_thread
 from relay.settings import Settings, SettingsError
-from relay.transports import Call, Headers
+from relay.transports import Call, Headers, Transport
 from relay.transports.dialing import Dialer, DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.transports.proxies import Proxy, ProxyDialer
@@ -70,7 +70,7 @@ Make = Callable[..., TLSTransport]
 def make() -> Iterator[Make]:
     """Makes transports, with settings of their own."""
     library, profile = load_library("chrome_133")
-    made: list[TLSTransport] = []
+    made: list[Transport] = []
 
     def build(
         bounds: Bounds | None = None,
@@ -81,8 +81,9 @@ def make() -> Iterator[Make]:
         dialer = dialer or DirectDialer(2)
         tunnel, plain = Tunnel(dialer), DirectTransport(dialer)
         called = trust_all(library) if trusts else library
-        made.append(TLSTransport(called, profile, tunnel, plain, start_thread, bounds))
-        return made[-1]
+        tls = TLSTransport(called, profile, tunnel, plain, start_thread, bounds)
+        made.extend((tls, plain))
+        return tls
 
     yield build
     for transport in made:
