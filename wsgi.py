@@ -55,6 +55,7 @@ BAD_REQUEST = (
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_poll = monkey.get_original("select", "poll")
+start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
 # An error of ours that leaves a native thread goes to its caller; gevent would also print it.
 Hub.NOT_ERROR += (RelayError,)
@@ -72,6 +73,11 @@ def native() -> Run:
     """A native thread of its own: what blocks in it stops no greenlet."""
     pool = threadpool.ThreadPool(1)
     return lambda work: pool.apply(work)
+
+
+def start_thread(work: Callable[[], None]) -> None:
+    """Runs work in a native thread; it touches nothing of gevent's."""
+    start_native_thread(work, ())
 
 
 def connection_of(environ: Mapping[str, Any]) -> Any:
@@ -362,7 +368,8 @@ try:
     for warning in find_warnings(settings, os.environ):
         log.warning("%s", warning)
     app = create_app(
-        settings, server=Server(native, watch, broken_input(), wait_readable)
+        settings,
+        server=Server(native, start_thread, watch, broken_input(), wait_readable),
     )
 except (SettingsError, StoreFailed, OSError) as error:
     refuse_start(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, TypeAlias
 
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]
@@ -32,9 +32,17 @@ def no_watch(
     return lambda: None
 
 
+def in_thread(work: Callable[[], None]) -> None:
+    """Runs work in a thread of its own."""
+    Thread(target=work, daemon=True).start()
+
+
 @dataclass(frozen=True)
 class Server:
     """`native`: makes a runner with a native thread of its own, so that blocking work stops nobody else.
+
+    `start_thread`: runs work in a new native thread, for calls that block as long as an answer takes:
+    it raises RuntimeError where there can be no more, and the work uses no lock, socket or log of Python's.
 
     `watch(environ, left, seconds)`: calls `left` from another thread when the caller of a request
     is gone, closes its connection after `seconds`, and returns a function that ends the watch.
@@ -44,6 +52,7 @@ class Server:
     """
 
     native: Callable[[], Run] = in_place
+    start_thread: Callable[[Callable[[], None]], None] = in_thread
     watch: Watch = no_watch
     broken_input: tuple[type[Exception], ...] = (OSError,)
     wait_readable: WaitReadable | None = None

@@ -29,8 +29,7 @@ from relay.signin.tokens import SignedInTokens
 from relay.store import Store
 from relay.token_store import TokenStore
 from relay.transports import Transport
-from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
+from relay.transports.selection import Transports, open_transports
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.addresses import check_setting
@@ -68,7 +67,7 @@ class Service:
     clocks: Clocks
     newcomers: Newcomers
     body_memory: BodyMemory
-    transport: Transport
+    transports: Transports
     tokens: SignedInTokens
     background: Background
     upkeep: Upkeep
@@ -86,16 +85,14 @@ class Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
         check_private(Path(settings.data_dir))
-        transport = DirectTransport(
-            DirectDialer(settings.connect_timeout), wait_readable=server.wait_readable
-        )
+        transports = open_transports(settings, server)
         store = Store(settings.database(), server.native)
         leases = Leases(store.renew)
         token_store = TokenStore(store)
         try:
-            tokens = tokens_for(settings, transport, token_store, leases)
+            tokens = tokens_for(settings, transports.proxied, token_store, leases)
             if upstreams is None:
-                upstreams = open_upstreams(settings, transport, tokens, tokens.load())
+                upstreams = open_upstreams(settings, transports, tokens, tokens.load())
             keys = keys_for(settings, upstreams)
             routing = routing_for(settings, keys, upstreams)
         except (SettingsError, RelayError):
@@ -128,11 +125,13 @@ class Service:
             ),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
-            transport=transport,
+            transports=transports,
             tokens=tokens,
             background=Background(),
             upkeep=upkeep,
-            platform=open_platform(settings, transport, upstreams.get("openai")),
+            platform=open_platform(
+                settings, transports.proxied, upstreams.get("openai")
+            ),
             logins=open_logins(settings),
             usage=usage,
         )
@@ -197,7 +196,7 @@ class Service:
         self.tokens.close(RENEWAL_SECONDS)
         self.usage.close()
         self.store.close()
-        self.transport.close()
+        self.transports.close()
 
 
 def tokens_for(
@@ -211,15 +210,27 @@ def tokens_for(
 
 def open_upstreams(
     settings: Settings,
-    transport: Transport,
+    transports: Transports,
     tokens: AccessTokens | None = None,
     signed_in: Sequence[SignIn] = (),
 ) -> dict[str, Upstream]:
     """The upstreams that the settings describe. `tokens`, `signed_in`: see `chatgpt_web.open_upstream`."""
     web = partial(chatgpt_web.open_upstream, tokens=tokens, signed_in=signed_in)
     openers: dict[str, Opener] = {**UPSTREAMS, chatgpt_web.ChatGPTWeb.name: web}
-    opened = {name: opener(settings, transport) for name, opener in openers.items()}
+    opened = {
+        name: opener(settings, transport_for(name, settings, transports))
+        for name, opener in openers.items()
+    }
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
+
+
+def transport_for(name: str, settings: Settings, transports: Transports) -> Transport:
+    """How an upstream is reached. What OPENAI_BASE_URL names is often on this machine, where no proxy leads."""
+    if name == "chatgpt-web":
+        return transports.chatgpt
+    if name == "openai" and not settings.openai_base_url:
+        return transports.proxied
+    return transports.direct
 
 
 def routing_for(

@@ -153,6 +153,21 @@ _RULES = (
         "ChatGPT answers them. UPSTREAM=openai changes that",
     ),
     _Rule(
+        ("tls_client",),
+        lambda settings: not _asks_by_https(settings),
+        "has no effect: ChatGPT's address is no https one, so there is no TLS to shape",
+    ),
+    _Rule(
+        ("proxy_url", "tls_client"),
+        lambda settings: (
+            bool(settings.openai_base_url)
+            and settings.upstream in ("auto", "openai")
+            and not (settings.upstream == "auto" and _describes_chatgpt(settings))
+        ),
+        "has no effect on new conversations: the server of OPENAI_BASE_URL is asked "
+        "directly",
+    ),
+    _Rule(
         ("allowed_hosts",),
         lambda settings: settings.authorization not in ((), ("none",)),
         "has no effect: it is for a service that asks for no client key",
@@ -166,6 +181,14 @@ def _describes_openai(settings: Settings) -> bool:
 
 def _describes_chatgpt(settings: Settings) -> bool:
     return bool(settings.access_token or settings.reverse_proxy)
+
+
+def _asks_by_https(settings: Settings) -> bool:
+    addresses = settings.chatgpt_base_url
+    if settings.reverse_proxy:
+        addresses = (settings.reverse_proxy,)
+    addresses += settings.reverse_proxy_allow
+    return any(address.startswith("https://") for address in addresses)
 
 
 def _without_effect(settings: Settings) -> Iterator[str]:

@@ -19,6 +19,7 @@ from relay.database import sqlite_path
 from relay.errors import StoreFailed
 from relay.service import Service
 from relay.settings import Settings
+from relay.transports.selection import proxies_of
 from relay.upstreams.chatgpt_web.body import place
 from relay.upstreams.openai.body import DEFAULT_BASE
 from relay.upstreams.openai.body import base as openai_base
@@ -60,6 +61,7 @@ def describe_start(service: Service, address: Address) -> list[Line]:
     upstream = service.routing.default_upstream
     return [
         describe_upstream(settings, upstream),
+        *describe_way(settings),
         Line(logging.INFO, f"Conversations are kept in {describe_database(settings)}."),
         Line(logging.INFO, describe_keys(settings, service.access.owners)),
         *_conversations_without_key(service),
@@ -86,6 +88,21 @@ def describe_upstream(settings: Settings, upstream: str) -> Line:
             paid_by = f"ACCESS_TOKEN ({count} token{'s' * (count > 1)})"
         text += f" at {upstream_address(settings, upstream)}, with {paid_by}"
     return Line(logging.INFO, f"{text}.")
+
+
+def describe_way(settings: Settings) -> list[Line]:
+    """Through which proxies and with which TLS ChatGPT and OpenAI are asked; nothing where it is neither."""
+    lines = []
+    if settings.proxy_url:
+        proxies = ", then ".join(map(str, proxies_of(settings)))
+        text = f"ChatGPT and OpenAI are asked through {proxies}"
+        if settings.openai_base_url:
+            text += "; the server of OPENAI_BASE_URL directly"
+        lines.append(Line(logging.INFO, f"{text}."))
+    if settings.tls_client:
+        text = f"ChatGPT is asked by tls-client, as {settings.tls_client} is."
+        lines.append(Line(logging.INFO, text))
+    return lines
 
 
 def upstream_address(settings: Settings, upstream: str) -> str:

@@ -69,6 +69,7 @@ LONGEST = (
     "test_readme_commands",
     "test_wsgi",
     "test_web_clients",
+    "test_routes_to_chatgpt",
 )
 
 

@@ -57,6 +57,8 @@ MAY_IMPORT = {
     "relay.signin": VALUES
     | {"relay.settings", "relay.upstreams.addresses", "relay.upstreams.wording"},
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
+    "relay.transports.selection": {"relay.server", "relay.settings"}
+    | {"relay.transports"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
@@ -87,7 +89,7 @@ MAY_IMPORT = {
         "relay.access",
         "relay.database",
     }
-    | {"relay.service", "relay.upstreams"},
+    | {"relay.service", "relay.upstreams", "relay.transports.selection"},
     "relay.commands.keys": {"relay.settings", "relay.access", "relay.database"}
     | {"relay.server", "relay.store", "relay.startup", "relay.usage"},
     "relay.commands.check": {"relay"},

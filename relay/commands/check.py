@@ -27,8 +27,7 @@ from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 from relay.startup import describe_database, describe_keys, upstream_address
 from relay.tables import leases
-from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
+from relay.transports.selection import open_transports
 
 SOON = 3 * 86400.0  # seconds before its end that a token is warned of
 
@@ -142,9 +141,12 @@ def _rehearse_start(database: Database) -> None:
 
 
 def _check_upstream(settings: Settings) -> Finding:
-    transport = DirectTransport(DirectDialer(settings.connect_timeout))
     try:
-        upstreams = open_upstreams(settings, transport)
+        transports = open_transports(settings)
+    except SettingsError as error:
+        return Finding("error", f"upstream: {error}")
+    try:
+        upstreams = open_upstreams(settings, transports)
         name = default_upstream(settings, upstreams)
         if name == "chatgpt-web" and any(map(is_refresh_token, settings.access_token)):
             return _unasked(settings, name)
@@ -157,7 +159,7 @@ def _check_upstream(settings: Settings) -> Finding:
         address = upstream_address(settings, name)
         return Finding("error", f"upstream: {name} at {address}: {error}")
     finally:
-        transport.close()
+        transports.close()
     if name == "offline":
         level: Literal["ok", "warning"] = "warning"
         if settings.upstream == "offline":

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from relay.commands.sign_ins import (
     naming,
     open_issuer,
     open_sign_ins,
-    open_transport,
+    opened_transport,
     revoke,
 )
 from relay.commands.terminal import Terminal
@@ -146,8 +147,7 @@ def login(settings: Settings, way: Way) -> int:
         raise BadRequest(NO_TERMINAL)
     # what cannot be kept is better not asked for
     sign_ins = open_sign_ins(settings)
-    transport = open_transport(settings)
-    try:
+    with closing(sign_ins), opened_transport(settings) as transport:
         issuer = open_issuer(settings, transport)
         token_server = TokenServer(transport, issuer.token_url, issuer.seconds)
         clock = device.Clock(time.monotonic, time.sleep)
@@ -162,9 +162,6 @@ def login(settings: Settings, way: Way) -> int:
         keep(sign_ins, issuer, terminal, tokens)
         where = describe_database(settings)
         terminal.say(f"The refresh token is kept in {where}, for its owner alone.")
-    finally:
-        transport.close()
-        sign_ins.close()
     return 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from relay.commands.sign_ins import (
     find_sign_ins,
     open_issuer,
-    open_transport,
+    opened_transport,
     revoke,
 )
 from relay.commands.terminal import Terminal
@@ -23,8 +24,7 @@ def logout(settings: Settings, name: str | None) -> int:
     sign_ins = find_sign_ins(settings)
     if sign_ins is None:
         return explain(terminal, (), name)
-    transport = open_transport(settings)
-    try:
+    with closing(sign_ins), opened_transport(settings) as transport:
         kept = sign_ins.list()
         found = choose(kept, name)
         if found is None:
@@ -34,9 +34,6 @@ def logout(settings: Settings, name: str | None) -> int:
         where = describe_database(settings)
         terminal.say(f"Its refresh token was removed from {where}.")
         revoke(open_issuer(settings, transport), terminal, last)
-    finally:
-        transport.close()
-        sign_ins.close()
     terminal.say("A service that runs may use its access token until a restart.")
     return 0
 

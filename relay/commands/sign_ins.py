@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,7 @@ from relay.signin.keeping import KeptSignIn
 from relay.store import Store
 from relay.token_store import StoredToken, TokenStore
 from relay.transports import Transport
-from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
+from relay.transports.selection import open_transports
 from relay.upkeep import LEASE_SECONDS
 from relay.upstreams.addresses import check_setting
 
@@ -100,9 +100,14 @@ def find_sign_ins(settings: Settings) -> StoredSignIns | None:
     return StoredSignIns(store) if store else None
 
 
-def open_transport(settings: Settings) -> Transport:
-    """The way to the issuer. Whoever opened it closes it."""
-    return DirectTransport(DirectDialer(settings.connect_timeout))
+@contextmanager
+def opened_transport(settings: Settings) -> Iterator[Transport]:
+    """The way to the issuer."""
+    transports = open_transports(replace(settings, tls_client=""))
+    try:
+        yield transports.proxied
+    finally:
+        transports.close()
 
 
 def open_issuer(settings: Settings, transport: Transport) -> Issuer:

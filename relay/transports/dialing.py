@@ -21,16 +21,18 @@ class Dialer(Protocol):
         """A connected socket. Raises Unreachable, and whatever `opened` raises.
 
         `opened` is called with every socket before it connects, so that another thread can
-        shut it down; it raises to stop dialing. The socket's timeout is the dialer's own. The
-        error is for callers, who may be strangers: it does not name the host, the log does.
+        shut it down; it raises to stop dialing, and may be called again to find out. The
+        socket's timeout is the dialer's own. The error is for callers, who may be strangers: it
+        does not name the host, the log does.
         """
 
 
 class DirectDialer:
-    """Connects to a host's own addresses, with `connect_seconds` for each."""
+    """Connects to a host's own addresses, with `connect_seconds` for each. `name`: what it is to callers."""
 
-    def __init__(self, connect_seconds: float = 10.0) -> None:
+    def __init__(self, connect_seconds: float = 10.0, name: str = "upstream") -> None:
         self._connect_seconds = connect_seconds
+        self._name = name
 
     def dial(
         self, host: str, port: int, opened: Callable[[socket.socket], None]
@@ -58,4 +60,4 @@ class DirectDialer:
                 if not connected:
                     connection.close()
         log.warning("%s:%d cannot be reached: %s.", host, port, reason)
-        raise Unreachable(f"The upstream cannot be reached: {reason}.")
+        raise Unreachable(f"The {self._name} cannot be reached: {reason}.")

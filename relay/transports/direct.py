@@ -92,6 +92,15 @@ def target_of(url: str) -> Target:
     return Target(origin, parts.netloc, parts.path + query)
 
 
+def check_sendable(text: str) -> None:
+    """Raises BadRequest for what no request's line and no header can carry."""
+    is_plain = text.isascii() and text.isprintable()
+    if not is_plain and _UNSENDABLE.search(text):
+        raise BadRequest(
+            "The request holds characters that no address and no header can carry."
+        )
+
+
 class TimeSlice:
     """Lets others run from time to time: where data is always there, no call would ever wait for it."""
 
@@ -333,12 +342,7 @@ class DirectExchange:
             lines.append(f"Content-Length: {length}")
         if chunked:
             lines.append("Transfer-Encoding: chunked")
-        text = "".join(lines)
-        is_plain = text.isascii() and text.isprintable()
-        if not is_plain and _UNSENDABLE.search(text):
-            raise BadRequest(
-                "The request holds characters that no address and no header can carry."
-            )
+        check_sendable("".join(lines))
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
