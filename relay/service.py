@@ -18,7 +18,7 @@ from relay.domain import Caller, Model
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
-from relay.server import Server
+from relay.server import Run, Server
 from relay.settings import Settings, SettingsError
 from relay.store import Store
 from relay.transports import Transport
@@ -31,7 +31,7 @@ from relay.upstreams.openai.platform import Platform, open_platform
 log = logging.getLogger("chatgpt_webapi")
 
 DAY = 86400
-Opener: TypeAlias = Callable[[Settings, Transport], "Upstream | None"]
+Opener: TypeAlias = Callable[[Settings, Transport, Run], "Upstream | None"]
 
 #: name -> how it is opened from the settings (None: they do not describe it). Which tokens of callers it recognizes
 #: is its own `recognizes`; where several do, the first of them is asked.
@@ -77,7 +77,7 @@ class Service:
             DirectDialer(settings.connect_timeout), wait_readable=server.wait_readable
         )
         if upstreams is None:
-            upstreams = open_upstreams(settings, transport)
+            upstreams = open_upstreams(settings, transport, server.native())
         keys = keys_for(settings, upstreams)
         routing = routing_for(settings, keys, upstreams)
         store = Store(settings.database(), server.native)
@@ -166,8 +166,12 @@ class Service:
         self.transport.close()
 
 
-def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:
-    opened = {name: opener(settings, transport) for name, opener in UPSTREAMS.items()}
+def open_upstreams(
+    settings: Settings, transport: Transport, run: Run
+) -> dict[str, Upstream]:
+    opened = {
+        name: opener(settings, transport, run) for name, opener in UPSTREAMS.items()
+    }
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
 
 

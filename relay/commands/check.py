@@ -147,7 +147,7 @@ def _rehearse_start(database: Database) -> None:
 def _check_upstream(settings: Settings) -> Finding:
     transport = DirectTransport(DirectDialer(settings.connect_timeout))
     try:
-        upstreams = open_upstreams(settings, transport)
+        upstreams = open_upstreams(settings, transport, in_place())
         name = default_upstream(settings, upstreams)
         models = upstreams[name].models(Caller("owner", may_spend=True))
     except SettingsError as error:

@@ -36,6 +36,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from relay.server import Run
 from relay.settings import Settings
 from relay.transports import Transport
 
@@ -63,7 +64,7 @@ WORDS: dict[str, tuple[float, float, float | None, str]] = {
 _WORD = re.compile(r"\boffline:([a-z]+)(?:=([^\s]*))?")
 
 
-def open_upstream(settings: Settings, transport: Transport) -> Offline:
+def open_upstream(settings: Settings, transport: Transport, run: Run) -> Offline:
     """It needs no settings."""
     return Offline()
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
 from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Caller, Model, Question
+from relay.server import Run
 from relay.settings import Settings
 from relay.transports import Transport
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.backend import Backend
-from relay.upstreams.chatgpt_web.body import Extras, place
+from relay.upstreams.chatgpt_web.backend import Backend, anonymous_account
+from relay.upstreams.chatgpt_web.body import Extras, Place, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.cookies import CookieTransport
 from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
+from relay.upstreams.chatgpt_web.gateways import FailoverTransport, GatewayMemory
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
-from relay.upstreams.http import HttpSession, Limits, fetch
+from relay.upstreams.chatgpt_web.sentinel import PreflightRules
+from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_with, parse_models
 
 TOKEN_RENEWAL = (
@@ -27,10 +31,11 @@ TOKEN_RENEWAL = (
 )
 
 
-def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
+def open_upstream(settings: Settings, transport: Transport, run: Run) -> ChatGPTWeb:
     """ChatGPT as the settings describe it; it is always there, for callers with a token of their own.
 
-    Raises SettingsError for an address that cannot be used.
+    `run`: runs slices of a computation where they stop nobody else. Raises SettingsError for an
+    address that cannot be used.
     """
     addresses = settings.chatgpt_base_url
     name = "CHATGPT_BASE_URL"
@@ -41,14 +46,23 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         allowed = allowed or (settings.reverse_proxy,)
     for address in addresses:
         check_setting(name, address)
-    accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+    if settings.arkose_token_url:
+        check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
+    places = tuple(place(at, settings.conversation_path) for at in addresses)
+    memory = GatewayMemory()
     backend = Backend(
-        transport=CookieTransport(transport),
-        places=tuple(place(at, settings.conversation_path) for at in addresses),
-        pool=AccountPool(accounts),
+        transport=FailoverTransport(CookieTransport(transport), memory),
+        places=places,
+        pool=AccountPool(accounts_of(settings, places)),
+        memory=memory,
+        auth_key=settings.auth_key,
+        device_id=str(uuid.uuid4()),
+        preflight=preflight_of(settings, run),
         allowed=allowed,
         path=settings.conversation_path,
-        extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
+        extras=Extras(
+            settings.chatgpt_headers, settings.chatgpt_body, settings.user_agents
+        ),
         retries=settings.retry_times,
         any_token=settings.allow_caller_tokens == "any",
         limits=Limits(
@@ -58,6 +72,22 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         ),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
+
+
+def accounts_of(settings: Settings, places: tuple[Place, ...]) -> tuple[Account, ...]:
+    """The server's accounts; without any, ChatGPT's use without one, where UPSTREAM asks for that."""
+    accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+    is_asked_for = settings.upstream == "chatgpt-web" and not settings.reverse_proxy
+    if accounts or not is_asked_for or any(each.anonymous is None for each in places):
+        return accounts
+    return (anonymous_account(),)
+
+
+def preflight_of(settings: Settings, run: Run) -> PreflightRules | None:
+    """What is asked before a question; None where a proxy takes care of it, or the settings leave it out."""
+    if settings.conversation_only or settings.reverse_proxy:
+        return None
+    return PreflightRules(settings.pow_difficulty, settings.arkose_token_url, run)
 
 
 class ChatGPTWeb:
@@ -94,10 +124,9 @@ class ChatGPTWeb:
 
     def _list_models(self, account: Account, own: bool) -> Models:
         """The models of one account. `own`: its token is the caller's."""
-        url = f"{self._backend.place_for(None).base}/models"
-        call = self._backend.call(account, "GET", url, own=own)
-        largest = self._backend.limits.answer
-        response = fetch(self._backend.transport, call, self._seconds, largest)
+        response = self._backend.fetch(
+            account, "GET", "models", own=own, seconds=self._seconds
+        )
         if response.status != 200:
             raise failures.from_response(
                 response.status, response.head.headers, response.redacted

@@ -10,9 +10,9 @@ from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
 from relay.upstreams.chatgpt_web import body, failures
-from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.backend import Backend, is_anonymous
 from relay.upstreams.chatgpt_web.procedure import parse_tree
-from relay.upstreams.http import WholeResponse, fetch
+from relay.upstreams.http import WholeResponse
 from relay.upstreams.wording import error_text, parse_json
 
 Items: TypeAlias = list[dict[str, Any]]
@@ -33,7 +33,7 @@ class WebHistory:
 
     @property
     def has_accounts(self) -> bool:
-        return len(self._backend.pool) > 0
+        return any(not is_anonymous(each) for each in self._backend.pool.in_turn())
 
     def recognizes(self, token: str) -> bool:
         return self._backend.recognizes(token)
@@ -137,12 +137,15 @@ class WebHistory:
         largest: int | None = None,
     ) -> WholeResponse:
         """One request. `largest`: bytes of its answer, where they are fewer than of any."""
-        url = f"{self._backend.place_for(None).base}/{path}"
-        own = bool(caller.token)
-        call = self._backend.call(account, method, url, content, own=own)
-        if largest is None:
-            largest = self._backend.limits.answer
-        return fetch(self._backend.transport, call, self._seconds, largest)
+        return self._backend.fetch(
+            account,
+            method,
+            path,
+            content,
+            own=bool(caller.token),
+            seconds=self._seconds,
+            largest=largest,
+        )
 
 
 class Page(NamedTuple):

@@ -13,6 +13,7 @@ from relay.accounts import (
 )
 from relay.domain import Caller, Model, Question
 from relay.errors import BadRequest
+from relay.server import Run
 from relay.settings import Settings
 from relay.transports import Call, Transport
 from relay.upstreams.addresses import check_setting
@@ -24,7 +25,7 @@ from relay.upstreams.openai.forward import OpenAIForwarder
 from relay.upstreams.openai.procedure import API, KEYLESS, OpenAIProcedure
 
 
-def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
+def open_upstream(settings: Settings, transport: Transport, run: Run) -> OpenAI | None:
     """The API as the settings describe it; None where they name neither a key nor an address.
 
     Raises SettingsError for an address that cannot be used.
