@@ -19,7 +19,7 @@ from relay.database import sqlite_path
 from relay.errors import StoreFailed
 from relay.service import Service
 from relay.settings import Settings
-from relay.upstreams.chatgpt_web.body import place
+from relay.upstreams.chatgpt_web import asks_without_account, places_of
 from relay.upstreams.openai.body import DEFAULT_BASE
 from relay.upstreams.openai.body import base as openai_base
 
@@ -84,6 +84,8 @@ def describe_upstream(settings: Settings, upstream: str) -> Line:
         paid_by = "the access tokens of its callers"
         if count:
             paid_by = f"ACCESS_TOKEN ({count} token{'s' * (count > 1)})"
+        elif asks_without_account(settings):
+            paid_by = f"no account, and {paid_by}"
         text += f" at {upstream_address(settings, upstream)}, with {paid_by}"
     return Line(logging.INFO, f"{text}.")
 
@@ -93,11 +95,7 @@ def upstream_address(settings: Settings, upstream: str) -> str:
     if upstream == "openai":
         return openai_base(settings.openai_base_url or DEFAULT_BASE)
     if upstream == "chatgpt-web":
-        addresses: Sequence[str] = settings.chatgpt_base_url
-        if settings.reverse_proxy:
-            addresses = (settings.reverse_proxy,)
-        path = settings.conversation_path
-        return " and ".join(place(address, path).base for address in addresses)
+        return " and ".join(place.base for place in places_of(settings))
     return ""
 
 

@@ -48,12 +48,11 @@ def open_upstream(settings: Settings, transport: Transport, run: Run) -> ChatGPT
         check_setting(name, address)
     if settings.arkose_token_url:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
-    places = tuple(place(at, settings.conversation_path) for at in addresses)
     memory = GatewayMemory()
     backend = Backend(
         transport=FailoverTransport(CookieTransport(transport), memory),
-        places=places,
-        pool=AccountPool(accounts_of(settings, places)),
+        places=places_of(settings),
+        pool=AccountPool(accounts_of(settings)),
         memory=memory,
         auth_key=settings.auth_key,
         device_id=str(uuid.uuid4()),
@@ -74,13 +73,28 @@ def open_upstream(settings: Settings, transport: Transport, run: Run) -> ChatGPT
     return ChatGPTWeb(backend, settings.read_timeout)
 
 
-def accounts_of(settings: Settings, places: tuple[Place, ...]) -> tuple[Account, ...]:
-    """The server's accounts; without any, ChatGPT's use without one, where UPSTREAM asks for that."""
-    accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
-    is_asked_for = settings.upstream == "chatgpt-web" and not settings.reverse_proxy
-    if accounts or not is_asked_for or any(each.anonymous is None for each in places):
-        return accounts
-    return (anonymous_account(),)
+def places_of(settings: Settings) -> tuple[Place, ...]:
+    """Where ChatGPT is, as the settings say. Raises ValueError for an address that cannot be used."""
+    addresses = settings.chatgpt_base_url
+    if settings.reverse_proxy:
+        addresses = (settings.reverse_proxy,)
+    return tuple(place(each, settings.conversation_path) for each in addresses)
+
+
+def accounts_of(settings: Settings) -> tuple[Account, ...]:
+    """The server's accounts; without any, that of who has none, where UPSTREAM asks for it."""
+    if asks_without_account(settings):
+        return (anonymous_account(),)
+    return Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+
+
+def asks_without_account(settings: Settings) -> bool:
+    """Whether ChatGPT is asked without an account: UPSTREAM names it, and there is no token and no proxy."""
+    if settings.upstream != "chatgpt-web":
+        return False
+    if settings.access_token or settings.reverse_proxy:
+        return False
+    return all(place.anonymous is not None for place in places_of(settings))
 
 
 def preflight_of(settings: Settings, run: Run) -> PreflightRules | None:
