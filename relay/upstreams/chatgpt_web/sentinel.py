@@ -29,7 +29,7 @@ from relay.upstreams.http import Computation, Step, WholeResponse, Yielded
 from relay.upstreams.wording import parse_json
 
 CHALLENGED_SECONDS = 300  # an account is not asked for so long after a demand
-PROOF_SECONDS = 30.0
+PROOF_SECONDS = 30.0  # with the time that other proofs take
 ARKOSE_SECONDS = 15.0
 PATH = "sentinel/chat-requirements"
 MISSING = (404, 405)  # what a backend without such a route answers
