@@ -55,7 +55,7 @@ def open_upstream(settings: Settings, transport: Transport, run: Run) -> ChatGPT
         pool=AccountPool(accounts_of(settings)),
         memory=memory,
         auth_key=settings.auth_key,
-        device_id=str(uuid.uuid4()),
+        device_id=str(uuid.uuid4()) if asks_without_account(settings) else "",
         preflight=preflight_of(settings, run),
         allowed=allowed,
         path=settings.conversation_path,
@@ -64,13 +64,17 @@ def open_upstream(settings: Settings, transport: Transport, run: Run) -> ChatGPT
         ),
         retries=settings.retry_times,
         any_token=settings.allow_caller_tokens == "any",
-        limits=Limits(
-            settings.account_concurrency,
-            min(settings.first_byte_timeout, settings.total_timeout),
-            settings.max_answer,
-        ),
+        limits=limits_of(settings),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        settings.account_concurrency,
+        min(settings.first_byte_timeout, settings.total_timeout),
+        settings.max_answer,
+    )
 
 
 def places_of(settings: Settings) -> tuple[Place, ...]:

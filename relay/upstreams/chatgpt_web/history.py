@@ -10,7 +10,7 @@ from relay.accounts import Account
 from relay.domain import Caller
 from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
 from relay.upstreams.chatgpt_web import body, failures
-from relay.upstreams.chatgpt_web.backend import Backend, is_anonymous
+from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.procedure import parse_tree
 from relay.upstreams.http import WholeResponse
 from relay.upstreams.wording import error_text, parse_json
@@ -33,7 +33,7 @@ class WebHistory:
 
     @property
     def has_accounts(self) -> bool:
-        return any(not is_anonymous(each) for each in self._backend.pool.in_turn())
+        return len(self._backend.pool) > 0 and not self._backend.device_id
 
     def recognizes(self, token: str) -> bool:
         return self._backend.recognizes(token)

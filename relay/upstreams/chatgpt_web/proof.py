@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 import orjson
 
 MOST_ATTEMPTS = 500_000
-ATTEMPTS_PER_SLICE = 100  # under 1 ms: hashing texts this short holds the interpreter's lock
+ATTEMPTS_PER_SLICE = (
+    100  # under 1 ms: hashing texts this short holds the interpreter's lock
+)
 PROOF_PREFIX = "gAAAAAB"
 REQUEST_PREFIX = "gAAAAAC"
 REQUEST_DIFFICULTY = "0fffff"  # one attempt in 16 succeeds
