@@ -410,6 +410,17 @@ def test_without_an_account_a_client_key_is_needed(
     assert "Turn 1." in text_of(opened.post("/ask", data={"msg": "hello"}))
 
 
+def test_the_use_without_an_account_is_the_owners(
+    build: Callable[..., Flask], backend: Backend
+) -> None:
+    settings = {"chatgpt_base_url": (backend.url,), "upstream": "chatgpt-web"}
+    guarded = build(**settings).extensions["service"]
+    assert guarded.upstreams["chatgpt-web"].needs_client_key
+    assert guarded.access.needs_key, "a key was made"
+    proxied = build(**settings, reverse_proxy=backend.url).extensions["service"]
+    assert not proxied.upstreams["chatgpt-web"].needs_client_key
+
+
 def test_without_upstream_named_nobody_asks_without_an_account(
     start: Start, backend: Backend, sentinel: Sentinel
 ) -> None:

@@ -30,7 +30,8 @@ class Backend:
     name instead. `path`: that of a turn below a caller's address. `retries`: other accounts tried
     after a refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two
     looks for an answer that was handed off. `auth_key`: that of a private gateway. `device_id`: who
-    asks without an account, where that is what the pool has. `preflight`: what is asked before a question; None where nothing is.
+    asks without an account, where that is what the pool has. `preflight`: what is asked before a
+    question; None where nothing is.
     """
 
     transport: Transport
