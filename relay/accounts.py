@@ -234,10 +234,14 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Rest:
-    """An account that rests. `until`: the stated end; `since`: when it was last tried. Monotonic seconds."""
+    """An account that rests. `until`: the stated end; `since`: when it was last tried. Monotonic seconds.
+
+    `kind`: the error that it rests for.
+    """
 
     until: float
     since: float
+    kind: type[RelayError] = RateLimited
 
 
 @dataclass(frozen=True)
@@ -331,17 +335,16 @@ class AccountPool:
             return False
         return self._tokens.reject(account.sign_in, account.token)
 
-    def limit(self, account: Account, model: str = "") -> RateLimited | None:
-        """The limit by which the account rests, with the time that is left; None for one that does not.
+    def limit(self, account: Account, model: str = "") -> RelayError | None:
+        """The error for which the account rests, with the time that is left; None for one that does not.
 
-        The upstream's words were for the caller that met the limit, so they are not repeated.
+        The upstream's words were for the caller that met it, so they are not repeated.
         """
         rest = self._rests.get(Scope(account.name, model))
         left = rest.until - self._clock() if rest else 0.0
-        if left <= 0:
+        if rest is None or left <= 0:
             return None
-        message = "The upstream's limit is reached."
-        return RateLimited(message, retry_after=max(1, round(left)))
+        return rest.kind(retry_after=max(1, round(left)))
 
     def take_trial(self, account: Account, model: str, alone: bool) -> bool:
         """Whether this ask may try a resting account again; then nobody else may for a while.
@@ -355,7 +358,7 @@ class AccountPool:
             pause = TRIAL_SECONDS if alone else LATE_TRIAL_SECONDS
             if rest is None or now < rest.since + pause:
                 return False
-            self._rests[scope] = Rest(rest.until, now)
+            self._rests[scope] = replace(rest, since=now)
             return True
 
     def is_rejected(self, account: Account) -> bool:
@@ -407,17 +410,18 @@ class AccountPool:
                 self._rejected.pop(account.name, None)
 
     def refused(self, account: Account, error: RelayError, model: str = "") -> None:
-        """Learn from a refusal: a rejected token comes last, a stated limit lets the account rest."""
+        """Learn from a refusal: a rejected token comes last, a stated end lets the account rest."""
         now = self._clock()
         if isinstance(error, TokenRejected):
             log.warning("%s was rejected%s", account.log_name, account.renewal)
             self._rejected[account.name] = now + REJECTED_SECONDS
-        elif isinstance(error, RateLimited) and error.retry_after:
+        elif error.rests_account and error.retry_after:
             seconds = error.retry_after
-            log.info("%s is rate limited for %d s.", account.log_name, seconds)
+            log.info("%s rests for %d s: %s.", account.log_name, seconds, error.code)
+            rest = Rest(now + seconds, now, type(error))
             with self._lock:
                 current = {s: r for s, r in self._rests.items() if r.until > now}
-                current[Scope(account.name, model)] = Rest(now + seconds, now)
+                current[Scope(account.name, model)] = rest
                 self._rests = current
 
 

@@ -45,7 +45,8 @@ RelayError
 
 An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
 seconds, whether the upstream may already have the question (`may_have_been_sent`), whether asking again cannot change
-it (`is_final`), and whether another account may help. Messages are for the caller and hold no secret; `quoted` is the
+it (`is_final`), whether another account may help, and whether the account rests for `retry_after` (`rests_account`;
+such a class makes an error of `retry_after` alone). Messages are for the caller and hold no secret; `quoted` is the
 part that an upstream or a caller wrote, and `reason` the message without it, for the log. An error is a value: nobody
 changes one after it was raised.
 """
@@ -66,6 +67,7 @@ class RelayError(Exception):
     may_have_been_sent: bool = True
     is_final: ClassVar[bool] = False
     another_account_may_help: ClassVar[bool] = False
+    rests_account: ClassVar[bool] = False
     message: str = "Something went wrong."
     parameter: str | None = None
 
@@ -287,9 +289,14 @@ class Challenged(UpstreamRefused):
     status = 403
     code = "challenged"
     another_account_may_help = True
+    rests_account = True
+    message = (
+        "The upstream demanded a browser check of this account, which this service "
+        "never solves; it is not asked again until Retry-After is over."
+    )
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=403)
+    def __init__(self, message: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(message, status=403, retry_after=retry_after)
 
 
 class WrongCredentials(UpstreamRefused):
@@ -352,9 +359,11 @@ class RateLimited(UpstreamRefused):
     status = 429
     code = "rate_limited"
     another_account_may_help = True
+    rests_account = True
+    message = "The upstream's limit is reached."
 
     def __init__(
-        self, message: str, *, retry_after: int | None = None, quoted: str = ""
+        self, message: str = "", *, retry_after: int | None = None, quoted: str = ""
     ) -> None:
         super().__init__(message, status=429, retry_after=retry_after, quoted=quoted)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from relay.access import OPEN, Access, Key, first_key, parse_keys
-from relay.accounts import AccessTokens, Resting, SignIn
+from relay.accounts import Resting
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
@@ -20,7 +19,7 @@ from relay.errors import RelayError
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
-from relay.server import Server
+from relay.server import Run, Server
 from relay.settings import Settings, SettingsError
 from relay.signin.logins import Logins, open_logins
 from relay.signin.refresh import TokenServer
@@ -31,7 +30,7 @@ from relay.token_store import TokenStore
 from relay.transports import Transport
 from relay.transports.selection import Transports, open_transports
 from relay.upkeep import Leases, Upkeep
-from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
+from relay.upstreams import History, Resources, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.openai.platform import Platform, open_platform
 from relay.usage import UsageCounter, UsageStore
@@ -40,7 +39,7 @@ log = logging.getLogger("chatgpt_webapi")
 
 DAY = 86400
 RENEWAL_SECONDS = 5.0  # that a stop waits for a new refresh token, which would be lost
-Opener: TypeAlias = Callable[[Settings, Transport], "Upstream | None"]
+Opener: TypeAlias = Callable[[Settings, Resources], "Upstream | None"]
 
 #: name -> how it is opened from the settings (None: they do not describe it). Which tokens of callers it recognizes
 #: is its own `recognizes`; where several do, the first of them is asked.
@@ -91,8 +90,11 @@ class Service:
         token_store = TokenStore(store)
         try:
             tokens = tokens_for(settings, transports.proxied, token_store, leases)
+            tokens.load()
             if upstreams is None:
-                upstreams = open_upstreams(settings, transports, tokens, tokens.load())
+                upstreams = open_upstreams(
+                    settings, transports, server.native(), tokens
+                )
             keys = keys_for(settings, upstreams)
             routing = routing_for(settings, keys, upstreams)
         except (SettingsError, RelayError):
@@ -211,15 +213,19 @@ def tokens_for(
 def open_upstreams(
     settings: Settings,
     transports: Transports,
-    tokens: AccessTokens | None = None,
-    signed_in: Sequence[SignIn] = (),
+    run: Run,
+    tokens: SignedInTokens | None = None,
 ) -> dict[str, Upstream]:
-    """The upstreams that the settings describe. `tokens`, `signed_in`: see `chatgpt_web.open_upstream`."""
-    web = partial(chatgpt_web.open_upstream, tokens=tokens, signed_in=signed_in)
-    openers: dict[str, Opener] = {**UPSTREAMS, chatgpt_web.ChatGPTWeb.name: web}
+    """The upstreams that the settings describe. `run`, `tokens`: see `Resources`. Raises SettingsError."""
+    signed_in = tokens.signed_in if tokens else ()
     opened = {
-        name: opener(settings, transport_for(name, settings, transports))
-        for name, opener in openers.items()
+        name: opener(
+            settings,
+            Resources(
+                transport_for(name, settings, transports), run, tokens, signed_in
+            ),
+        )
+        for name, opener in UPSTREAMS.items()
     }
     return {name: upstream for name, upstream in opened.items() if upstream is not None}
 

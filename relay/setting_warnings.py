@@ -132,6 +132,16 @@ _RULES = (
         "has no effect: REVERSE_PROXY is asked instead",
     ),
     _Rule(
+        ("conversation_only", "pow_difficulty", "arkose_token_url"),
+        lambda settings: bool(settings.reverse_proxy),
+        "has no effect: REVERSE_PROXY takes care of what ChatGPT wants before a question",
+    ),
+    _Rule(
+        ("pow_difficulty", "arkose_token_url"),
+        lambda settings: settings.conversation_only and not settings.reverse_proxy,
+        "has no effect: CONVERSATION_ONLY=true leaves out what it is for",
+    ),
+    _Rule(
         ("openai_model", "openai_headers", "openai_body"),
         lambda settings: not _describes_openai(settings),
         "has no effect: neither OPENAI_API_KEY nor OPENAI_BASE_URL is set",

@@ -15,12 +15,13 @@ from typing import Literal, NamedTuple, TypeAlias
 from sqlalchemy import make_url
 
 from relay.access import OPEN, key_file
+from relay.accounts import SignIn
 from relay.database import sqlite_path
 from relay.errors import StoreFailed
 from relay.service import Service
 from relay.settings import Settings
 from relay.transports.selection import proxies_of
-from relay.upstreams.chatgpt_web.body import place
+from relay.upstreams.chatgpt_web import may_ask_without_account, places_of
 from relay.upstreams.openai.body import DEFAULT_BASE
 from relay.upstreams.openai.body import base as openai_base
 
@@ -60,7 +61,7 @@ def describe_start(service: Service, address: Address) -> list[Line]:
     settings = service.settings
     upstream = service.routing.default_upstream
     return [
-        describe_upstream(settings, upstream),
+        describe_upstream(settings, upstream, service.tokens.signed_in),
         *describe_way(settings),
         Line(logging.INFO, f"Conversations are kept in {describe_database(settings)}."),
         Line(logging.INFO, describe_keys(settings, service.access.owners)),
@@ -69,8 +70,10 @@ def describe_start(service: Service, address: Address) -> list[Line]:
     ]
 
 
-def describe_upstream(settings: Settings, upstream: str) -> Line:
-    """Who answers new conversations, and where."""
+def describe_upstream(
+    settings: Settings, upstream: str, signed_in: Sequence[SignIn]
+) -> Line:
+    """Who answers new conversations, and where. `signed_in`: the accounts of the command `login`."""
     if upstream == "offline":
         if settings.upstream == "offline":
             return Line(logging.INFO, OFFLINE_CHOSEN)
@@ -82,12 +85,26 @@ def describe_upstream(settings: Settings, upstream: str) -> Line:
             model = f"the model {settings.openai_model}"
         text += f" at {upstream_address(settings, upstream)}, by {model}"
     if upstream == "chatgpt-web":
-        count = len(settings.access_token)
-        paid_by = "the access tokens of its callers"
-        if count:
-            paid_by = f"ACCESS_TOKEN ({count} token{'s' * (count > 1)})"
-        text += f" at {upstream_address(settings, upstream)}, with {paid_by}"
+        text += f" at {upstream_address(settings, upstream)}, with "
+        text += describe_accounts(settings, signed_in)
     return Line(logging.INFO, f"{text}.")
+
+
+def describe_accounts(settings: Settings, signed_in: Sequence[SignIn]) -> str:
+    """Whose accounts ChatGPT is asked with."""
+    kinds = []
+    for name, noun, count in (
+        ("ACCESS_TOKEN", "token", len(settings.access_token)),
+        ("login", "account", len(signed_in)),
+    ):
+        if count:
+            kinds.append(f"{name} ({count} {noun}{'s' * (count > 1)})")
+    if kinds:
+        return " and ".join(kinds)
+    callers = "the access tokens of its callers"
+    return (
+        f"no account, and {callers}" if may_ask_without_account(settings) else callers
+    )
 
 
 def describe_way(settings: Settings) -> list[Line]:
@@ -110,11 +127,7 @@ def upstream_address(settings: Settings, upstream: str) -> str:
     if upstream == "openai":
         return openai_base(settings.openai_base_url or DEFAULT_BASE)
     if upstream == "chatgpt-web":
-        addresses: Sequence[str] = settings.chatgpt_base_url
-        if settings.reverse_proxy:
-            addresses = (settings.reverse_proxy,)
-        path = settings.conversation_path
-        return " and ".join(place(address, path).base for address in addresses)
+        return " and ".join(place.base for place in places_of(settings))
     return ""
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.sentinel import REFUSED, Sentinel
+
 Message = dict[str, Any]
 MODELS = {
     "models": [
@@ -96,6 +98,8 @@ class Backend(ThreadingHTTPServer):
         self.running: set[str] = set()
         self.cookies: list[str] = []  # that each answer sets
         self.account_of: Callable[[str], str] = str  # whose an access token is
+        self.sentinel: Sentinel | None = None  # without one there is no pre-flight
+        self.anonymous = False  # whether /backend-anon answers
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(
@@ -109,6 +113,10 @@ class Backend(ThreadingHTTPServer):
             for asked in self.asked
             if asked.method == "POST" and asked.path.endswith("/conversation")
         ]
+
+    @property
+    def preflights(self) -> list[Asked]:
+        return [asked for asked in self.asked if "/sentinel/" in asked.path]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # askers that leave are what the tests are about
@@ -181,6 +189,14 @@ class Backend(ThreadingHTTPServer):
         }
         tree["mapping"][parent]["children"].append(message["id"])
         tree["current_node"] = message["id"]
+
+
+def device_of(headers: dict[str, str]) -> str:
+    """The device that asks without an account; "" where it does not say so in both ways, or shows a token."""
+    device = headers.get("oai-device-id", "")
+    cookies = headers.get("cookie", "").split("; ")
+    is_one = f"oai-did={device}" in cookies and "authorization" not in headers
+    return device if is_one else ""
 
 
 def role(message: Message) -> str:
@@ -330,9 +346,12 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, asked: Asked) -> None:
         mode, path = self.server.mode, asked.path.split("?")[0]
         token = asked.headers.get("authorization", "").removeprefix("Bearer ")
-        if not path.startswith(f"{self.server.prefix}/"):
+        prefix = self.server.prefix
+        if self.server.anonymous and path.startswith("/backend-anon/"):
+            prefix, token = "/backend-anon", device_of(asked.headers)
+        if not path.startswith(f"{prefix}/"):
             return self.respond(404, {"detail": "Not Found"})
-        path = path.removeprefix(self.server.prefix)
+        path = path.removeprefix(prefix)
         if mode.only_asking and path != "/conversation":
             return self.respond(
                 404, b"404 page not found", {"Content-Type": "text/plain"}
@@ -343,6 +362,8 @@ class Handler(BaseHTTPRequestHandler):
             status, headers, body = mode.refuse_tokens[token]
             return self.respond(status, body, headers)
         token = self.server.account_of(token)
+        if path.startswith("/sentinel/"):
+            return self.preflight(asked, token, path.removeprefix("/sentinel/"))
         if asked.method == "GET" and path == "/conversations":
             return self.list_conversations(token, asked.path)
         if asked.method == "PATCH" and path == "/conversations":
@@ -371,6 +392,31 @@ class Handler(BaseHTTPRequestHandler):
         if asked.method == "POST" and path in ("/conversation", "/f/conversation"):
             return self.turn(asked, token)
         return self.respond(405, {"detail": "Method Not Allowed"})
+
+    def preflight(self, asked: Asked, token: str, path: str) -> None:
+        sentinel = self.server.sentinel
+        known = ["chat-requirements"]
+        if sentinel is not None and sentinel.two_step:
+            known = ["chat-requirements/prepare", "chat-requirements/finalize"]
+        if sentinel is not None and sentinel.answer is not None:
+            status, headers, payload = sentinel.answer
+            return self.respond(status, payload, headers)
+        if sentinel is None or asked.method != "POST" or path not in known:
+            return self.respond(404, {"detail": "Not Found"})
+        is_last = path.endswith("finalize")
+        if sentinel.silent or (is_last and sentinel.silent_finalize):
+            self.wait(asked, 60)
+        time.sleep(sentinel.delay)
+        if sentinel.cut:
+            self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{"tok')
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        agent = asked.headers["user-agent"]
+        try:
+            if is_last:
+                return self.respond(200, sentinel.finalize(asked.body, agent))
+            return self.respond(200, sentinel.requirements(token, asked.body, agent))
+        except (KeyError, ValueError, TypeError):
+            return self.respond(500, {"detail": "Internal Server Error"})
 
     def end_headers(self) -> None:
         for cookie in self.server.cookies:
@@ -523,6 +569,9 @@ class Handler(BaseHTTPRequestHandler):
                     ]
                 },
             )
+        sentinel = self.server.sentinel
+        if sentinel is not None and sentinel.refuses(token, asked.headers):
+            return self.respond(403, REFUSED)
         if mode.refusals:
             status, headers, payload = mode.refusals.pop(0)
             return self.respond(status, payload, headers)

@@ -16,6 +16,7 @@ from relay.accounts import (
     Attempts,
 )
 from relay.errors import (
+    Challenged,
     RateLimited,
     RelayError,
     TokenRejected,
@@ -283,3 +284,17 @@ def test_the_accounts_of_a_setting_are_labelled_by_number_without_their_tokens()
     assert (first.renewal, second.token) == (": why", person)
     own = Account.of(person)
     assert own.log_name == f"A caller's own credential ({own.name})"
+
+
+def test_an_account_rests_for_the_error_that_says_so() -> None:
+    clock = Clock()
+    pool = AccountPool((A,), clock)
+    pool.refused(A, Challenged("no end is stated"))
+    assert pool.limit(A) is None
+    pool.refused(A, Challenged("words for one caller", retry_after=300))
+    clock.now += 10
+    rest = pool.limit(A)
+    assert isinstance(rest, Challenged) and rest.retry_after == 290
+    assert rest.status == 403 and "one caller" not in rest.message
+    clock.now += 290
+    assert pool.limit(A) is None

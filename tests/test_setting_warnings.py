@@ -116,6 +116,9 @@ def test_a_second_name_of_the_same_setting() -> None:
     ("environ", "name", "hint"),
     [
         ({"CHATGPT_BASE_URL": "http://x", "REVERSE_PROXY": "http://y"}, "CHATGPT_BASE_URL", "REVERSE_PROXY"),
+        ({"POW_DIFFICULTY": "0001", "REVERSE_PROXY": "http://y"}, "POW_DIFFICULTY", "REVERSE_PROXY"),
+        ({"CONVERSATION_ONLY": "true", "REVERSE_PROXY": "http://y"}, "CONVERSATION_ONLY", "REVERSE_PROXY"),
+        ({"ARKOSE_TOKEN_URL": "http://y", "CONVERSATION_ONLY": "true"}, "ARKOSE_TOKEN_URL", "CONVERSATION_ONLY"),
         ({"OPENAI_MODEL": "qwen3"}, "OPENAI_MODEL", "OPENAI_API_KEY"),
         ({"OPENAI_HEADERS": '{"A": "b"}'}, "OPENAI_HEADERS", "OPENAI_BASE_URL"),
         ({"OPENAI_BODY": '{"a": 1}'}, "OPENAI_BODY", "OPENAI_BASE_URL"),

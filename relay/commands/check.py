@@ -146,7 +146,7 @@ def _check_upstream(settings: Settings) -> Finding:
     except SettingsError as error:
         return Finding("error", f"upstream: {error}")
     try:
-        upstreams = open_upstreams(settings, transports)
+        upstreams = open_upstreams(settings, transports, in_place())
         name = default_upstream(settings, upstreams)
         if name == "chatgpt-web" and any(map(is_refresh_token, settings.access_token)):
             return _unasked(settings, name)

@@ -66,15 +66,16 @@ class _State:
 
 
 class SignedInTokens:
-    """See `relay.accounts.AccessTokens`."""
+    """See `relay.accounts.AccessTokens`. `signed_in`: the accounts of the command `login`."""
 
     def __init__(self, renewer: Renews, store: TokenStore) -> None:
         self._renewer = renewer
         self._store = store
+        self.signed_in: tuple[SignIn, ...] = ()
         self._states: OrderedDict[str, _State] = OrderedDict()
         self._lock = Lock()
 
-    def load(self) -> list[SignIn]:
+    def load(self) -> None:
         """Learn what the database has of the server's own accounts: those that signed in by the command `login`.
 
         Called once, before anything else. Raises StoreFailed.
@@ -84,7 +85,7 @@ class SignedInTokens:
         signed_in = self._store.of_source("login")
         for row in signed_in:
             self._learn(_State(SignIn(row.id, "login")), row)
-        return [SignIn(row.id, "login") for row in signed_in]
+        self.signed_in = tuple(SignIn(row.id, "login") for row in signed_in)
 
     def _learn(self, state: _State, row: StoredToken) -> None:
         self._states[row.id] = state

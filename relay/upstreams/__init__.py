@@ -11,11 +11,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from relay.accounts import Account, Attempts, Resting
+from relay.accounts import AccessTokens, Account, Attempts, Resting, SignIn
 from relay.domain import Caller, Event, Model, Question
 from relay.errors import UpstreamError
+from relay.server import Run, in_place
 from relay.transports import Call, Headers, Transport
 from relay.upstreams.http import WholeResponse
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What upstreams are built with, beside the settings.
+
+    `run`: runs slices of a computation where they stop nobody else. `tokens`: the access tokens of
+    accounts with a refresh token; without it none is taken. `signed_in`: the accounts of `login`.
+    """
+
+    transport: Transport
+    run: Run = field(default_factory=in_place)
+    tokens: AccessTokens | None = None
+    signed_in: Sequence[SignIn] = ()
 
 
 class Stream(Protocol):

@@ -8,6 +8,8 @@ needs a socket, a clock or another account is here, once:
   its first bytes); its bytes go to the decoder, and the procedure is resumed with None at its end.
   Any other answer is read whole and given to `Procedure.decode_body`;
 - the answer to another request is read whole, and the procedure is resumed with it;
+- a computation is made slice by slice, where it stops nobody else, and the procedure is resumed with
+  None once it is over or its time is;
 - bytes that the procedure yields go to the decoder, as if they had been streamed;
 - an error that leaves the procedure is a refusal: the steps begin again with another account,
   where that may help and the question was not accepted yet.
@@ -33,7 +35,9 @@ from relay.errors import (
     Unreachable,
     UpstreamCut,
     UpstreamFailed,
+    UpstreamTimeout,
 )
+from relay.server import Run
 from relay.transports import Call, Exchange, Head, Transport
 from relay.upstreams.wording import Secrets
 
@@ -69,7 +73,10 @@ class Step:
 
     `asks`: it carries the question itself, so it is dispatched once. `streams`: an event stream is
     the expected answer; `ended` says when no more of it is needed, `repeated` how many bytes of all
-    streams so far only repeated earlier ones. `pause`: seconds before it is sent.
+    streams so far only repeated earlier ones. `pause`: seconds before it is sent. `seconds`: the
+    longest wait for an answer that is read whole, then UpstreamTimeout; None: the asker's clocks do.
+    `single_use`: where the account is busy it is not sent again: OneAtATime is raised where it was
+    yielded, and what is yielded next waits.
     """
 
     call: Call
@@ -78,6 +85,21 @@ class Step:
     ended: Callable[[], bool] = never
     repeated: Callable[[], int] = nothing
     pause: float = 0.0
+    seconds: float | None = None
+    single_use: bool = False
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Work of a procedure that takes long.
+
+    `advance`: does a slice of it, well under 100 ms, and says whether it is over. `run`: runs a
+    slice where it stops nobody else. `seconds`: the longest time for all slices.
+    """
+
+    advance: Callable[[], bool]
+    run: Run
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,8 @@ class WholeResponse:
         return Secrets(self.call.headers).redact_body(self.body)
 
 
-Steps: TypeAlias = Generator[Step | bytes, WholeResponse | None, None]
+Yielded: TypeAlias = Step | Computation | bytes
+Steps: TypeAlias = Generator[Yielded, WholeResponse | None, None]
 
 
 class Procedure(Protocol):
@@ -233,7 +256,9 @@ class HttpSession:
         self._pause = 1.0
         self._interrupted = Flag()
         self._due = Deadline.after(0)
+        self._expiry: Deadline | None = None
         self._step: Step | None = None
+        self._computation: Computation | None = None
         self._exchange: Exchange | None = None
         self._body: BodyReader | None = None
         self._first = b""
@@ -274,6 +299,8 @@ class HttpSession:
             return b""
         if self._steps is None:
             return self._begin(deadline.left)
+        if self._computation is not None:
+            return self._compute(self._computation)
         if self._step is None:
             return self._resume(None)
         if not self._due.passed:
@@ -289,6 +316,14 @@ class HttpSession:
             if self._streaming or self._interrupted.is_set():
                 raise
             return self._fail_step(error)
+
+    def _compute(self, computation: Computation) -> bytes | None:
+        """One slice of a computation; what is due between two of them is done then."""
+        is_over = computation.run(computation.advance)
+        assert self._expiry is not None
+        if is_over or self._expiry.passed:
+            return self._resume(None)
+        return None
 
     def _send(self, step: Step) -> bool:
         """Send the step's request; False while the account has enough to do."""
@@ -310,9 +345,10 @@ class HttpSession:
     def _read_answer(self, step: Step, deadline: Deadline) -> bytes | None:
         """The answer's head, and its body where it is no event stream."""
         assert self._exchange is not None and self._body is not None
+        deadline = min(deadline, self._expiry or deadline)
         head = self._exchange.head(deadline.left)
         if head is None:
-            return None
+            return self._check_expiry()
         if step.streams and _is_event_stream(head):
             self._accept(step, b"")
             return None
@@ -321,10 +357,16 @@ class HttpSession:
             self._accept(step, self._body.body)
             return None
         if response is None:
-            return None
+            return self._check_expiry()
         if self._interrupted.is_set():
             raise UpstreamCut()
         return self._finish_step(step, response)
+
+    def _check_expiry(self) -> bytes | None:
+        """Fail a step that had its time; nothing for one that has more."""
+        if self._expiry is None or not self._expiry.passed:
+            return None
+        return self._fail_step(UpstreamTimeout("A request took too long."))
 
     def _accept(self, step: Step, first: bytes) -> None:
         """The answer is an event stream, and `first` is what was read of it."""
@@ -370,7 +412,7 @@ class HttpSession:
             events = self._procedure.decode_body(response)
         except OneAtATime as error:
             self._wait_for_account(error)
-            return None
+            return self._begin_later(error) if step.single_use else None
         except RelayError as error:
             return self._fail_step(error)
         self._succeed(step)
@@ -388,9 +430,9 @@ class HttpSession:
         assert self._steps is not None
         return self._run(partial(self._steps.send, response))
 
-    def _run(self, resume: Callable[[], Step | bytes]) -> bytes | None:
+    def _run(self, resume: Callable[[], Yielded]) -> bytes | None:
         """Run the procedure to its next step."""
-        self._step = None
+        self._step = self._computation = self._expiry = None
         try:
             step = resume()
         except StopIteration:
@@ -401,6 +443,11 @@ class HttpSession:
             return None
         if isinstance(step, bytes):
             return step
+        if step.seconds is not None:
+            self._expiry = Deadline.after(step.seconds)
+        if isinstance(step, Computation):
+            self._computation = step
+            return None
         self._step = step
         self._due = Deadline.after(step.pause)
         return None
@@ -427,6 +474,13 @@ class HttpSession:
         if self._due >= self._patience:
             raise error
         self.dispatched = self._accepted
+
+    def _begin_later(self, error: OneAtATime) -> bytes | None:
+        """Raise the error where the procedure yielded the step; what it yields instead waits for the account."""
+        due = self._due
+        piece = self._fail_step(error)
+        self._due = max(due, self._due)
+        return piece
 
     def _release(self) -> None:
         """Close the exchange, and leave the account to others."""

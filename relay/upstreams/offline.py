@@ -37,7 +37,7 @@ from relay.errors import (
     UpstreamRefused,
 )
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.upstreams import Resources
 
 MODEL = "offline"
 LONGEST_ANSWER = 5_000_000
@@ -63,7 +63,7 @@ WORDS: dict[str, tuple[float, float, float | None, str]] = {
 _WORD = re.compile(r"\boffline:([a-z]+)(?:=([^\s]*))?")
 
 
-def open_upstream(settings: Settings, transport: Transport) -> Offline:
+def open_upstream(settings: Settings, resources: Resources) -> Offline:
     """It needs no settings."""
     return Offline()
 

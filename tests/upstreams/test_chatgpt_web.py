@@ -895,7 +895,7 @@ def test_a_rejected_token_is_named_by_its_number(
         f"ACCESS_TOKEN number 1{end}",
         f"ACCESS_TOKEN number 2 ({name}){end}",
     ]
-    assert "ACCESS_TOKEN number 3 is rate limited for 60 s." in caplog.messages
+    assert "ACCESS_TOKEN number 3 rests for 60 s: rate_limited." in caplog.messages
     assert "token-1" not in caplog.text and second not in caplog.text
 
 

@@ -116,6 +116,7 @@ def app(build: Build, *urls: str, **more: Any) -> FlaskClient:
         "access_token": ("token-1",),
         "authorization": ("owner:the-client-key-0",),
         "upstream": "chatgpt-web",
+        "conversation_only": True,
     }
     made = build(**{**values, **more})
     made.test_client_class = Reader

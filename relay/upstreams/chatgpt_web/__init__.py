@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
 from relay.accounts import (
-    AccessTokens,
     Account,
     AccountPool,
     Resting,
@@ -14,18 +14,25 @@ from relay.accounts import (
     is_refresh_token,
 )
 from relay.domain import Caller, Model, Question
+from relay.server import Run
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.upstreams import Resources
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.backend import Backend
-from relay.upstreams.chatgpt_web.body import Extras, place
+from relay.upstreams.chatgpt_web.backend import (
+    Backend,
+    anonymous_account,
+    is_anonymous,
+)
+from relay.upstreams.chatgpt_web.body import Extras, Place, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.cookies import CookieTransport
 from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
+from relay.upstreams.chatgpt_web.gateways import FailoverTransport, GatewayMemory
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
+from relay.upstreams.chatgpt_web.sentinel import PreflightRules
 from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_with, parse_models
 
@@ -39,16 +46,10 @@ SIGN_IN_AGAIN = (
 )
 
 
-def open_upstream(
-    settings: Settings,
-    transport: Transport,
-    tokens: AccessTokens | None = None,
-    signed_in: Sequence[SignIn] = (),
-) -> ChatGPTWeb:
+def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
     """ChatGPT as the settings describe it; it is always there, for callers with a token of their own.
 
-    `tokens`: of accounts with a refresh token; without it none is taken. `signed_in`: the accounts of the
-    command `login`. Raises SettingsError for an address that cannot be used.
+    Raises SettingsError for an address that cannot be used.
     """
     addresses = settings.chatgpt_base_url
     name = "CHATGPT_BASE_URL"
@@ -59,30 +60,54 @@ def open_upstream(
         allowed = allowed or (settings.reverse_proxy,)
     for address in addresses:
         check_setting(name, address)
-    accounts = accounts_for(settings, signed_in)
+    if settings.arkose_token_url:
+        check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
+    accounts = accounts_for(settings, resources.signed_in)
+    memory = GatewayMemory()
     backend = Backend(
-        transport=CookieTransport(transport),
-        places=tuple(place(at, settings.conversation_path) for at in addresses),
-        pool=AccountPool(accounts, tokens=tokens),
-        tokens=tokens,
+        transport=FailoverTransport(CookieTransport(resources.transport), memory),
+        places=places_of(settings),
+        pool=AccountPool(accounts, tokens=resources.tokens),
+        tokens=resources.tokens,
+        memory=memory,
+        auth_key=settings.auth_key,
+        device_id=str(uuid.uuid4()) if any(map(is_anonymous, accounts)) else "",
+        preflight=preflight_of(settings, resources.run),
         allowed=allowed,
         path=settings.conversation_path,
-        extras=Extras(settings.chatgpt_headers, settings.chatgpt_body),
+        extras=Extras(
+            settings.chatgpt_headers, settings.chatgpt_body, settings.user_agents
+        ),
         retries=settings.retry_times,
         any_token=settings.allow_caller_tokens == "any",
-        limits=Limits(
-            settings.account_concurrency,
-            min(settings.first_byte_timeout, settings.total_timeout),
-            settings.max_answer,
-        ),
+        limits=limits_of(settings),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        settings.account_concurrency,
+        min(settings.first_byte_timeout, settings.total_timeout),
+        settings.max_answer,
+    )
+
+
+def places_of(settings: Settings) -> tuple[Place, ...]:
+    """Where ChatGPT is, as the settings say. Raises ValueError for an address that cannot be used."""
+    addresses = settings.chatgpt_base_url
+    if settings.reverse_proxy:
+        addresses = (settings.reverse_proxy,)
+    return tuple(place(each, settings.conversation_path) for each in addresses)
 
 
 def accounts_for(
     settings: Settings, signed_in: Sequence[SignIn] = ()
 ) -> tuple[Account, ...]:
-    """The server's accounts: those of ACCESS_TOKEN, then those that signed in."""
+    """The server's accounts: those of ACCESS_TOKEN, then those that signed in.
+
+    Without any, that of who has none, where UPSTREAM asks for it.
+    """
     accounts = []
     given = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
     for account in given:
@@ -94,9 +119,25 @@ def accounts_for(
     for sign_in in signed_in:
         if sign_in.id not in known:
             accounts.append(Account.of_sign_in(sign_in, "The account of login"))
+    if not accounts and may_ask_without_account(settings):
+        accounts.append(anonymous_account())
     return tuple(
         replace(a, renewal=SIGN_IN_AGAIN) if a.sign_in else a for a in accounts
     )
+
+
+def may_ask_without_account(settings: Settings) -> bool:
+    """Whether ChatGPT may be asked without an account: UPSTREAM names it, and there is no proxy."""
+    if settings.upstream != "chatgpt-web" or settings.reverse_proxy:
+        return False
+    return all(place.anonymous is not None for place in places_of(settings))
+
+
+def preflight_of(settings: Settings, run: Run) -> PreflightRules | None:
+    """What is asked before a question; None where a proxy takes care of it, or the settings leave it out."""
+    if settings.conversation_only or settings.reverse_proxy:
+        return None
+    return PreflightRules(settings.pow_difficulty, settings.arkose_token_url, run)
 
 
 class ChatGPTWeb:

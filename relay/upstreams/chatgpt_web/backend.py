@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 from relay.accounts import (
     AccessTokens,
@@ -16,28 +17,29 @@ from relay.accounts import (
     is_refresh_token,
 )
 from relay.domain import Question
-from relay.errors import BadRequest, Forbidden, Unauthorized
+from relay.errors import BadRequest, Challenged, Forbidden, Unauthorized
 from relay.transports import Transport
 from relay.upstreams.chatgpt_web import body
 from relay.upstreams.chatgpt_web.body import Extras, Place
-from relay.upstreams.chatgpt_web.cookies import (
-    CookieCall,
-    Jar,
-    Jars,
-    origin_of,
-    with_cookies,
-)
+from relay.upstreams.chatgpt_web.cookies import Jar, Jars, origin_of, with_cookies
+from relay.upstreams.chatgpt_web.gateways import GatewayCall, GatewayMemory
+from relay.upstreams.chatgpt_web.recent import Recent
+from relay.upstreams.chatgpt_web.sentinel import CHALLENGED_SECONDS, PreflightRules
 from relay.upstreams.http import Limits
+
+ANONYMOUS_NAME = "anonymous-device"
 
 
 @dataclass(frozen=True)
 class Backend:
     """Where the backend is, whose accounts there are, and what is added to every request.
 
-    `places`: addresses that are used in turn. `allowed`: addresses that a caller may name instead.
-    `path`: that of a turn below a caller's address. `retries`: other accounts tried after a
-    refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two looks for
-    an answer that was handed off. `tokens`: of accounts with a refresh token; None: there are none.
+    `places`: addresses of the same ChatGPT, used in turn. `allowed`: addresses that a caller may
+    name instead. `path`: that of a turn below a caller's address. `retries`: other accounts tried
+    after a refusal. `any_token`: callers' tokens may have any form. `poll_seconds`: between two
+    looks for an answer that was handed off. `tokens`: of accounts with a refresh token; None: there
+    are none. `auth_key`: that of a private gateway. `device_id`: who asks without an account, where
+    that is what the pool has. `preflight`: what is asked before a question; None where nothing is.
     """
 
     transport: Transport
@@ -51,8 +53,15 @@ class Backend:
     poll_seconds: float = 5.0
     any_token: bool = False
     tokens: AccessTokens | None = field(default=None, repr=False)
+    auth_key: str = field(default="", repr=False)
+    device_id: str = ""
+    preflight: PreflightRules | None = None
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
     jars: Jars = field(default_factory=Jars, repr=False)
+    memory: GatewayMemory = field(default_factory=GatewayMemory, repr=False)
+    challenged: Recent = field(
+        default_factory=lambda: Recent(CHALLENGED_SECONDS), repr=False
+    )
 
     def recognizes(self, token: str) -> bool:
         """Whether this has the form of ChatGPT's tokens; a reverse proxy may give out others."""
@@ -73,10 +82,14 @@ class Backend:
             return Account.of_sign_in(SignIn.of(token, "caller"))
         return Account.of(token)
 
-    def place_for(self, requested: str | None) -> Place:
-        """The configured place, or the one that a caller names. Raises Forbidden for one not allowed."""
+    def places_for(self, requested: str | None) -> tuple[Place, ...]:
+        """The configured places, whose turn it is first, or the one that a caller names alone.
+
+        Raises Forbidden for one not allowed.
+        """
         if not requested:
-            return self.places[next(self.turns) % len(self.places)]
+            first = next(self.turns) % len(self.places)
+            return self.places[first:] + self.places[:first]
         address = requested.strip()
         if not any(_covers(entry, address) for entry in self.allowed):
             raise Forbidden(
@@ -84,7 +97,7 @@ class Backend:
                 "is sent there."
             )
         try:
-            return body.place(address, self.path)
+            return (body.place(address, self.path),)
         except ValueError as error:
             raise Forbidden(f"reverse_proxy cannot be used: {error}.") from None
 
@@ -92,22 +105,64 @@ class Backend:
         self,
         account: Account,
         method: str,
-        url: str,
+        address: Callable[[Place], str],
         content: bytes = b"",
         *,
         own: bool,
+        places: tuple[Place, ...] = (),
         request_id: str = "",
         stream: bool = False,
-    ) -> CookieCall:
-        """A request with the account's token and cookies. `own`: the token is the caller's, and has none."""
-        jar = None if own else self._jar(account, url)
-        stated = body.headers(
-            account.token, self.extras, request_id, own=own, stream=stream
-        )
-        headers = with_cookies(stated, jar, url)
+    ) -> GatewayCall:
+        """A request with the account's token and cookies. `own`: the token is the caller's, and has none.
+
+        `address`: where it goes at a place. `places`: to be tried in this order; empty: the configured ones.
+        """
+        stated = body.headers(account, self.extras, request_id, own=own, stream=stream)
         if content:
-            headers["Content-Type"] = "application/json"
-        return CookieCall(method, url, headers, content, jar=jar)
+            stated["Content-Type"] = "application/json"
+        calls = [
+            self._call_at(place, account, method, address, content, stated, own)
+            for place in places or self.places_for(None)
+        ]
+        return replace(calls[0], others=tuple(calls[1:]))
+
+    def _call_at(
+        self,
+        place: Place,
+        account: Account,
+        method: str,
+        address: Callable[[Place], str],
+        content: bytes,
+        stated: dict[str, str],
+        own: bool,
+    ) -> GatewayCall:
+        base, headers = place.base, stated
+        if self.auth_key and not own and place in self.places:
+            headers = {**headers, "Authkey": self.auth_key}
+        if is_anonymous(account):
+            place = self._anonymous_place(place)
+            headers = with_device(headers, self.device_id)
+        url = address(place)
+        jar = None if own else self._jar(account, url)
+        headers = with_cookies(headers, jar, url)
+        return GatewayCall(method, url, headers, content, jar=jar, base=base)
+
+    def _anonymous_place(self, place: Place) -> Place:
+        if place.anonymous is None:
+            raise Unauthorized(
+                "ChatGPT is asked without an account at its own address alone: send an "
+                "access token of yours in the field access_token."
+            )
+        return place.anonymous
+
+    def check_challenged(self, account: Account) -> None:
+        """Raise Challenged where a browser was demanded of this caller's own token a short while ago."""
+        left = self.challenged.left(token_hash(account))
+        if left > 0:
+            raise Challenged(retry_after=max(1, round(left)))
+
+    def note_challenged(self, account: Account) -> None:
+        self.challenged.note(token_hash(account))
 
     def _jar(self, account: Account, url: str) -> Jar | None:
         """The account's cookies at a configured origin; None for an address that a caller named."""
@@ -135,6 +190,29 @@ class Backend:
     def attempts(self, question: Question) -> Attempts:
         pool, accounts = self.candidates(question.token, question.account)
         return Attempts(pool, accounts, 0 if question.token else self.retries)
+
+
+def anonymous_account() -> Account:
+    """The account of those who ask without one: its session is known by its device id."""
+    return Account(ANONYMOUS_NAME, "", label="ChatGPT without an account")
+
+
+def is_anonymous(account: Account) -> bool:
+    return account.name == ANONYMOUS_NAME
+
+
+def with_device(headers: dict[str, str], device_id: str) -> dict[str, str]:
+    """Headers with the id of a device, in both ways that the backend asks for."""
+    stated = [name for name in headers if name.lower() == "cookie"]
+    others = {name: headers[name] for name in headers if name not in stated}
+    cookies = [headers[name] for name in stated] + [f"oai-did={device_id}"]
+    return others | {"Cookie": "; ".join(cookies), "Oai-Device-Id": device_id}
+
+
+def token_hash(account: Account) -> str:
+    """Of a caller's token itself: what it claims to be is not proven."""
+    token = account.token.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(token).hexdigest()
 
 
 def _covers(entry: str, address: str) -> bool:

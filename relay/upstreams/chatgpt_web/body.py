@@ -6,15 +6,17 @@ backends of 2025 both take; what else one wants comes from CONVERSATION_PATH, CH
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 import orjson
 
+from relay.accounts import Account
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.upstreams.addresses import parse_address
@@ -37,6 +39,16 @@ class Place:
     @property
     def turn(self) -> str:
         return f"{self.base}/{self.path}"
+
+    @property
+    def anonymous(self) -> Place | None:
+        """Where ChatGPT is asked without an account, beside `backend-api`; None where it is not known."""
+        prefix, _, last = self.base.rpartition("/")
+        if last == "backend-anon":
+            return self
+        if last != "backend-api":
+            return None
+        return replace(self, base=f"{prefix}/backend-anon")
 
     def of(self, conversation_id: str) -> str:
         """The address of one conversation. Ids are opaque, but not every character may stand in a path."""
@@ -68,27 +80,44 @@ def place(address: str, path: str = "conversation") -> Place:
 
 @dataclass(frozen=True)
 class Extras:
-    """What the operator adds to every request."""
+    """What the operator adds to every request. `user_agents`: each account has one of them, or our own name."""
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Mapping[str, Any] = field(default_factory=dict)
+    user_agents: tuple[str, ...] = ()
+
+    def user_agent(self, account: str) -> str:
+        """That of the account of this name, the same for ever."""
+        if not self.user_agents:
+            return USER_AGENT
+        digest = hashlib.sha256(account.encode("utf-8", "surrogateescape")).digest()
+        return self.user_agents[
+            int.from_bytes(digest[:8], "big") % len(self.user_agents)
+        ]
 
 
 def headers(
-    token: str, extras: Extras, request_id: str, *, own: bool, stream: bool = False
+    account: Account,
+    extras: Extras,
+    request_id: str,
+    *,
+    own: bool,
+    stream: bool = False,
 ) -> dict[str, str]:
     """The headers of a request. `own`: the token is the caller's, so nothing that is the operator's goes with it.
 
     Raises BadRequest for a token that no header can carry.
     """
+    token = account.token
     if any(ord(character) < 33 or ord(character) > 126 for character in token):
         raise BadRequest("The access token holds characters that no token has.")
     headers = {
-        "User-Agent": USER_AGENT,
+        "User-Agent": extras.user_agent(account.name),
         "Accept": "text/event-stream" if stream else "application/json",
         "Accept-Encoding": "identity",
-        "Authorization": f"Bearer {token}",
     }
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     if request_id:
         headers["X-Request-Id"] = request_id
     names = {name.lower(): name for name in headers}

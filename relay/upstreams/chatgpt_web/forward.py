@@ -17,6 +17,7 @@ from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.body import Place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.chatgpt_web.gateways import GatewayCall
 from relay.upstreams.forwarding import check_path, chosen
 from relay.upstreams.http import WholeResponse
 
@@ -86,34 +87,18 @@ class ChatGPTGateway:
 
     def call(self, request: Forwarded, account: Account) -> Call:
         own = bool(request.token)
+        check_path(request.path)
         ours = self._backend.call(
             account,
             request.method,
-            self._address(request),
+            lambda place: _address(request, place),
             own=own,
             request_id=request.request_id,
         )
-        names = PASSED_HEADERS + OWN_HEADERS if own else PASSED_HEADERS
-        # our Accept is for callers that have none
-        set_here = {name.lower() for name in ours.headers} - {"accept"}
-        theirs = chosen(request.headers, names, set_here)
-        return replace(
-            ours,
-            headers=Headers([*_others(ours.headers, theirs), *theirs]),
-            body=request.body,
-            length=request.length,
-            unpack=False,
-        )
-
-    def _address(self, request: Forwarded) -> str:
-        """Where a request goes. A turn goes where the operator's turns go. Raises BadRequest, NotFound."""
-        check_path(request.path)
-        place = self._backend.place_for(None)
-        if request.path.startswith(ANONYMOUS):
-            return f"{_anonymous_base(place)}/{request.path.removeprefix(ANONYMOUS)}"
-        if request.path == "conversation" and request.method == "POST":
-            return place.turn
-        return f"{place.base}/{request.path}"
+        first, *others = [
+            _with_request(call, request, own) for call in (ours, *ours.others)
+        ]
+        return replace(first, others=tuple(others))
 
     def failure(self, response: WholeResponse, request: Forwarded) -> UpstreamError:
         return failures.from_response(
@@ -127,6 +112,37 @@ class ChatGPTGateway:
         return WebDecoder(conversation_id, known)
 
 
+def _with_request(ours: GatewayCall, request: Forwarded, own: bool) -> GatewayCall:
+    """Our request with what the caller's says."""
+    names = PASSED_HEADERS + OWN_HEADERS if own else PASSED_HEADERS
+    # our Accept is for callers that have none
+    set_here = {name.lower() for name in ours.headers} - {"accept"}
+    theirs = chosen(request.headers, names, set_here)
+    return replace(
+        ours,
+        headers=Headers([*_others(ours.headers, theirs), *theirs]),
+        body=request.body,
+        length=request.length,
+        unpack=False,
+    )
+
+
+def _address(request: Forwarded, place: Place) -> str:
+    """Where a request goes at a place. A turn goes where the operator's turns go. Raises NotFound."""
+    path = request.path
+    if path.startswith(ANONYMOUS):
+        path = path.removeprefix(ANONYMOUS)
+        if place.anonymous is None:
+            raise NotFound(
+                "The configured address of ChatGPT is no /backend-api, so there is no "
+                "/backend-anon beside it: ask below /backend-api."
+            )
+        return f"{place.anonymous.base}/{path}"
+    if path == "conversation" and request.method == "POST":
+        return place.turn
+    return f"{place.base}/{path}"
+
+
 def _is_turn(request: Forwarded) -> bool:
     path = request.path.partition("?")[0].removeprefix(ANONYMOUS)
     return request.method == "POST" and path in TURNS
@@ -138,14 +154,3 @@ def _others(
     """Our headers but for those that the caller's replace."""
     replaced = {name.lower() for name, _ in theirs}
     return [(name, ours[name]) for name in ours if name.lower() not in replaced]
-
-
-def _anonymous_base(place: Place) -> str:
-    """The base of `backend-anon`, which is beside `backend-api`."""
-    prefix, _, last = place.base.rpartition("/")
-    if last != "backend-api":
-        raise NotFound(
-            "The configured address of ChatGPT is no /backend-api, so there is no "
-            "/backend-anon beside it: ask below /backend-api."
-        )
-    return f"{prefix}/backend-anon"

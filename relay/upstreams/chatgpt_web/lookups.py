@@ -55,8 +55,13 @@ def _ready(attempts: Attempts, seconds: float) -> Account:
 def _ask(
     backend: Backend, account: Account, lookup: Lookup, seconds: float
 ) -> WholeResponse:
-    url = f"{backend.place_for(None).base}/{lookup.path}"
-    call = backend.call(account, lookup.method, url, lookup.content, own=lookup.own)
+    call = backend.call(
+        account,
+        lookup.method,
+        lambda place: f"{place.base}/{lookup.path}",
+        lookup.content,
+        own=lookup.own,
+    )
     largest = lookup.largest
     if largest is None:
         largest = backend.limits.answer

@@ -8,7 +8,7 @@ the answer stands in it). Looking up asks nothing, so it is repeated where it fa
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
 import orjson
@@ -17,6 +17,9 @@ from relay import sse
 from relay.accounts import Account
 from relay.domain import Question
 from relay.errors import (
+    Challenged,
+    OneAtATime,
+    TokenRejected,
     Unreachable,
     UpstreamCut,
     UpstreamFailed,
@@ -24,19 +27,29 @@ from relay.errors import (
 )
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.answer import is_answer
-from relay.upstreams.chatgpt_web.backend import Backend
+from relay.upstreams.chatgpt_web.backend import Backend, is_anonymous
+from relay.upstreams.chatgpt_web.body import Place
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
-from relay.upstreams.chatgpt_web.cookies import CookieCall
-from relay.upstreams.http import Step, Steps, WholeResponse
+from relay.upstreams.chatgpt_web.gateways import (
+    GatewayCall,
+    user_agent_of,
+    with_headers,
+)
+from relay.upstreams.chatgpt_web.sentinel import Flow, Preflight
+from relay.upstreams.http import Step, Steps, WholeResponse, Yielded
 from relay.upstreams.wording import Secrets, error_text, parse_json
 
 MOST_MISSES = 5
+NO_ANONYMOUS = (
+    "ChatGPT does not answer this server without an account: set ACCESS_TOKEN, or send "
+    "an access token of yours."
+)
 SIGN_OF_LIFE = (
     b": polling\n\n"  # a comment: the decoder leaves it out, the silence clock does not
 )
 
 Tree: TypeAlias = dict[str, Any]
-Lookup: TypeAlias = Generator[Step | bytes, WholeResponse | None, Tree]
+Lookup: TypeAlias = Generator[Yielded, WholeResponse | None, Tree]
 
 
 class WebProcedure:
@@ -50,21 +63,34 @@ class WebProcedure:
         self._backend = backend
         self._question = question
         self._decoder = decoder
-        self._place = backend.place_for(question.reverse_proxy)
+        self._places = backend.places_for(question.reverse_proxy)
 
     def steps(self, account: Account) -> Steps:
+        is_own = bool(self._question.token)
+        if is_own:
+            self._backend.check_challenged(account)
+        try:
+            yield from self._steps(account)
+        except TokenRejected:
+            if is_anonymous(account):
+                raise UpstreamRefused(NO_ANONYMOUS, status=403) from None
+            raise
+        except Challenged as error:
+            if is_own and error.retry_after:
+                self._backend.note_challenged(account)
+            raise
+
+    def _steps(self, account: Account) -> Steps:
         self._decoder.account = account
-        secrets = Secrets(self._call(account, "POST", self._place.turn).headers)
-        self._decoder.redact = secrets.redact
         parent = self._question.parent_id
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
             parent = _newest(tree)
         content = body.question_body(self._question, parent, self._backend.extras)
-        yield self._post(account, content)
+        yield from self._ask(account, content)
         while (wanted := self._decoder.wants) is not None:
             if isinstance(wanted, Continue):
-                yield self._continue(account, wanted)
+                yield from self._continue(account, wanted)
             else:
                 yield from self._poll(account, wanted)
 
@@ -74,28 +100,67 @@ class WebProcedure:
         )
 
     def _call(
-        self, account: Account, method: str, url: str, content: bytes = b""
-    ) -> CookieCall:
+        self,
+        account: Account,
+        method: str,
+        address: Callable[[Place], str],
+        content: bytes = b"",
+        *,
+        stream: bool = False,
+    ) -> GatewayCall:
         return self._backend.call(
             account,
             method,
-            url,
+            address,
             content,
             own=bool(self._question.token),
+            places=self._places,
             request_id=self._question.request_id,
-            stream=bool(content),
+            stream=stream,
         )
 
-    def _post(self, account: Account, content: bytes) -> Step:
-        return Step(
-            self._call(account, "POST", self._place.turn, content),
-            asks=True,
-            streams=True,
-            ended=lambda: self._decoder.wants is not None,
-            repeated=lambda: self._decoder.repeated,
-        )
+    def _ask(self, account: Account, content: bytes) -> Steps:
+        """The POST that asks, after what the backend wants before it; anew where the account was busy."""
+        while True:
+            headers = yield from self._prepare(account)
+            call = self._call(account, "POST", _turn, content, stream=True)
+            turn = with_headers(call, headers)
+            self._hide_secrets(turn)
+            try:
+                yield Step(
+                    turn,
+                    asks=True,
+                    streams=True,
+                    ended=lambda: self._decoder.wants is not None,
+                    repeated=lambda: self._decoder.repeated,
+                    single_use=bool(headers),
+                )
+                return
+            except OneAtATime:
+                if not headers:
+                    raise
 
-    def _continue(self, account: Account, wanted: Continue) -> Step:
+    def _hide_secrets(self, call: GatewayCall) -> None:
+        """Take out of the answer's errors what its request kept secret."""
+        secrets = [Secrets(each.headers) for each in (call, *call.others)]
+        self._decoder.redact = lambda text: _redacted(text, secrets)
+
+    def _prepare(self, account: Account) -> Flow:
+        """The headers of a question that must be asked for first."""
+        rules = self._backend.preflight
+        if rules is None or self._question.reverse_proxy:
+            return {}
+        preflight = Preflight(
+            rules,
+            lambda path, content: self._call(
+                account, "POST", lambda place: f"{place.base}/{path}", content
+            ),
+            user_agent_of(self._call(account, "POST", _turn)),
+            self._backend.memory,
+        )
+        return (yield from preflight.steps())
+
+    def _continue(self, account: Account, wanted: Continue) -> Steps:
         """The request for the rest of an answer."""
         self._decoder.again()
         content = body.continuation_body(
@@ -104,13 +169,13 @@ class WebProcedure:
             wanted.parent_id,
             self._backend.extras,
         )
-        return self._post(account, content)
+        yield from self._ask(account, content)
 
     def _look_up(
         self, account: Account, conversation_id: str, pause: float = 0.0
     ) -> Lookup:
         """Get a conversation with all its messages."""
-        call = self._call(account, "GET", self._place.of(conversation_id))
+        call = self._call(account, "GET", lambda place: place.of(conversation_id))
         response = yield Step(call, pause=pause)
         assert response is not None
         return parse_tree(response)
@@ -135,6 +200,16 @@ class WebProcedure:
                     return
             yield SIGN_OF_LIFE
             pause = self._backend.poll_seconds
+
+
+def _turn(place: Place) -> str:
+    return place.turn
+
+
+def _redacted(text: bytes, secrets: list[Secrets]) -> bytes:
+    for each in secrets:
+        text = each.redact(text)
+    return text
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -14,7 +14,8 @@ from relay.accounts import (
 from relay.domain import Caller, Model, Question
 from relay.errors import BadRequest
 from relay.settings import Settings
-from relay.transports import Call, Transport
+from relay.transports import Call
+from relay.upstreams import Resources
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.http import HttpSession, Limits, fetch
 from relay.upstreams.listing import Models, list_with, parse_models
@@ -24,7 +25,7 @@ from relay.upstreams.openai.forward import OpenAIForwarder
 from relay.upstreams.openai.procedure import API, KEYLESS, OpenAIProcedure
 
 
-def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
+def open_upstream(settings: Settings, resources: Resources) -> OpenAI | None:
     """The API as the settings describe it; None where they name neither a key nor an address.
 
     Raises SettingsError for an address that cannot be used.
@@ -35,7 +36,7 @@ def open_upstream(settings: Settings, transport: Transport) -> OpenAI | None:
         check_setting("OPENAI_BASE_URL", settings.openai_base_url)
     keys = Account.of_setting("OPENAI_API_KEY", settings.openai_api_key)
     api = API(
-        transport=transport,
+        transport=resources.transport,
         base=body.base(settings.openai_base_url or body.DEFAULT_BASE),
         pool=AccountPool(keys or (KEYLESS,)),
         model=settings.openai_model,
