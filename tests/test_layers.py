@@ -88,6 +88,7 @@ MAY_IMPORT = {
         "relay.errors",
         "relay.settings",
         "relay.access",
+        "relay.accounts",
         "relay.database",
     }
     | {"relay.service", "relay.upstreams", "relay.transports.selection"},
