@@ -32,7 +32,8 @@ RelayError
     │   └── RateLimited         429  with retry_after where a time was stated
     │       └── OneAtATime      429  the account is busy with another answer
     ├── UpstreamFailed          502  it answered what cannot be read
-    │   └── Unreachable         502  no connection, so nothing was asked
+    │   ├── Unreachable         502  no connection, so nothing was asked
+    │   └── UploadFailed        502  a file could not be uploaded, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
     ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
     ├── UpstreamTimeout         504  one of the clocks ran out
@@ -328,6 +329,11 @@ class Unreachable(UpstreamFailed):
     code = "upstream_unreachable"
     may_have_been_sent = False
     another_account_may_help = True
+
+
+class UploadFailed(UpstreamFailed):
+    code = "upload_failed"
+    may_have_been_sent = False
 
 
 class UpstreamCut(UpstreamError):

@@ -15,6 +15,7 @@ from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model
+from relay.links import LinkedFiles
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
@@ -24,6 +25,7 @@ from relay.store import Store
 from relay.transports import Transport
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
+from relay.transports.public import resolve_public
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Upstream, chatgpt_web, offline, openai
 from relay.upstreams.openai.platform import Platform, open_platform
@@ -58,6 +60,7 @@ class Service:
     clocks: Clocks
     newcomers: Newcomers
     body_memory: BodyMemory
+    linked_files: LinkedFiles
     transport: Transport
     background: Background
     upkeep: Upkeep
@@ -105,6 +108,7 @@ class Service:
             ),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
+            linked_files=linked_files_for(settings, server),
             transport=transport,
             background=Background(),
             upkeep=upkeep,
@@ -164,6 +168,16 @@ class Service:
         self.upkeep.stop()
         self.store.close()
         self.transport.close()
+
+
+def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:
+    """What fetches linked files; never by a proxy, which would look names up where we cannot see what they mean."""
+    if not settings.upload_by_url:
+        return LinkedFiles(None)
+    dialer = DirectDialer(settings.connect_timeout, resolve_public)
+    return LinkedFiles(
+        DirectTransport(dialer, idle_seconds=0.0, wait_readable=server.wait_readable)
+    )
 
 
 def open_upstreams(settings: Settings, transport: Transport) -> dict[str, Upstream]:

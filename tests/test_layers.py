@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "relay.request_head": set(),
     "relay.logs": set(),
     "relay.sse": VALUES,
+    "relay.attachments": VALUES,
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
     "relay.database_errors": {"relay.errors"},
@@ -40,12 +41,15 @@ MAY_IMPORT = {
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
-    | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
+    | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
+    | {"relay.attachments"},
+    "relay.links": VALUES
+    | {"relay.attachments", "relay.transports!", "relay.upstreams.http"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
-    | {"relay.cutting", "relay.models"}
+    | {"relay.cutting", "relay.models", "relay.attachments"}
     | PROTOCOL,
     "relay.index": VALUES | {"relay.store", "relay.accounts"} | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
@@ -55,8 +59,9 @@ MAY_IMPORT = {
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
     | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
-    "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
-    "relay.dialects": VALUES | {"relay.sse"},
+    "relay.dialects.openai": VALUES
+    | {"relay.sse", "relay.window", "relay.dialects", "relay.attachments"},
+    "relay.dialects": VALUES | {"relay.sse", "relay.attachments"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
@@ -74,7 +79,7 @@ MAY_IMPORT = {
     | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"},
     "relay.web": VALUES
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
-    | {"relay.access", "relay.newcomers", "relay.memory"}
+    | {"relay.access", "relay.newcomers", "relay.memory", "relay.attachments"}
     | {"relay.passage", "relay.index", "relay.transports!"}
     | PROTOCOL,
 }

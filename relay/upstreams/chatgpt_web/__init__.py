@@ -9,6 +9,9 @@ from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Caller, Model, Question
 from relay.settings import Settings
 from relay.transports import Transport
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+from relay.transports.public import resolve_public
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
@@ -18,6 +21,7 @@ from relay.upstreams.chatgpt_web.cookies import CookieTransport
 from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
+from relay.upstreams.chatgpt_web.storage import StorageTransport
 from relay.upstreams.http import HttpSession, Limits, fetch
 from relay.upstreams.listing import Models, list_with, parse_models
 
@@ -43,7 +47,9 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
         check_setting(name, address)
     accounts = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
     backend = Backend(
-        transport=CookieTransport(transport),
+        transport=CookieTransport(
+            StorageTransport(transport, storage_transport(settings, transport))
+        ),
         places=tuple(place(at, settings.conversation_path) for at in addresses),
         pool=AccountPool(accounts),
         allowed=allowed,
@@ -60,6 +66,14 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
     return ChatGPTWeb(backend, settings.read_timeout)
 
 
+def storage_transport(settings: Settings, transport: Transport) -> Transport:
+    """What puts files into a storage that the backend names: where no proxy dials, public addresses alone."""
+    if settings.proxy_url:
+        return transport
+    dialer = DirectDialer(settings.connect_timeout, resolve_public)
+    return DirectTransport(dialer, idle_seconds=0.0)
+
+
 class ChatGPTWeb:
     """Asks ChatGPT, which stores its conversations itself.
 
@@ -70,6 +84,7 @@ class ChatGPTWeb:
     accepts_caller_tokens = True
     stores_conversations = True
     accepts_options = False
+    accepts_files = True
     has_responses = False
     forwarder = None
 

@@ -1,9 +1,9 @@
 """The requests that one question to ChatGPT takes. Pure.
 
 One POST asks, and its stream is the answer. Before it, a conversation whose newest message nobody
-knows here is looked up. After it, the decoder may want more: the rest of an answer that stopped for
-its length (one more POST), or an answer that was handed off (the conversation is looked up until
-the answer stands in it). Looking up asks nothing, so it is repeated where it fails.
+knows here is looked up, and files are uploaded. After it, the decoder may want more: the rest of
+an answer that stopped for its length (one more POST), or an answer that was handed off (the
+conversation is looked up until the answer stands in it). Looking up asks nothing, so it is repeated where it fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web import body, failures, uploads
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
@@ -60,7 +60,12 @@ class WebProcedure:
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
             parent = _newest(tree)
-        content = body.question_body(self._question, parent, self._backend.extras)
+        contents = yield from uploads.upload(
+            self._question.messages, self._place.base, self._calls(account)
+        )
+        content = body.question_body(
+            self._question, parent, self._backend.extras, contents
+        )
         yield self._post(account, content)
         while (wanted := self._decoder.wants) is not None:
             if isinstance(wanted, Continue):
@@ -84,6 +89,17 @@ class WebProcedure:
             own=bool(self._question.token),
             request_id=self._question.request_id,
             stream=bool(content),
+        )
+
+    def _calls(self, account: Account) -> uploads.MakeCall:
+        """Makes requests beside the question."""
+        return lambda method, url, content: self._backend.call(
+            account,
+            method,
+            url,
+            content,
+            own=bool(self._question.token),
+            request_id=self._question.request_id,
         )
 
     def _post(self, account: Account, content: bytes) -> Step:
