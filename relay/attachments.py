@@ -189,7 +189,7 @@ def _checked(url: str, start: int, place: str) -> _Content:
         url = url[:start] + "".join(url[start:].split())
     length = len(url) - start - len(others)
     is_whole = others in (b"", b"=", b"==") and url.endswith(others.decode())
-    if not is_whole or length % 4 == 1:
+    if not is_whole or length % 4 == 1 or (others and (length + len(others)) % 4):
         raise BadRequest(
             f"{place} is no base64, or it was cut short: send all of it, and no more."
         )

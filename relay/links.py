@@ -25,7 +25,6 @@ _HEADERS = {
     "User-Agent": "chatgpt-webapi",
     "Accept": "*/*",
     "Accept-Encoding": "identity",
-    "Connection": "close",
 }
 
 

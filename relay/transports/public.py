@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from relay.transports.dialing import Address, Resolve, resolve
 
-NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are a v4 address
+#: whose last 32 bits are a v4 address: RFC 6052, and RFC 4291's compatible ones
+EMBEDDING = (IPv6Network("64:ff9b::/96"), IPv6Network("::/96"))
 
 
 def is_public(address: str) -> bool:
@@ -29,7 +30,7 @@ def is_public(address: str) -> bool:
 
 def _inner(address: IPv6Address) -> IPv4Address | None:
     """The v4 address that a v6 one leads to."""
-    if address in NAT64:
+    if any(address in network for network in EMBEDDING):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
     return address.ipv4_mapped or address.sixtofour or (teredo and teredo[1])

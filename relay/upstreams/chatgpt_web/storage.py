@@ -49,7 +49,7 @@ def put(file: Attachment, address: str, base: str) -> Call:
     Raises UploadFailed for an address that nothing is sent to.
     """
     url = _checked(address, base)
-    headers = {"Content-Type": file.media_type, "Connection": "close", **_HEADERS}
+    headers = {"Content-Type": file.media_type, **_HEADERS}
     is_own = url.hostname == urlsplit(base).hostname
     kind: Callable[..., Call] = Call if is_own else StorageCall
     return kind("PUT", url.geturl(), headers, _pieces(file), file.size)
