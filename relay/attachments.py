@@ -270,8 +270,8 @@ def from_part(part: Mapping[str, Any], place: str) -> Attachment:
     if part.get("type") == "image_url":
         if link_of(part):
             raise BadRequest(
-                f"{place} is a link, and this service fetches none here: send the image "
-                "itself as a data URL. (The owner may set UPLOAD_BY_URL=true.)"
+                f"{place} is a link, and links are not fetched here: send the image "
+                "itself as a data URL."
             )
         name = part.get("filename")
         url = _image_url(part)
