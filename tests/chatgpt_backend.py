@@ -165,7 +165,9 @@ class Backend(ThreadingHTTPServer):
                 ]
                 names = [
                     attached["name"]
-                    for attached in question["metadata"].get("attachments", [])
+                    for attached in (question.get("metadata") or {}).get(
+                        "attachments", []
+                    )
                 ]
                 seen = f" [sees {', '.join(names)}]" if names else ""
                 text = f"Turn {turn}. You said: {''.join(said)}{seen} — 你好 🙂."
@@ -578,9 +580,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def wrong_content(self, message: Message) -> bool:
         """Whether a message's parts and attachments are not files that were uploaded."""
-        content, token = message["content"], self.headers["Authorization"]
+        content = message.get("content", {})
+        token = self.headers.get("Authorization", "")
         attached = {
-            each["id"]: each for each in message["metadata"].get("attachments", [])
+            each["id"]: each
+            for each in (message.get("metadata") or {}).get("attachments", [])
         }
         for name, each in attached.items():
             known = self.server.files.get(name)
