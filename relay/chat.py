@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from relay import cutting
+from relay import attachments, cutting
 from relay.domain import (
     Ask,
     Caller,
@@ -642,13 +642,28 @@ class Chat:
         window = fit(messages, self._budget if has_history_here else 0)
         if upstream.accepts_options:
             return window
-        texts = tuple(text for each in window.messages for text in _separated(each))
-        if any(message.payloads for message in texts):
+        separated = tuple(m for each in window.messages for m in _separated(each))
+        payloads = [payload for message in separated for payload in message.payloads]
+        if payloads and not upstream.accepts_files:
             raise BadRequest(
                 f"The upstream {upstream.name} takes messages of text alone: no "
-                "images, files or tools."
+                f"images, files or tools. {self._ways_for_files()}"
             )
-        return replace(window, messages=texts)
+        if not all(map(attachments.has_files_alone, payloads)):
+            raise BadRequest(
+                f"The upstream {upstream.name} takes text, and images and files in "
+                "messages of the user: no tools and no sound."
+            )
+        return replace(window, messages=separated)
+
+    def _ways_for_files(self) -> str:
+        """Which upstreams take files, as a sentence."""
+        ways = [
+            upstream.name
+            for upstream in self._upstreams.values()
+            if upstream.accepts_files
+        ]
+        return f"Images and files go to: {' or '.join(ways)}." if ways else ""
 
     def _record_dispatch(self, request: TurnRequest) -> None:
         """Store that an ask with a key is about to be sent; raises where that cannot be, so that it is not."""
@@ -699,13 +714,18 @@ def _going_on(ask: Ask) -> Message:
 
 
 def _separated(message: Message) -> tuple[Message, ...]:
-    """The messages that were sent as one, where each is text alone."""
-    payloads = message.payloads
-    for payload in payloads:
-        if set(payload) != {"role", "content"} or type(payload["content"]) is not str:
+    """The messages that were sent as one, where each is text, or text and files."""
+    separated = []
+    for payload in message.payloads:
+        is_plain = set(payload) == {"role", "content"}
+        if is_plain and type(payload["content"]) is str:
+            separated.append(Message(payload["role"], payload["content"]))
+        elif attachments.has_files_alone(payload):
+            text = attachments.text_of(payload)
+            separated.append(Message(payload["role"], text, (payload,)))
+        else:
             return (message,)
-    texts = [Message(payload["role"], payload["content"]) for payload in payloads]
-    return tuple(texts) or (message,)
+    return tuple(separated) or (message,)
 
 
 def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:

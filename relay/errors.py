@@ -37,7 +37,8 @@ RelayError
     ├── UpstreamFailed          502  it answered what cannot be read
     │   ├── Unreachable         502  no connection, so nothing was asked
     │   │   └── NotRenewed      502  its refresh token got no access token just now, so nothing was asked
-    │   └── SignInChanged       502  the sign-in pages are not as they are known here
+    │   ├── SignInChanged       502  the sign-in pages are not as they are known here
+    │   └── UploadFailed        502  a file could not be uploaded, so nothing was asked
     ├── UpstreamCut             502  the answer ended before its end
     ├── OutcomeUnknown          502  an ask with a key was sent, and its outcome is not known
     ├── UpstreamTimeout         504  one of the clocks ran out
@@ -412,6 +413,11 @@ class NotRenewed(Unreachable):
     ) -> None:
         super().__init__(message, retry_after=retry_after)
         self.may_be_used_up = may_be_used_up
+
+
+class UploadFailed(UpstreamFailed):
+    code = "upload_failed"
+    may_have_been_sent = False
 
 
 class UpstreamCut(UpstreamError):

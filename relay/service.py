@@ -16,6 +16,7 @@ from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model, UsageQuery, UsageRow
 from relay.errors import RelayError
+from relay.links import LinkedFiles
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
@@ -28,6 +29,9 @@ from relay.signin.tokens import SignedInTokens
 from relay.store import Store
 from relay.token_store import TokenStore
 from relay.transports import Transport
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+from relay.transports.public import resolve_public
 from relay.transports.selection import Transports, open_transports
 from relay.upkeep import Leases, Upkeep
 from relay.upstreams import History, Resources, Upstream, chatgpt_web, offline, openai
@@ -66,6 +70,7 @@ class Service:
     clocks: Clocks
     newcomers: Newcomers
     body_memory: BodyMemory
+    linked_files: LinkedFiles
     transports: Transports
     tokens: SignedInTokens
     background: Background
@@ -127,6 +132,7 @@ class Service:
             ),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
+            linked_files=linked_files_for(settings, server),
             transports=transports,
             tokens=tokens,
             background=Background(),
@@ -199,6 +205,16 @@ class Service:
         self.usage.close()
         self.store.close()
         self.transports.close()
+
+
+def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:
+    """What fetches linked files; never by a proxy, which would look names up where we cannot see what they mean."""
+    if not settings.upload_by_url:
+        return LinkedFiles(None)
+    dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
+    return LinkedFiles(
+        DirectTransport(dialer, idle_seconds=0.0, wait_readable=server.wait_readable)
+    )
 
 
 def tokens_for(

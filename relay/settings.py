@@ -534,6 +534,12 @@ class Settings:
     max_body: int = setting(
         "MAX_BODY", 25 * 1024**2, size, "Largest request body, as 500KB, 25MB or bytes."
     )
+    upload_by_url: bool = setting(
+        "UPLOAD_BY_URL",
+        False,
+        flag,
+        "Whether images are fetched from public addresses that callers name.",
+    )
     log_level: str = setting(
         "LOG_LEVEL",
         "info",

@@ -67,6 +67,13 @@ class Mode:
     bare_list: bool = False
     one_at_a_time: bool = False
     ascii_only: bool = False  # JSON with escapes, as the real one prints it
+    failing_uploads: dict[str, tuple[int, dict[str, str], bytes]] = field(
+        default_factory=dict
+    )  # announce, put, uploaded or look -> how it is refused
+    cut_uploads: str = ""  # the one of them whose connection is cut
+    slow_uploads: dict[str, float] = field(default_factory=dict)
+    storage: str = ""  # the address that files are to be put to
+    looks: int = 0  # so often a document is still being read when it is looked for
     only_asking: bool = (
         False  # as a reverse proxy that passes on the conversation path alone
     )
@@ -96,6 +103,8 @@ class Backend(ThreadingHTTPServer):
         self.trees: dict[str, dict[str, Any]] = {}
         self.owners: dict[str, str] = {}
         self.running: set[str] = set()
+        self.files: dict[str, dict[str, Any]] = {}
+        self.file_ids = "file-{}"
         self.cookies: list[str] = []  # that each answer sets
         self.account_of: Callable[[str], str] = str  # whose an access token is
         self.sentinel: Sentinel | None = None  # without one there is no pre-flight
@@ -158,7 +167,19 @@ class Backend(ThreadingHTTPServer):
                     for node in tree["mapping"].values()
                     if node["message"] and role(node["message"]) == "user"
                 )
-                text = f"Turn {turn}. You said: {question['content']['parts'][0]} — 你好 🙂."
+                said = [
+                    part
+                    for part in question["content"]["parts"]
+                    if isinstance(part, str)
+                ]
+                names = [
+                    attached["name"]
+                    for attached in (question.get("metadata") or {}).get(
+                        "attachments", []
+                    )
+                ]
+                seen = f" [sees {', '.join(names)}]" if names else ""
+                text = f"Turn {turn}. You said: {''.join(said)}{seen} — 你好 🙂."
             details = (
                 {"type": "max_tokens"}
                 if stops
@@ -321,7 +342,10 @@ class Handler(BaseHTTPRequestHandler):
         self.route(self.record(None))
 
     def do_PUT(self) -> None:
+        if self.path.startswith("/storage/"):
+            return self.store()
         self.route(self.record(self.read_body()))
+        return None
 
     def do_DELETE(self) -> None:
         self.route(self.record(None))
@@ -368,6 +392,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.list_conversations(token, asked.path)
         if asked.method == "PATCH" and path == "/conversations":
             return self.hide_all(token)
+        if path == "/files" or path.startswith("/files/"):
+            return self.file(asked, token, path.removeprefix("/files").strip("/"))
         if asked.method == "GET" and path == "/models":
             return self.respond(200, MODELS)
         if asked.method == "POST" and path == "/conversation/message_feedback":
@@ -522,6 +548,115 @@ class Handler(BaseHTTPRequestHandler):
             )
         return self.respond(200, snapshot)
 
+    def fails(self, asked: Asked, step: str) -> bool:
+        """Whether a step of an upload is to fail; then it was answered."""
+        mode = self.server.mode
+        if seconds := mode.slow_uploads.get(step):
+            self.wait(asked, seconds)
+        if mode.cut_uploads == step:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return True
+        if step not in mode.failing_uploads:
+            return False
+        status, headers, body = mode.failing_uploads[step]
+        self.respond(status, body, headers)
+        return True
+
+    def file(self, asked: Asked, token: str, path: str) -> None:
+        """The steps of an upload that are the account's."""
+        known = self.server.files
+        if not path and asked.method == "POST":
+            if self.fails(asked, "announce"):
+                return None
+            kinds = ("multimodal", "my_files", "ace_upload")
+            is_image = asked.body.get("mime_type", "").startswith("image/")
+            wrong = (
+                not {"file_name", "file_size", "use_case"} <= set(asked.body)
+                or asked.body["use_case"] not in kinds
+                or is_image != (asked.body["use_case"] == "multimodal")
+                or is_image != ("width" in asked.body and "height" in asked.body)
+                or "event-stream" in asked.headers.get("accept", "")
+            )
+            if wrong:
+                return self.respond(422, {"detail": "file"})
+            name = self.server.file_ids.format(uuid.uuid4().hex)
+            known[name] = {**asked.body, "token": token, "content": None, "done": False}
+            place = (
+                self.server.mode.storage or f"{self.server.url}/storage/{name}?sig=s"
+            )
+            said = {"status": "success", "file_id": name, "upload_url": place}
+            return self.respond(200, said)
+        name, _, step = path.partition("/")
+        if name not in known or known[name]["token"] != token:
+            return self.respond(404, {"detail": "File not found"})
+        if step == "uploaded" and asked.method == "POST":
+            if self.fails(asked, "uploaded"):
+                return None
+            if known[name]["content"] is None:
+                return self.respond(400, {"detail": "Nothing was put"})
+            known[name]["done"] = True
+            return self.respond(200, {"status": "success", "download_url": "https://x"})
+        if self.fails(asked, "look"):
+            return None
+        self.server.mode.looks -= 1
+        is_read = self.server.mode.looks < 0
+        status = "success" if is_read else "parsing"
+        return self.respond(200, {"id": name, "retrieval_index_status": status})
+
+    def store(self) -> None:
+        """A file is put into its storage, which knows no account."""
+        asked = self.record(None)
+        name = self.path.split("/")[2].split("?")[0]
+        size = int(self.headers["Content-Length"])
+        content = self.rfile.read(size)
+        if self.fails(asked, "put"):
+            return None
+        known = self.server.files[name]
+        sent = set(asked.headers)
+        allowed = {"host", "content-length", "content-type"}
+        wrong = (
+            sent - allowed != {"x-ms-blob-type", "x-ms-version"}
+            or asked.headers["x-ms-blob-type"] != "BlockBlob"
+            or asked.headers["content-type"] != known["mime_type"]
+            or size != known["file_size"]
+        )
+        if wrong:
+            return self.respond(400, {"detail": f"wrong: {sorted(sent)}"})
+        known["content"] = content
+        return self.respond(201, b"")
+
+    def wrong_content(self, message: Message) -> bool:
+        """Whether a message's parts and attachments are not files that were uploaded."""
+        content = message.get("content", {})
+        token = self.headers.get("Authorization", "")
+        attached = {
+            each["id"]: each
+            for each in (message.get("metadata") or {}).get("attachments", [])
+        }
+        for name, each in attached.items():
+            known = self.server.files.get(name)
+            if known is None or not known["done"] or known["token"] not in token:
+                return True
+            told = (each["name"], each["size"], each["mime_type"])
+            if told != (known["file_name"], known["file_size"], known["mime_type"]):
+                return True
+        parts = content.get("parts", [])
+        pointers = [part for part in parts if isinstance(part, dict)]
+        kind = "multimodal_text" if pointers else "text"
+        if content.get("content_type") != kind or not parts:
+            return True
+        for pointer in pointers:
+            scheme, _, name = pointer["asset_pointer"].partition("://")
+            expected = "sediment" if name.startswith("file_") else "file-service"
+            if name not in attached or scheme != expected:
+                return True
+            known = self.server.files[name]
+            told = (pointer["size_bytes"], pointer["width"], pointer["height"])
+            if told != (known["file_size"], known["width"], known["height"]):
+                return True
+        return False
+
     def refusal(self, body: dict[str, Any]) -> str | None:
         """What is wrong with a turn's body, as strictly as the real one sees it."""
         required = {"action", "parent_message_id", "model"} | (
@@ -537,15 +672,14 @@ class Handler(BaseHTTPRequestHandler):
         if not body["parent_message_id"] or not isinstance(body["model"], str):
             return "parent_message_id or model"
         for message in body.get("messages", []):
-            content = message.get("content", {})
-            if (
-                not message.get("id")
-                or role(message) not in ("user", "system", "assistant")
-                or content.get("content_type") != "text"
+            if not message.get("id") or role(message) not in (
+                "user",
+                "system",
+                "assistant",
             ):
                 return "message"
-            if not all(isinstance(part, str) for part in content["parts"]):
-                return "parts"
+            if self.wrong_content(message):
+                return "content"
         return None
 
     def turn(self, asked: Asked, token: str) -> None:

@@ -112,6 +112,7 @@ class Scripted:
         self.forwarder = None
         self.gateway = None
         self.accepts_options = accepts_options
+        self.accepts_files = False
         self.asked: list[Question] = []
         self.streams: list[ScriptedStream] = []
 

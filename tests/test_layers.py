@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "relay.request_head": set(),
     "relay.logs": set(),
     "relay.sse": VALUES,
+    "relay.attachments": VALUES,
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
     "relay.database_errors": {"relay.errors"},
@@ -62,12 +63,14 @@ MAY_IMPORT = {
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
-    | {"relay.server"},
+    | {"relay.server", "relay.attachments"},
+    "relay.links": VALUES
+    | {"relay.attachments", "relay.transports!", "relay.upstreams.http"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
-    | {"relay.cutting", "relay.models", "relay.usage"}
+    | {"relay.cutting", "relay.models", "relay.usage", "relay.attachments"}
     | PROTOCOL,
     "relay.index": VALUES
     | {"relay.store", "relay.accounts", "relay.window"}
@@ -79,8 +82,9 @@ MAY_IMPORT = {
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
     | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
-    "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
-    "relay.dialects": VALUES | {"relay.sse"},
+    "relay.dialects.openai": VALUES
+    | {"relay.sse", "relay.window", "relay.dialects", "relay.attachments"},
+    "relay.dialects": VALUES | {"relay.sse", "relay.attachments"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
@@ -106,7 +110,7 @@ MAY_IMPORT = {
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
-    | {"relay.window"}
+    | {"relay.window", "relay.attachments"}
     | PROTOCOL,
 }
 

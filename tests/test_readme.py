@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from relay.dialects import fields, form
+from relay.dialects import bodies, fields, form
 from relay.settings import Settings
 from relay.upstreams.offline import WORDS
 from relay.web import chatgpt_routes, own, passages
@@ -156,7 +156,7 @@ def test_every_field_that_is_read_is_listed() -> None:
     read |= set(re.findall(r'found\.get\("(\w+)"\)', source))
     aliases = re.findall(r"_one_of\(fields, \(([^)]*)\)\)", source)
     read |= {name for names in aliases for name in re.findall(r'"(\w+)"', names)}
-    read |= {"prompt", "msg", *fields.PARAMETERS}
+    read |= {"prompt", "msg", *fields.PARAMETERS, *bodies.FILE_FIELDS}
     assert read - {"title"} == form.FIELDS
 
 

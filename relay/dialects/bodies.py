@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from binascii import a2b_qp
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 from werkzeug.http import parse_options_header
@@ -24,6 +24,12 @@ SMALL_JSON = 1024 * 1024
 MOST_MARKS = 200_000
 DEEPEST_JSON = 100
 PLAIN_BODY = ""  # the name of the field that a body makes which is only a prompt
+#: fields that have files: as parts with a file name, or as data URLs
+FILE_FIELDS = tuple(
+    name + ending
+    for name in ("image", "images", "file", "files")
+    for ending in ("", "[]")
+)
 SECRETS = (
     "access_token",
     "password",
@@ -73,15 +79,29 @@ _BOM = b"\xef\xbb\xbf"
 _TEXT_TYPES = ("", "text/plain", "application/octet-stream")
 
 
+class FilePart(NamedTuple):
+    """A file of a multipart body: the field's name, the file's own, and its content within the body."""
+
+    field: str
+    name: str
+    content: memoryview
+
+
 def _no_pause() -> None:
     """For a caller that has nothing else to do meanwhile."""
 
 
-def read(content_type: str, body: bytes, pause: Pause = _no_pause) -> Fields:
+def read(
+    content_type: str,
+    body: bytes,
+    pause: Pause = _no_pause,
+    files: list[FilePart] | None = None,
+) -> Fields:
     """The fields of a body; one that is only a prompt is the field PLAIN_BODY.
 
-    Takes linear time, and at most about four times the body's memory. `pause` is called now and
-    then: a large body takes a while. Raises BadRequest, TooLarge or UnsupportedMediaType.
+    `files`: gets the files in the fields FILE_FIELDS, which are read as text where it is None. Takes
+    linear time, and at most about four times the body's memory. `pause` is called now and then: a
+    large body takes a while. Raises BadRequest, TooLarge or UnsupportedMediaType.
     """
     if len(content_type) > LONGEST_CONTENT_TYPE:
         raise UnsupportedMediaType(
@@ -93,7 +113,8 @@ def read(content_type: str, body: bytes, pause: Pause = _no_pause) -> Fields:
     if mimetype == "application/json" or mimetype.endswith("+json"):
         return _json(body, pause)
     if mimetype == "multipart/form-data":
-        return _multipart(body, options.get("boundary", ""), charset, pause)
+        boundary = options.get("boundary", "")
+        return _multipart(body, boundary, charset, pause, files)
     if _is_json_object(mimetype, body, pause):
         return _json(body, pause)
     if mimetype == "application/x-www-form-urlencoded":
@@ -322,9 +343,23 @@ def _unescape_slice(raw: bytes) -> bytes:
     return a2b_qp(flipped.to_bytes(len(raw), "little"))
 
 
-def _multipart(body: bytes, boundary: str, charset: str, pause: Pause) -> Fields:
+def _multipart(
+    body: bytes,
+    boundary: str,
+    charset: str,
+    pause: Pause,
+    files: list[FilePart] | None,
+) -> Fields:
     fields: Fields = {}
     for part in multipart.parts(body, boundary):
+        is_file = part.filename is not None and part.name in FILE_FIELDS
+        if files is not None and is_file:
+            content = memoryview(body)[part.start : part.end]
+            if (
+                part.filename or content
+            ):  # a page's form sends a part where no file was chosen
+                files.append(FilePart(part.name, part.filename or "", content))
+            continue
         value = body[part.start : part.end]
         _add(fields, part.name, _value(value, charset, part.name))
         pause()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from relay import sse
+from relay import attachments, sse
+from relay.attachments import Attachment
 from relay.dialects import fields as read
-from relay.dialects.bodies import PLAIN_BODY, Fields
+from relay.dialects.bodies import FILE_FIELDS, PLAIN_BODY, Fields, FilePart
 from relay.dialects.policy import text_only
 from relay.domain import Ask, Caller, Delta, Event, Message, Reasoning, Reply, Restarted
 from relay.errors import BadRequest, RelayError
@@ -36,6 +37,7 @@ FIELDS = {
     "stream",
     "system",
     "timeout",
+    *FILE_FIELDS,
     *read.PARAMETERS,
 }
 
@@ -58,14 +60,23 @@ class Route:
     answer: Callable[[Reply], dict[str, Any]]
     error: Callable[[RelayError], tuple[int, dict[str, Any]]]
 
-    def ask(self, fields: Fields, caller: Caller, key: str | None = None) -> Ask:
+    def ask(
+        self,
+        fields: Fields,
+        caller: Caller,
+        key: str | None = None,
+        files: Sequence[FilePart] = (),
+    ) -> Ask:
         """The ask that the fields make; the other route's names are understood too.
 
-        `key`: the header Idempotency-Key. Raises BadRequest.
+        `key`: the header Idempotency-Key. `files`: those of a multipart body. Raises BadRequest, or
+        TooLarge.
         """
         system = read.text_of(fields, "system")
+        question = attachments.attached(self._prompt(fields), files_in(fields, files))
         return Ask(
-            prompt=self._prompt(fields),
+            prompt=question.text,
+            payloads=question.payloads,
             caller=caller,
             conversation_id=read.conversation_of(fields),
             conversation_name=read.conversation_name_of(fields),
@@ -100,6 +111,55 @@ class Route:
         prefix = read.text_of(fields, "prompt_prefix")
         suffix = read.text_of(fields, "prompt_suffix")
         return join_parts(prefix, prompt, suffix)
+
+
+def files_in(
+    fields: Fields, files: Sequence[FilePart]
+) -> list[Attachment | Mapping[str, Any]]:
+    """The files of a multipart body, and those that fields have as data URLs or as links to images.
+
+    Raises BadRequest, or TooLarge.
+    """
+    values = [(name, fields[name]) for name in FILE_FIELDS if fields.get(name)]
+    stated = [
+        (name, value)
+        for name, each in values
+        for value in (each if isinstance(each, list) else [each])
+    ]
+    if len(files) + len(stated) > attachments.MOST_FILES:
+        raise BadRequest(
+            f"There are more than {attachments.MOST_FILES} files: nothing was asked. "
+            "Send fewer."
+        )
+    found: list[Attachment | Mapping[str, Any]] = [
+        attachments.from_bytes(
+            file.name,
+            file.content,
+            f"The file in {file.field}",
+            is_image=file.field.startswith("image"),
+        )
+        for file in files
+    ]
+    return [*found, *(_stated_file(name, value) for name, value in stated)]
+
+
+def _stated_file(field: str, value: Any) -> Attachment | Mapping[str, Any]:
+    """A file that a field has as text, or as OpenAI's API has one."""
+    is_image = field.startswith("image")
+    if isinstance(value, str) and is_image:
+        part: dict[str, Any] = {"type": "image_url", "image_url": {"url": value}}
+    elif isinstance(value, str):
+        part = {"type": "file", "file": {"file_data": value}}
+    elif isinstance(value, dict) and not is_image:
+        part = {"type": "file", "file": value}
+    else:
+        raise BadRequest(
+            f"The field {field} must be a file, as in: curl -F {field}=@PATH, or a data "
+            "URL in base64."
+        )
+    if attachments.link_of(part):
+        return part
+    return attachments.from_part(part, f"The field {field}")
 
 
 def _three_keys(reply: Reply) -> dict[str, Any]:

@@ -24,11 +24,15 @@ _CONTINUATION = re.compile(r"\r?\n[ \t]+")
 
 
 class Part(NamedTuple):
-    """A part: the field's name, "" where it has none, and where in the body its content starts and ends."""
+    """A part: the field's name, "" where it has none, and where in the body its content starts and ends.
+
+    `filename`: of a part that was sent as a file; else None.
+    """
 
     name: str
     start: int
     end: int
+    filename: str | None = None
 
 
 def parts(body: bytes, boundary: str) -> Iterator[Part]:
@@ -50,7 +54,9 @@ def parts(body: bytes, boundary: str) -> Iterator[Part]:
             raise TooLarge(f"The headers of all parts are over {MOST_HEADERS} bytes.")
         # an empty content may share its line end with the headers
         line_end = _found(body.find(delimiter, start - 1))
-        yield Part(_name(headers), start, _content_end(body, line_end))
+        options = _disposition(headers)
+        name = options.get("name", "")
+        yield Part(name, start, _content_end(body, line_end), options.get("filename"))
 
 
 def _broken() -> BadRequest:
@@ -100,8 +106,8 @@ def _content_end(body: bytes, line_end: int) -> int:
     return line_end - 1 if has_cr else line_end
 
 
-def _name(headers: bytes) -> str:
-    """The field's name, by the part's Content-Disposition. Raises BadRequest where there is none."""
+def _disposition(headers: bytes) -> dict[str, str]:
+    """What a part's Content-Disposition says. Raises BadRequest where there is none."""
     try:
         lines = _CONTINUATION.sub(" ", headers.decode()).split("\n")
     except UnicodeDecodeError:
@@ -109,5 +115,5 @@ def _name(headers: bytes) -> str:
     for line in lines:
         header, _, value = line.partition(":")
         if header.strip().lower() == "content-disposition":
-            return parse_options_header(value.strip())[1].get("name", "")
+            return parse_options_header(value.strip())[1]
     raise _broken()

@@ -218,7 +218,7 @@ def _described_part(part: Mapping[str, Any]) -> str:
     if kind in ("text", "refusal"):
         return ""
     file = part.get("file")
-    name = file.get("filename") if isinstance(file, Mapping) else None
+    name = file.get("filename") if isinstance(file, Mapping) else part.get("filename")
     return f"[{kind.removesuffix('_url').removeprefix('input_')}{f' {name}' if name else ''}]"
 
 

@@ -180,7 +180,8 @@ class Upstream(Protocol):
     `needs_client_key`: it spends what is the server's. `accepts_caller_tokens`: a caller's own
     credential replaces all of that, and is checked there. `stores_conversations`: under ids of its
     own; then `history` has them. `accepts_options`: parameters for the model, and messages that are
-    more than text, have a meaning there. `has_responses`: `forwarder` has OpenAI's Responses API
+    more than text, have a meaning there. `accepts_files`: images and files of the user's have one, also
+    where no options have. `has_responses`: `forwarder` has OpenAI's Responses API
     beside chat completions.
     """
 
@@ -189,6 +190,7 @@ class Upstream(Protocol):
     accepts_caller_tokens: bool
     stores_conversations: bool
     accepts_options: bool
+    accepts_files: bool
     has_responses: bool
 
     @property

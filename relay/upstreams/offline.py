@@ -76,6 +76,7 @@ class Offline:
     needs_client_key = False
     stores_conversations = False
     accepts_options = False
+    accepts_files = False
     has_responses = False
     history = None
     forwarder = None

@@ -190,6 +190,16 @@ class Incoming(Request):
             self.service.body_memory.finish(self._memory_holder)
         return body.getvalue()
 
+    def hold_memory(self, size: int) -> None:
+        """Take memory for what is held beside the body; given back as the body's is. Raises Overloaded."""
+        holder = object()
+        memory = self.service.body_memory
+        self.when_sent.append(weakref.finalize(self, memory.release, holder))
+        memory.reserve(
+            holder, size, max(MOST_IN_MEMORY, self.service.settings.max_body)
+        )
+        memory.finish(holder)
+
     def _reserve_memory(self, size: int) -> None:
         """Take memory for a large body; it is given back once the response is sent, or the request forgotten."""
         if self._memory_holder is None:

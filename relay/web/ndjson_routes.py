@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from relay.dialects import ndjson
 from relay.errors import RelayError
+from relay.web import links
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.own import authenticate_by_fields
@@ -18,6 +19,8 @@ routes = Blueprint("ndjson", __name__)
 def chat(incoming: Incoming) -> Response:
     fields = authenticate_by_fields(incoming)
     ask = ndjson.ask(fields, incoming.caller, incoming.idempotency_key)
+    if not incoming.service.upstream_for(incoming.caller).accepts_options:
+        ask = links.with_linked_files(incoming, ask)
     return deliver_stream(incoming, ask, ndjson.Lines(), ndjson.TYPE)
 
 

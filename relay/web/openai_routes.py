@@ -12,7 +12,7 @@ from relay.dialects.openai import chat, errors, models, usage, wire
 from relay.errors import NotFound, RelayError
 from relay.upstreams import Forwarded, Forwarder, Upstream
 from relay.usage import PassageMeter
-from relay.web import passages, signin, stored_responses
+from relay.web import links, passages, signin, stored_responses
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import (
@@ -131,8 +131,11 @@ def translate(
         incoming.caller,
         incoming.idempotency_key,
         accepts_options=upstream.accepts_options,
+        accepts_files=upstream.accepts_files,
         keeps_unasked=not incoming.service.settings.history_disabled,
     )
+    if not upstream.accepts_options:
+        ask = links.with_linked_files(incoming, ask)
     if payload.get("stream") is True:
         printer = chat.Chunks.of(payload, ask, created=int(time.time()))
         return deliver_stream(incoming, ask, printer, "text/event-stream")

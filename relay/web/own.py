@@ -7,8 +7,9 @@ from dataclasses import replace
 from flask import Response
 
 from relay.dialects import bodies, fields, form, ndjson, report
-from relay.dialects.bodies import Fields
+from relay.dialects.bodies import Fields, FilePart
 from relay.errors import BadRequest, RelayError
+from relay.web import links
 from relay.web.incoming import Incoming, pause
 from relay.web.responses import (
     deliver_stream,
@@ -39,14 +40,16 @@ def read_query(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> 
     return found
 
 
-def authenticate_by_fields(incoming: Incoming) -> Fields:
+def authenticate_by_fields(
+    incoming: Incoming, files: list[FilePart] | None = None
+) -> Fields:
     """The fields of a query string and a body, which may have a credential; from then on the caller is known.
 
-    Raises RelayError.
+    `files`: see `bodies.read`. Raises RelayError.
     """
     found = read_query(incoming)
     content_type = incoming.content_type or ""
-    found |= bodies.read(content_type, incoming.whole_body(), pause)
+    found |= bodies.read(content_type, incoming.whole_body(), pause, files)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
     incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
     return found
@@ -66,8 +69,10 @@ def choose_format(incoming: Incoming, found: Fields, formats: dict[str, str]) ->
 
 def answer(incoming: Incoming, route: form.Route) -> Response:
     """One ask: JSON, the text alone, or a stream of either."""
-    found = authenticate_by_fields(incoming)
-    ask = route.ask(found, incoming.caller, incoming.idempotency_key)
+    files: list[FilePart] = []
+    found = authenticate_by_fields(incoming, files)
+    ask = route.ask(found, incoming.caller, incoming.idempotency_key, files)
+    ask = links.with_linked_files(incoming, ask)
     misplaced = set(incoming.args).difference(bodies.QUERY_FIELDS)
     ask = replace(ask, ignored=(*ask.ignored, *misplaced))
     is_text = incoming.format == "text"

@@ -14,6 +14,7 @@ from relay.dialects.openai.response_events import ResponseEvents
 from relay.domain import StoredTurn
 from relay.errors import BadRequest, NoConversation, NoPreviousResponse, NoResponse
 from relay.upstreams import Upstream
+from relay.web import links
 from relay.web.incoming import Incoming
 from relay.web.responses import (
     deliver_stream,
@@ -38,11 +39,14 @@ def create(incoming: Incoming, payload: dict[str, Any], upstream: Upstream) -> R
         incoming.caller,
         incoming.idempotency_key,
         accepts_options=upstream.accepts_options,
+        accepts_files=upstream.accepts_files,
         previous=previous,
         path=path,
         known=_referenced(incoming, payload),
         created=int(time.time()),
     )
+    if not upstream.accepts_options:
+        ask = links.with_linked_files(incoming, ask)
     if read.flag_of(payload, "stream"):
         printer = ResponseEvents.of(ask)
         return deliver_stream(incoming, ask, printer, "text/event-stream")

@@ -19,7 +19,7 @@ from tests.test_v1 import KEY, UPSTREAMS, Services
 from tests.waiting import wait_for
 
 MODELS = {"offline": "offline", "openai": "tiny-1", "chatgpt-web": "gpt-5-mini"}
-UNABLE = ("offline", "chatgpt-web")  # to call tools, see images, keep to a format
+UNABLE = ("offline", "chatgpt-web")  # to call tools, keep to a format
 APIS = ("chat", "responses")
 PROMPT = "hello 你好"
 IMAGE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -291,6 +291,10 @@ def call(name: str, arguments: Any) -> tuple[str, Any]:
     return name, json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
+def sees_the_upload(stage: Stage, row: Row, outcome: Outcome) -> None:
+    assert "[sees image.png]" in outcome["text"]
+
+
 def sees_the_image(stage: Stage, row: Row, outcome: Outcome) -> None:
     parts = last_sent(stage)["messages"][-1]["content"]
     [url] = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
@@ -376,7 +380,8 @@ CASES = {
     "no-tools": Case("tools", refuses("tools"), UNABLE),
     "no-tools-streamed": Case("tools-streamed", refuses("tools"), UNABLE),
     "image": Case("image", sees_the_image, ("openai",)),
-    "no-image": Case("image", refuses("image"), UNABLE),
+    "image-uploaded": Case("image", sees_the_upload, ("chatgpt-web",)),
+    "no-image": Case("image", refuses("image"), ("offline",)),
     "format": Case(
         "format",
         keeps_the_format,

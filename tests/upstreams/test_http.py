@@ -94,6 +94,7 @@ class Haiku:
     accepts_caller_tokens = False
     stores_conversations = False
     accepts_options = False
+    accepts_files = False
     history = forwarder = gateway = None
 
     def __init__(self, transport: Transport, url: str, *tokens: str) -> None:

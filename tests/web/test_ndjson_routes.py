@@ -27,6 +27,7 @@ from relay.upkeep import Leases
 from tests.chatgpt_backend import Backend
 from tests.conftest import running
 from tests.openai_backend import Mode, OpenAIBackend
+from tests.pictures import image_part, png
 from tests.processes import Service, free_port, need
 from tests.scripted import Scripted, Wait
 
@@ -120,10 +121,13 @@ def test_before_chatgpt(build: Build, backend: Backend) -> None:
     reply = chat(client, json={**HI, "conversation_id": conversation_id}, headers=key)
     assert "Turn 2." in text_of(reply.data)
     assert backend.turns[-1].body["history_and_training_disabled"] is False
-    image = {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}
-    refused = chat(client, json=image, headers=key)
+    sound = {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}
+    refused = chat(client, json=sound, headers=key)
     assert refused.status_code == 400
-    assert "text alone" in lines(refused.data)[0]["content"]
+    assert "no sound" in lines(refused.data)[0]["content"]
+    image = {"messages": [{"role": "user", "content": [image_part(png())]}]}
+    seen = chat(client, json=image, headers=key)
+    assert "[sees image.png]" in text_of(seen.data)
 
 
 def test_a_call_is_kept_if_it_asks_for_it(client: FlaskClient) -> None:

@@ -19,7 +19,7 @@ from relay.dialects import fields as read
 from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import keeps
 from relay.dialects.openai import errors, parameters
-from relay.dialects.openai.messages import NOT_SENT, dialogue_of
+from relay.dialects.openai.messages import NOT_SENT, ONLY_FILES, dialogue_of
 from relay.dialects.openai.usage import prompt_tokens_of, usage_of
 from relay.domain import (
     Ask,
@@ -50,20 +50,24 @@ def ask(
     key: str | None,
     *,
     accepts_options: bool,
+    accepts_files: bool = False,
     keeps_unasked: bool = False,
 ) -> Ask:
     """The ask that a request makes: its last message is the question, those before it begin a new conversation.
 
     `key`: the header Idempotency-Key. `accepts_options`: whether the upstream takes parameters of
-    OpenAI's API; else the options are those that the answer is cut by. `keeps_unasked`: see
-    `keeps`. Raises BadRequest, or Unsupported for what would make the answer another one than was
-    asked for.
+    OpenAI's API; else the options are those that the answer is cut by. `accepts_files`: whether it
+    takes images and files of the user's also then. `keeps_unasked`: see `keeps`. Raises BadRequest,
+    or Unsupported for what would make the answer another one than was asked for.
     """
     parameters.check_form(payload)
     if not accepts_options:
         parameters.check_abilities(payload)
     parameters.includes_usage(payload)  # raises for a wrong type
-    dialogue = dialogue_of(payload, "" if accepts_options else NOT_SENT)
+    why = ONLY_FILES if accepts_files else NOT_SENT
+    dialogue = dialogue_of(
+        payload, "" if accepts_options else why, accepts_files=accepts_files
+    )
     conversation_id = read.conversation_of(payload)
     preamble = dialogue.preamble
     ignored = dialogue.ignored

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from relay.dialects.openai.messages import NOT_SENT
+from relay.attachments import FILE_PARTS
+from relay.dialects.openai.messages import NOT_SENT, ONLY_FILES
 from relay.domain import (
     TOOL_ROLES,
     FinishReason,
@@ -52,12 +53,17 @@ def referenced(items: Any) -> set[str]:
 
 
 def messages_of(
-    items: Any, known: Mapping[str, StoredTurn], *, text_only: bool
+    items: Any,
+    known: Mapping[str, StoredTurn],
+    *,
+    text_only: bool,
+    accepts_files: bool = False,
 ) -> tuple[list[Payload], tuple[str, ...]]:
     """The field `input` as messages, and the names of what has no effect.
 
     `known`: the stored answers that it refers to, by their ids. Raises BadRequest; Unsupported for
-    items that no chat completion has, and with `text_only` for what is no text.
+    items that no chat completion has, and with `text_only` for what is no text; with `accepts_files`
+    the user's images and files are taken all the same.
     """
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
@@ -66,7 +72,7 @@ def messages_of(
             f"The field input must be text, or a list of items. {_EXAMPLE}"
         )
     _check_number(items)
-    reader = _ItemReader(known, text_only)
+    reader = _ItemReader(known, text_only, accepts_files)
     for at, item in enumerate(items):
         reader.read(item, f"input[{at}]")
     return reader.messages, tuple(sorted(reader.ignored))
@@ -82,12 +88,16 @@ def _check_number(items: list[Any]) -> None:
 class _ItemReader:
     """Collects the messages of items, in their order."""
 
-    def __init__(self, known: Mapping[str, StoredTurn], text_only: bool) -> None:
+    def __init__(
+        self, known: Mapping[str, StoredTurn], text_only: bool, accepts_files: bool
+    ) -> None:
         self.messages: list[Payload] = []
         self.ignored: set[str] = set()
         self._known = known
         self._referenced: set[str] = set()
         self._text_only = text_only
+        self._accepts_files = accepts_files
+        self._why = ONLY_FILES if accepts_files else NOT_SENT
         self._readers: dict[str, Callable[[Item, str], None]] = {
             "message": self._message,
             "function_call": self._call,
@@ -122,7 +132,7 @@ class _ItemReader:
         if not isinstance(content, list) or not content:
             raise BadRequest(f"{place}.content must be text, or a list of parts.")
         parts = [
-            self._part(part, f"{place}.content[{at}]")
+            self._part(part, f"{place}.content[{at}]", role)
             for at, part in enumerate(content)
         ]
         if role == "assistant":
@@ -140,7 +150,7 @@ class _ItemReader:
         if refusal:
             last["refusal"] = refusal
 
-    def _part(self, part: Any, place: str) -> Payload:
+    def _part(self, part: Any, place: str, role: str = "tool") -> Payload:
         kind = _kind(part)
         if kind in _TEXTS:
             return {"type": "text", "text": _text(part, "text", place)}
@@ -152,9 +162,13 @@ class _ItemReader:
                 f'{place} must be an object with a type, as in {{"type": '
                 '"input_text", "text": "hello"}.'
             )
-        if self._text_only:
-            raise Unsupported(f"{place} is no text. {NOT_SENT}", parameter=place)
-        return _media(part, kind, place)
+        takes_files = self._accepts_files and role == "user"
+        if self._text_only and not takes_files:
+            raise Unsupported(f"{place} is no text. {self._why}", parameter=place)
+        found = _media(part, kind, place)
+        if self._text_only and found["type"] not in FILE_PARTS:
+            raise Unsupported(f"{place} is no text. {self._why}", parameter=place)
+        return found
 
     def _call(self, item: Item, place: str) -> None:
         self._refuse_tools(place)
@@ -196,7 +210,7 @@ class _ItemReader:
 
     def _refuse_tools(self, place: str) -> None:
         if self._text_only:
-            raise Unsupported(f"{place} is no text. {NOT_SENT}", parameter=place)
+            raise Unsupported(f"{place} is no text. {self._why}", parameter=place)
 
     def _reasoning(self, item: Item, place: str) -> None:
         self.ignored.add("input.reasoning")

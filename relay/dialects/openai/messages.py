@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from relay.attachments import FILE_PARTS
 from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import MOST_MESSAGES, ROLES, TEXT_ROLES
 from relay.domain import TOOL_ROLES, Message, joined
@@ -16,6 +17,10 @@ from relay.errors import BadRequest, Unsupported
 
 NOT_SENT = (
     "The upstream takes messages of text alone: leave images, files and tools out."
+)
+ONLY_FILES = (
+    "The upstream takes text, and images and files in messages of the user: leave tools "
+    "and sound out."
 )
 _EXAMPLE = 'Send it as in {"messages": [{"role": "user", "content": "hello"}]}.'
 #: types of parts that are text -> the part's field that has it
@@ -34,9 +39,11 @@ class Dialogue:
     ignored: tuple[str, ...]
 
 
-def dialogue_of(fields: Fields, why_text_only: str = "") -> Dialogue:
+def dialogue_of(
+    fields: Fields, why_text_only: str = "", *, accepts_files: bool = False
+) -> Dialogue:
     """The dialogue in the field `messages`; otherwise as for `messages_in`."""
-    messages = messages_in(fields, why_text_only)
+    messages = messages_in(fields, why_text_only, accepts_files=accepts_files)
     ignored = _ignored(fields["messages"]) if why_text_only else ()
     first = len(messages) - 1
     while first > 0 and messages[first - 1].role in TOOL_ROLES:
@@ -44,11 +51,14 @@ def dialogue_of(fields: Fields, why_text_only: str = "") -> Dialogue:
     return Dialogue(tuple(messages[:first]), joined(messages[first:]), ignored)
 
 
-def messages_in(fields: Fields, why_text_only: str = "") -> list[Message]:
+def messages_in(
+    fields: Fields, why_text_only: str = "", *, accepts_files: bool = False
+) -> list[Message]:
     """The messages in the field `messages`, the last of which asks something.
 
     `why_text_only`: a sentence that says why only text is taken; "" where all that the API has is.
-    Raises BadRequest; Unsupported for what is no text where only text is taken.
+    `accepts_files`: images and files of the user's are taken also where only text is. Raises
+    BadRequest; Unsupported for what is no text where only text is taken.
     """
     payloads = fields.get("messages")
     if payloads is None:
@@ -62,7 +72,7 @@ def messages_in(fields: Fields, why_text_only: str = "") -> list[Message]:
             f"There are more than {MOST_MESSAGES} messages: send the newest ones."
         )
     messages = [
-        _message(payload, f"messages[{at}]", why_text_only)
+        _message(payload, f"messages[{at}]", why_text_only, accepts_files)
         for at, payload in enumerate(payloads)
     ]
     _check_question(messages[-1])
@@ -84,7 +94,9 @@ def _check_question(question: Message) -> None:
         )
 
 
-def _message(payload: Any, place: str, why_text_only: str) -> Message:
+def _message(
+    payload: Any, place: str, why_text_only: str, accepts_files: bool
+) -> Message:
     """One message. `place`: where it is, for errors."""
     if not isinstance(payload, dict):
         raise BadRequest(f"{place} must be an object with role and content. {_EXAMPLE}")
@@ -93,10 +105,24 @@ def _message(payload: Any, place: str, why_text_only: str) -> Message:
         raise BadRequest(f"{place}.role must be one of {', '.join(ROLES)}.")
     if why_text_only:
         _check_text_only(payload, place, why_text_only)
-    text = _text(payload, place, why_text_only)
+    has_files = accepts_files and role == "user" and _has_files(payload)
+    text = _text(payload, place, why_text_only, has_files)
+    if why_text_only and has_files:
+        return Message(role, text, ({"role": role, "content": payload["content"]},))
     if why_text_only or _is_plain(payload):
         return Message(role, text)
     return Message(role, text, (payload,))
+
+
+def _has_files(payload: dict[str, Any]) -> bool:
+    """Whether a message has images or files."""
+    content = payload.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, dict) and _is_file(part.get("type")) for part in parts)
+
+
+def _is_file(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in FILE_PARTS
 
 
 def _is_plain(payload: dict[str, Any]) -> bool:
@@ -119,7 +145,9 @@ def _check_text_only(payload: dict[str, Any], place: str, why: str) -> None:
             raise _unsupported(f"{place}.{name}", why)
 
 
-def _text(payload: dict[str, Any], place: str, why_text_only: str) -> str:
+def _text(
+    payload: dict[str, Any], place: str, why_text_only: str, has_files: bool
+) -> str:
     """The text of a message's content; of an assistant's message without one its refusal."""
     content = payload.get("content")
     if content is None:
@@ -129,7 +157,7 @@ def _text(payload: dict[str, Any], place: str, why_text_only: str) -> str:
     if not isinstance(content, list) or not content:
         raise BadRequest(f"{place}.content must be text, or a list of parts.")
     texts = [
-        _text_of_part(part, f"{place}.content[{at}]", why_text_only)
+        _text_of_part(part, f"{place}.content[{at}]", why_text_only, has_files)
         for at, part in enumerate(content)
     ]
     return "\n".join(text for text in texts if text is not None)
@@ -144,7 +172,9 @@ def _text_in_place_of_content(payload: dict[str, Any], place: str) -> str:
     raise BadRequest(f"{place}.content is missing. {_EXAMPLE}")
 
 
-def _text_of_part(part: Any, place: str, why_text_only: str) -> str | None:
+def _text_of_part(
+    part: Any, place: str, why_text_only: str, has_files: bool
+) -> str | None:
     """A part's text; None where it is no text and may be something else."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
@@ -155,7 +185,7 @@ def _text_of_part(part: Any, place: str, why_text_only: str) -> str | None:
     if kind in _TEXT_PARTS:
         name = _TEXT_PARTS[kind]
         return _checked(part.get(name), f"{place}.{name}")
-    if why_text_only:
+    if why_text_only and not (has_files and _is_file(kind)):
         raise _unsupported(place, why_text_only)
     return None
 

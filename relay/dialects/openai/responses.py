@@ -78,6 +78,7 @@ def ask(
     key: str | None,
     *,
     accepts_options: bool,
+    accepts_files: bool = False,
     previous: StoredTurn | None = None,
     path: tuple[Message, ...] = (),
     known: Mapping[str, StoredTurn] | None = None,
@@ -98,7 +99,10 @@ def ask(
             "store: false."
         )
     messages, ignored = items.messages_of(
-        payload.get("input"), known or {}, text_only=not accepts_options
+        payload.get("input"),
+        known or {},
+        text_only=not accepts_options,
+        accepts_files=accepts_files,
     )
     dialogue = dialogue_of({"messages": messages})
     asked = Ask(

@@ -16,6 +16,10 @@ from relay.accounts import (
 from relay.domain import Caller, Model, Question
 from relay.server import Run
 from relay.settings import Settings
+from relay.transports import Transport
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+from relay.transports.public import resolve_public
 from relay.upstreams import Resources
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
@@ -33,6 +37,7 @@ from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
 from relay.upstreams.chatgpt_web.sentinel import PreflightRules
+from relay.upstreams.chatgpt_web.storage import StorageTransport
 from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_with, parse_models
 
@@ -65,7 +70,7 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
     accounts = accounts_for(settings, resources.signed_in)
     memory = GatewayMemory()
     backend = Backend(
-        transport=FailoverTransport(CookieTransport(resources.transport), memory),
+        transport=transport_for(settings, resources.transport, memory),
         places=places_of(settings),
         pool=AccountPool(accounts, tokens=resources.tokens),
         tokens=resources.tokens,
@@ -83,6 +88,19 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         limits=limits_of(settings),
     )
     return ChatGPTWeb(backend, settings.read_timeout)
+
+
+def transport_for(
+    settings: Settings, transport: Transport, memory: GatewayMemory
+) -> Transport:
+    """`transport` with what ChatGPT's requests need: gateways in turn, cookies, and storage of its own choosing."""
+    storage = transport
+    if not settings.proxy_url:  # which would look names up where we cannot see it
+        dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
+        storage = DirectTransport(dialer, idle_seconds=0.0)
+    return FailoverTransport(
+        CookieTransport(StorageTransport(transport, storage)), memory
+    )
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -150,6 +168,7 @@ class ChatGPTWeb:
     accepts_caller_tokens = True
     stores_conversations = True
     accepts_options = False
+    accepts_files = True
     has_responses = False
     forwarder = None
 

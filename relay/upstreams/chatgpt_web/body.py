@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -96,6 +96,18 @@ class Extras:
         ]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a message says, as the backend has it."""
+
+    content: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+
+def text_content(text: str) -> Content:
+    return Content({"content_type": "text", "parts": [text]}, {})
+
+
 def headers(
     account: Account,
     extras: Extras,
@@ -127,16 +139,23 @@ def headers(
     return headers
 
 
-def question_body(question: Question, parent_id: str | None, extras: Extras) -> bytes:
-    """The body that asks a question. `parent_id`: the message that it follows; None begins a conversation."""
-    *context, prompt = question.messages
+def question_body(
+    question: Question,
+    parent_id: str | None,
+    extras: Extras,
+    contents: Sequence[Content] = (),
+) -> bytes:
+    """The body that asks a question. `parent_id`: the message that it follows; None begins a conversation.
+
+    `contents`: what each of its messages says; without them, their texts.
+    """
+    contents = contents or [text_content(each.text) for each in question.messages]
+    *context, prompt = contents
     messages = [
-        _message(
-            str(uuid.uuid4()), _ROLES.get(message.role, message.role), message.text
-        )
-        for message in context
+        _message(str(uuid.uuid4()), _ROLES.get(message.role, message.role), content)
+        for message, content in zip(question.messages, context, strict=False)
     ]
-    messages.append(_message(question.question_id, "user", prompt.text))
+    messages.append(_message(question.question_id, "user", prompt))
     body = {
         "action": "next",
         "messages": messages,
@@ -170,10 +189,10 @@ def _common_fields(question: Question) -> dict[str, Any]:
     }
 
 
-def _message(message_id: str, role: str, text: str) -> dict[str, Any]:
+def _message(message_id: str, role: str, content: Content) -> dict[str, Any]:
     return {
         "id": message_id,
         "author": {"role": role},
-        "content": {"content_type": "text", "parts": [text]},
-        "metadata": {},
+        "content": content.content,
+        "metadata": content.metadata,
     }

@@ -1,9 +1,9 @@
 """The requests that one question to ChatGPT takes. Pure.
 
 One POST asks, and its stream is the answer. Before it, a conversation whose newest message nobody
-knows here is looked up. After it, the decoder may want more: the rest of an answer that stopped for
-its length (one more POST), or an answer that was handed off (the conversation is looked up until
-the answer stands in it). Looking up asks nothing, so it is repeated where it fails.
+knows here is looked up, and files are uploaded. After it, the decoder may want more: the rest of
+an answer that stopped for its length (one more POST), or an answer that was handed off (the
+conversation is looked up until the answer stands in it). Looking up asks nothing, so it is repeated where it fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.chatgpt_web import body, failures
+from relay.upstreams.chatgpt_web import body, failures, uploads
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend, is_anonymous
 from relay.upstreams.chatgpt_web.body import Place
@@ -86,7 +86,16 @@ class WebProcedure:
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
             parent = _newest(tree)
-        content = body.question_body(self._question, parent, self._backend.extras)
+        contents = yield from uploads.upload(
+            self._question.messages,
+            [place.base for place in self._places],
+            lambda method, path, content: self._call(
+                account, method, lambda place: f"{place.base}/{path}", content
+            ),
+        )
+        content = body.question_body(
+            self._question, parent, self._backend.extras, contents
+        )
         yield from self._ask(account, content)
         while (wanted := self._decoder.wants) is not None:
             if isinstance(wanted, Continue):

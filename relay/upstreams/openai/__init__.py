@@ -64,6 +64,7 @@ class OpenAI:
     needs_client_key = True
     stores_conversations = False
     accepts_options = True
+    accepts_files = True
     history = None
     gateway = None
 

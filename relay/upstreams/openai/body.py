@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from relay.attachments import without_names
 from relay.domain import Question
 from relay.errors import BadRequest
 
@@ -93,7 +94,11 @@ def completion_body(
     }
     if options.get("n") not in (None, 1):
         raise BadRequest("The field n must be 1: one question has one answer here.")
-    messages = [payload for message in question.messages for payload in message.as_sent]
+    messages = [
+        without_names(payload)
+        for message in question.messages
+        for payload in message.as_sent
+    ]
     if not developer_role:
         messages = [_as_system(message) for message in messages]
     body = {
