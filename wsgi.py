@@ -31,7 +31,6 @@ from gevent.event import Event
 from gevent.hub import Hub
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gevent.socket import wait_read
 
 from chatgpt_webapi import create_app
 from relay import logs, startup
@@ -47,6 +46,8 @@ from relay.settings import Settings, SettingsError
 WORKER_BOOT_ERROR = (
     3  # gunicorn's: the master ends, where it would start workers for ever
 )
+
+READABLE = 1  # libev's EV_READ
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_poll = monkey.get_original("select", "poll")
@@ -82,40 +83,67 @@ def watch(
     # through TLS of our own, an end cannot be peeked at
     if connection is None or hasattr(connection, "getpeercert"):
         return lambda: None
-    greenlet = gevent.spawn(_watch, connection, left, seconds)
-    return lambda: greenlet.kill(block=False)
+    watched = WatchedConnection(connection, left, seconds)
+    return watched.stop
 
 
-def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) -> None:
-    try:
-        ended = _wait_for_end(connection, seconds)
-    except OSError:
-        ended = True
-    if ended:
-        left()
-        return
-    gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
-    with contextlib.suppress(OSError):  # it may be gone by now
-        connection.shutdown(socket.SHUT_RDWR)
+class WatchedConnection:
+    """Sees that something comes from a caller, or that its time is over, without a greenlet that waits for it."""
 
+    def __init__(
+        self, connection: socket.socket, left: Callable[[], None], seconds: float
+    ) -> None:
+        self._connection = connection
+        self._left = left
+        self._deadline = Deadline.after(seconds)
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        loop = gevent.get_hub().loop
+        self._waiting = [loop.io(connection.fileno(), READABLE), loop.timer(seconds)]
+        for watcher in self._waiting:
+            watcher.start(self._notice)
 
-def _wait_for_end(connection: socket.socket, seconds: float) -> bool:
-    """Whether the connection's other side ended it within `seconds`."""
-    deadline = Deadline.after(seconds)
-    try:
-        wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
-    except TimeoutError:
-        return False
-    if not connection.recv(1, socket.MSG_PEEK):
-        return True
-    # the next request is here already, and hides its caller's end from a peek
-    poll = unpatched_poll()
-    poll.register(connection, select.POLLRDHUP)
-    while not deadline.passed:
-        if poll.poll(0):
+    def _notice(self) -> None:
+        """What the loop calls must not block."""
+        self._stop_waiting()
+        self._greenlet = gevent.spawn(self._look)
+
+    def _look(self) -> None:
+        try:
+            ended = self._wait_for_end()
+        except OSError:
+            ended = True
+        if ended:
+            self._left()
+            return
+        gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
+        with contextlib.suppress(OSError):  # it may be gone by now
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _wait_for_end(self) -> bool:
+        """Whether the connection's other side ended it before the deadline."""
+        if self._deadline.passed:
+            return False
+        if not self._connection.recv(1, socket.MSG_PEEK):
             return True
-        gevent.sleep(0.5)
-    return False
+        # the next request is here already, and hides its caller's end from a peek
+        poll = unpatched_poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        while not self._deadline.passed:
+            if poll.poll(0):
+                return True
+            gevent.sleep(0.5)
+        return False
+
+    def _stop_waiting(self) -> None:
+        for watcher in self._waiting:
+            watcher.stop()
+            watcher.close()
+        self._waiting.clear()
+
+    def stop(self) -> None:
+        self._stop_waiting()
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
 
 
 def wait_readable(connection: Any, seconds: float) -> bool:
