@@ -35,6 +35,7 @@ IDLE_SECONDS = 75.0  # between two requests of one connection
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+PIECE_OF_CHUNKS = 8 * 1024  # bytes: there may be a chunk for each six of them
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 WITHOUT_BODY = ("1", "204", "304")  # how the statuses begin whose responses have none
 
@@ -210,7 +211,7 @@ class BodySource:
         return _take(self._decoded, size)
 
     def _receive(self) -> None:
-        piece = self._connection.recv(PIECE)
+        piece = self._connection.recv(PIECE_OF_CHUNKS if self._left is None else PIECE)
         if not piece:
             raise ConnectionResetError(errno.ECONNRESET, "the body was cut short")
         self._arrived += piece

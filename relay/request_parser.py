@@ -19,7 +19,8 @@ VERSIONS = frozenset(("1.0", "1.1"))
 CHUNKED = b"chunked"
 _END = b"\r\n\r\n"
 _IN_TARGET = "".join(map(chr, range(0x21, 0x7F)))
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_NEXT_LINE = re.compile(b"\r\n" + _FIRST_LINE.pattern)
 _TRAILER = re.compile(
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"
 )
@@ -144,7 +145,7 @@ class ChunkDecoder:
     def __init__(self) -> None:
         self.is_over = False
         self._left = 0  # bytes of the chunk at hand
-        self._is_first = True
+        self._next_line = _FIRST_LINE
         self._is_in_trailer = False
 
     def take(self, arrived: bytearray) -> bytes:
@@ -154,38 +155,32 @@ class ChunkDecoder:
         while not self._is_in_trailer:
             if self._left:
                 piece = arrived[position : position + self._left]
+                pieces.append(piece)
                 position += len(piece)
                 self._left -= len(piece)
-                pieces.append(piece)
-            if self._left:
+                if self._left:
+                    break
+            line = self._next_line.match(arrived, position)
+            if line is None:
+                self._check_beginning(arrived[position:])
                 break
-            after_line = self._read_line(arrived, position)
-            if after_line is None:
-                break
-            position = after_line
+            position = line.end()
+            self._next_line = _NEXT_LINE
+            self._left = int(line[1], 16)
+            self._is_in_trailer = not self._left
         del arrived[:position]
         if self._is_in_trailer:
             self._drop_trailer(arrived)
         return b"".join(pieces)
 
-    def _read_line(self, arrived: bytearray, position: int) -> int | None:
-        """Reads a chunk's first line, and the end of the chunk before it; where it ends, None while it is not whole."""
-        if not self._is_first:
-            if not b"\r\n".startswith(arrived[position : position + 2]):
+    def _check_beginning(self, line: bytearray) -> None:
+        """Raise BrokenRequest for what will be no chunk's first line."""
+        if self._next_line is _NEXT_LINE:
+            if not line.startswith(b"\r\n"[: len(line)]):
                 raise BrokenRequest
-            position += 2
-        line = _CHUNK_LINE.match(arrived, position, position + LONGEST_CHUNK_LINE)
-        if line is None:
-            if (
-                b"\n" in arrived[position:]
-                or len(arrived) - position > LONGEST_CHUNK_LINE
-            ):
-                raise BrokenRequest
-            return None
-        self._is_first = False
-        self._left = int(line[1], 16)
-        self._is_in_trailer = self._left == 0
-        return line.end()
+            del line[:2]
+        if b"\n" in line or len(line) > LONGEST_CHUNK_LINE:
+            raise BrokenRequest
 
     def _drop_trailer(self, arrived: bytearray) -> None:
         end = (
