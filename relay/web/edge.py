@@ -11,8 +11,9 @@ from ipaddress import ip_address
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Request, Response
 from flask.globals import request_ctx
+from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -68,7 +69,8 @@ def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
     app.request_class = Incoming
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
     app.url_map.merge_slashes = False
-    app.url_value_preprocessor(edge.hand_in)
+    app.session_interface = NoSessions()
+    app.ensure_sync = as_it_is  # type: ignore[assignment, method-assign]
     app.before_request(edge.admit)
     app.after_request(edge.finish)
     app.register_error_handler(RelayError, edge.handle_error)
@@ -77,6 +79,20 @@ def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
         app.register_blueprint(dialect.routes)
     if service.settings.api_prefix:
         app.wsgi_app = mount(app.wsgi_app, service.settings.api_prefix)  # type: ignore[method-assign]
+
+
+class NoSessions(SessionInterface):
+    """Flask's own would make an empty session for each request."""
+
+    _none = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return self._none
+
+
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A view as it is called: none is a coroutine, so nothing has to look whether it is one."""
+    return function
 
 
 def mount(app: Any, prefix: str) -> Any:
@@ -112,23 +128,23 @@ class Edge:
             for segment in dialect.first_segments
         }
 
-    def hand_in(self, endpoint: str | None, values: dict[str, Any] | None) -> None:
+    def _hand_in(self, incoming: Incoming) -> None:
         """Hand the request to its view, as the argument `incoming`."""
-        incoming = current()
         incoming.service = self._service
         incoming.proxies = self._proxies
         segment = incoming.path.split("/")[1]
         incoming.dialect = self._by_segment.get(segment, self._by_segment[""])
-        if values is not None:
-            values["incoming"] = incoming
+        if incoming.view_args is not None:
+            incoming.view_args["incoming"] = incoming
 
     def admit(self) -> Response | None:
         """Nobody gets past here who may not ask, but to the public endpoints."""
         incoming = current()
+        self._hand_in(incoming)
         dialect = incoming.dialect
         if incoming.endpoint in dialect.public:
             return None
-        headers = dict(incoming.headers)
+        headers = incoming.fields
         if not self._service.access.needs_key:
             check_host(incoming.host, self._service.settings.allowed_hosts)
         self._browsers.check(headers, incoming.host)
@@ -136,7 +152,7 @@ class Edge:
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
         self._authenticate(incoming)
-        if incoming.headers.get("Upgrade", "").strip().lower() == "websocket":
+        if headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None
         if is_head and incoming.endpoint not in dialect.answers_head:
@@ -187,7 +203,7 @@ class Edge:
         headers["X-Request-Id"] = incoming.id
         headers.setdefault("Cache-Control", "no-store")
         headers["X-Content-Type-Options"] = "nosniff"
-        headers.update(self._browsers.cors(incoming.headers.get("Origin", "")))
+        headers.update(self._browsers.cors(incoming.fields.get("Origin", "")))
         for callback in incoming.when_sent:
             response.call_on_close(callback)
         write_line = partial(write_access_log, incoming, response.status_code)

@@ -33,7 +33,7 @@ def forwarded(
     return Forwarded(
         method=incoming.method,
         path=target,
-        headers=Headers(incoming.headers.items()),
+        headers=Headers(incoming.fields.items()),
         body=body,
         length=length,
         model=model,
