@@ -11,9 +11,8 @@ from ipaddress import ip_address
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Request, Response
+from flask import Blueprint, Flask, Response
 from flask.globals import request_ctx
-from flask.sessions import NullSession, SessionInterface
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -69,8 +68,6 @@ def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
     app.request_class = Incoming
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
     app.url_map.merge_slashes = False
-    app.session_interface = NoSessions()
-    app.ensure_sync = as_it_is  # type: ignore[assignment, method-assign]
     app.before_request(edge.admit)
     app.after_request(edge.finish)
     app.register_error_handler(RelayError, edge.handle_error)
@@ -79,20 +76,6 @@ def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
         app.register_blueprint(dialect.routes)
     if service.settings.api_prefix:
         app.wsgi_app = mount(app.wsgi_app, service.settings.api_prefix)  # type: ignore[method-assign]
-
-
-class NoSessions(SessionInterface):
-    """Flask's own would make an empty session for each request."""
-
-    _none = NullSession()
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:
-        return self._none
-
-
-def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A view as it is called: none is a coroutine, so nothing has to look whether it is one."""
-    return function
 
 
 def mount(app: Any, prefix: str) -> Any:

@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
+from werkzeug.sansio.utils import get_content_length
 
 from relay.access import parse_authorization
 from relay.delivery import Delivery
@@ -46,7 +47,7 @@ class Incoming(Request):
     """A request, the service that answers it, and how far that is.
 
     The edge sets `service`, `dialect` and `proxies` before any view runs. The body is read by the
-    view alone: with `whole_body`, or from `stream`, where it is passed on untouched. `failure`: the
+    view alone: with `whole_body`, or in pieces with `body_pieces`, where it is passed on untouched. `failure`: the
     error that it was answered with.
     """
 
@@ -144,6 +145,20 @@ class Incoming(Request):
         """Whether the route asked has a use for a credential that only it takes."""
         return self.dialect.recognizes(token, self)
 
+    @cached_property
+    def announced(self) -> int | None:
+        """The size of the body, where a header says it."""
+        fields = self.fields
+        return get_content_length(
+            fields.get("Content-Length"), fields.get("Transfer-Encoding")
+        )
+
+    @cached_property
+    def _input(self) -> Any:
+        """The body as the server gives it; as Flask does, where the server does not end it."""
+        is_ended = self.environ.get("wsgi.input_terminated", False)
+        return self.environ["wsgi.input"] if is_ended else self.stream
+
     def whole_body(self) -> bytes:
         """The body, whole: a server may take one that was cut short for whole.
 
@@ -154,7 +169,7 @@ class Incoming(Request):
             body, self._returned = self._returned, None
             return body
         limit = self._body_limit()
-        announced = self.content_length
+        announced = self.announced
         if announced is not None and announced > limit:
             raise self._body_over(limit)
         try:
@@ -176,14 +191,14 @@ class Incoming(Request):
         """
         size = 0
         try:
-            while piece := self.stream.read(_PIECE):
+            while piece := self._input.read(_PIECE):
                 size += len(piece)
                 if size > self.service.settings.max_body:
                     raise TooLarge(TOO_LARGE)
                 yield piece
         except self.service.server.broken_input:
             raise BadRequest(CUT_SHORT) from None
-        if self.content_length not in (None, size):
+        if self.announced not in (None, size):
             raise BadRequest(CUT_SHORT)
 
     def _body_limit(self) -> int:
@@ -200,7 +215,7 @@ class Incoming(Request):
 
     def _read_body(self, limit: int) -> bytes:
         body = BytesIO()
-        while piece := self.stream.read(_PIECE):
+        while piece := self._input.read(_PIECE):
             size = body.tell() + len(piece)
             if size > limit:
                 raise self._body_over(limit)
