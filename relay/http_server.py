@@ -321,29 +321,35 @@ class ResponseWriter:
 
     def _head(self, is_empty: bool = False) -> bytes:
         self._is_begun = True
-        names = {name.lower(): value for name, value in self._headers}
-        self._has_body = self._has_body and not self._status.startswith(WITHOUT_BODY)
-        more = []
-        if "content-length" in names:
-            self._left = int(names["content-length"])
-        elif is_empty and self._has_body:
-            more.append(("Content-Length", "0"))
-        elif self._has_body and self._request.version == "1.1":
-            self._is_chunked = True
-            more.append(("Transfer-Encoding", "chunked"))
-        elif self._has_body:
-            self.closes = True
-        if "date" not in names:
-            more.append(("Date", date_at(int(time()))))
+        given = {name.lower(): value for name, value in self._headers}
+        if self._status.startswith(WITHOUT_BODY):
+            self._has_body = False
+        added = self._frame(given.get("content-length"), is_empty)
+        if "date" not in given:
+            added.append(("Date", date_at(int(time()))))
         self.closes = self.closes or not is_read(self._body)
         if self.closes:
-            more.append(("Connection", "close"))
+            added.append(("Connection", "close"))
         elif self._request.version == "1.0":
-            more.append(("Connection", "keep-alive"))
-        fields = "".join(
-            [f"{name}: {value}\r\n" for name, value in (*self._headers, *more)]
-        )
-        return f"HTTP/1.1 {self._status}\r\n{fields}\r\n".encode("latin-1")
+            added.append(("Connection", "keep-alive"))
+        fields = [f"{name}: {value}\r\n" for name, value in (*self._headers, *added)]
+        head = f"HTTP/1.1 {self._status}\r\n{''.join(fields)}\r\n"
+        return head.encode("latin-1")
+
+    def _frame(self, length: str | None, is_empty: bool) -> list[tuple[str, str]]:
+        """Choose how the end of the body is told; the fields that say it."""
+        if length is not None:
+            self._left = int(length)
+        elif not self._has_body:
+            pass
+        elif is_empty:
+            return [("Content-Length", "0")]
+        elif self._request.version == "1.1":
+            self._is_chunked = True
+            return [("Transfer-Encoding", "chunked")]
+        else:
+            self.closes = True
+        return []
 
 
 @lru_cache(maxsize=1)

@@ -119,12 +119,10 @@ def _with_ascii_target(head: bytes) -> bytes:
 
 def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
     """The length of the body. Raises BrokenRequest where the fields say more than one thing of it, or of the host."""
-    if len(fields) > MOST_FIELDS:
-        raise BrokenRequest
-    lengths = [value for name, value in fields if name == b"content-length"]
-    encodings = [value for name, value in fields if name == b"transfer-encoding"]
-    hosts = [name for name, _ in fields if name == b"host"]
-    if len(hosts) > 1 or len(lengths) + len(encodings) > 1:
+    lengths = _values(fields, b"content-length")
+    encodings = _values(fields, b"transfer-encoding")
+    has_two_hosts = len(_values(fields, b"host")) > 1
+    if has_two_hosts or len(lengths) + len(encodings) > 1 or len(fields) > MOST_FIELDS:
         raise BrokenRequest
     if not encodings:
         return int(lengths[0]) if lengths else 0
@@ -133,9 +131,13 @@ def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
     return None
 
 
+def _values(fields: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for known, value in fields if known == name]
+
+
 def _keeps_alive(fields: list[tuple[bytes, bytes]], version: str) -> bool:
-    values = [value for name, value in fields if name == b"connection"]
-    options = {option.strip() for option in b",".join(values).lower().split(b",")}
+    named = b",".join(_values(fields, b"connection")).lower()
+    options = {option.strip() for option in named.split(b",")}
     return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
 
 
