@@ -31,6 +31,7 @@ from relay.web import (
     platform_routes,
     signin,
 )
+from relay.web.app import App
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.responses import bytes_response, json_response, text_response
@@ -177,7 +178,7 @@ def create_app(
 ) -> Flask:
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
     service = Service.build(settings or Settings.load(), upstreams, server)
-    app = Flask("chatgpt_webapi", static_folder=None)
+    app = App("chatgpt_webapi", static_folder=None)
     app.extensions["service"] = service
     edge.install(app, service, DIALECTS)
     return app

@@ -1,4 +1,4 @@
-"""The service under gevent: `python3 wsgi.py` serves with pywsgi, `gunicorn -k gevent -b 127.0.0.1:8080 wsgi:app`
+"""The service under gevent: `python3 wsgi.py` serves by itself, `gunicorn -k gevent -b 127.0.0.1:8080 wsgi:app`
 with gunicorn.
 
 The one place that knows of gevent. It hands in what must: native threads, and how to see that a caller left.
@@ -26,32 +26,28 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import gevent
-from gevent import pywsgi, threadpool
+from gevent import threadpool
 from gevent.event import Event
 from gevent.hub import Hub
 from gevent.pool import Pool
-from gevent.socket import wait_read
+from gevent.server import StreamServer
 
 from chatgpt_webapi import create_app
 from relay import logs, startup
 from relay.connection import BodyGuard, Connection
 from relay.deadline import Deadline
 from relay.errors import RelayError, StoreFailed
-from relay.request_head import RequestHead
+from relay.http_server import HttpServer
 from relay.server import Run, Server
 from relay.service import Service
 from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 
-HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
-IDLE_SECONDS = 75.0  # between two requests of one connection
 WORKER_BOOT_ERROR = (
     3  # gunicorn's: the master ends, where it would start workers for ever
 )
 
-BAD_REQUEST = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-)
+READABLE = 1  # libev's EV_READ
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_poll = monkey.get_original("select", "poll")
@@ -93,40 +89,67 @@ def watch(
     # through TLS of our own, an end cannot be peeked at
     if connection is None or hasattr(connection, "getpeercert"):
         return lambda: None
-    greenlet = gevent.spawn(_watch, connection, left, seconds)
-    return lambda: greenlet.kill(block=False)
+    watched = WatchedConnection(connection, left, seconds)
+    return watched.stop
 
 
-def _watch(connection: socket.socket, left: Callable[[], None], seconds: float) -> None:
-    try:
-        ended = _wait_for_end(connection, seconds)
-    except OSError:
-        ended = True
-    if ended:
-        left()
-        return
-    gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
-    with contextlib.suppress(OSError):  # it may be gone by now
-        connection.shutdown(socket.SHUT_RDWR)
+class WatchedConnection:
+    """Sees that something comes from a caller, or that its time is over, without a greenlet that waits for it."""
 
+    def __init__(
+        self, connection: socket.socket, left: Callable[[], None], seconds: float
+    ) -> None:
+        self._connection = connection
+        self._left = left
+        self._deadline = Deadline.after(seconds)
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        loop = gevent.get_hub().loop
+        self._waiting = [loop.io(connection.fileno(), READABLE), loop.timer(seconds)]
+        for watcher in self._waiting:
+            watcher.start(self._notice)
 
-def _wait_for_end(connection: socket.socket, seconds: float) -> bool:
-    """Whether the connection's other side ended it within `seconds`."""
-    deadline = Deadline.after(seconds)
-    try:
-        wait_read(connection.fileno(), timeout=seconds, timeout_exc=TimeoutError())
-    except TimeoutError:
-        return False
-    if not connection.recv(1, socket.MSG_PEEK):
-        return True
-    # the next request is here already, and hides its caller's end from a peek
-    poll = unpatched_poll()
-    poll.register(connection, select.POLLRDHUP)
-    while not deadline.passed:
-        if poll.poll(0):
+    def _notice(self) -> None:
+        """What the loop calls must not block."""
+        self._stop_waiting()
+        self._greenlet = gevent.spawn(self._look)
+
+    def _look(self) -> None:
+        try:
+            ended = self._wait_for_end()
+        except OSError:
+            ended = True
+        if ended:
+            self._left()
+            return
+        gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
+        with contextlib.suppress(OSError):  # it may be gone by now
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _wait_for_end(self) -> bool:
+        """Whether the connection's other side ended it before the deadline."""
+        if self._deadline.passed:
+            return False
+        if not self._connection.recv(1, socket.MSG_PEEK):
             return True
-        gevent.sleep(0.5)
-    return False
+        # the next request is here already, and hides its caller's end from a peek
+        poll = unpatched_poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        while not self._deadline.passed:
+            if poll.poll(0):
+                return True
+            gevent.sleep(0.5)
+        return False
+
+    def _stop_waiting(self) -> None:
+        for watcher in self._waiting:
+            watcher.stop()
+            watcher.close()
+        self._waiting.clear()
+
+    def stop(self) -> None:
+        self._stop_waiting()
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
 
 
 def wait_readable(connection: Any, seconds: float) -> bool:
@@ -164,99 +187,16 @@ def redact_request(record: logging.LogRecord) -> bool:
     return True
 
 
-class Input(pywsgi.Input):
-    """A body that pywsgi does not drain: a connection with an unread one is closed."""
+class GracefulServer(StreamServer):
+    """Accepts connections, each for a greenlet of its own, and lets running answers end."""
 
-    def _discard(self) -> None:
-        pass
-
-
-class Handler(pywsgi.WSGIHandler):
-    """Shows the app its socket, ends connections that send nothing, and lets idle ones go when the server stops."""
-
-    server: "GracefulServer"
-    socket: Any  # a Connection, and no attribute once the connection is over
-
-    def get_environ(self) -> dict[str, Any]:
-        environ = super().get_environ()
-        known: Any = self.wsgi_input
-        self.wsgi_input = Input(
-            self.rfile, self.content_length, known.socket, known.chunked_input
-        )
-        return {
-            **environ,
-            "relay.socket": self.socket,
-            "wsgi.input": self.wsgi_input,
-        }
-
-    def read_requestline(self) -> str:
-        if self.server.stopping:
-            return ""
-        self.server.idle.add(self.socket)
-        try:
-            self.socket.read_deadline = Deadline.after(IDLE_SECONDS)
-            if not self.rfile.peek(1):
-                return ""
-            self.socket.read_deadline = Deadline.after(HEAD_SECONDS)
-            return str(super().read_requestline())
-        finally:
-            self.server.idle.discard(self.socket)
-
-    def read_request(self, raw_requestline: str) -> Any:
-        is_read = super().read_request(raw_requestline)
-        self.socket.read_deadline = None
-        return is_read
-
-    def MessageClass(self, *args: Any) -> Any:
-        return RequestHead(args[0])
-
-    def _write(self, data: bytes) -> None:
-        if self.response_use_chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if data:
-            self._sendall(data)  # type: ignore[attr-defined]
-
-    def _handle_client_error(self, error: Exception) -> Any:
-        if type(error) in (TimeoutError, ConnectionResetError):
-            return None  # the caller left, or sent no whole head in time
-        self.log_error("")
-        return "400", BAD_REQUEST
-
-    def log_error(self, msg: str, *args: object) -> None:
-        # pywsgi's own words quote what was sent, and that may be anything
-        address = self.client_address[0] if self.client_address else "-"
-        log.warning("A request from %s could not be read", address)
-
-    def handle_one_response(self) -> None:
-        super().handle_one_response()
-        if getattr(self.wsgi_input, "_chunked_input_error", False):
-            self.close_connection = True  # what follows is of no known request
-
-    def _connection_upgrade_requested(self) -> bool:
-        # chatgpt-webapi's nginx file says "Connection: upgrade" on every request
-        return False
-
-
-class GracefulServer(pywsgi.WSGIServer):
-    """pywsgi without delays, that lets running answers end."""
-
-    def __init__(self, listener: socket.socket, app: Any, send_seconds: float) -> None:
-        super().__init__(
-            listener, app, handler_class=Handler, spawn=Pool(), log=None, error_log=log
-        )
-        self._send_seconds = send_seconds
-        self.idle: set[socket.socket] = set()
-        self.stopping = False
-
-    def handle(self, accepted: socket.socket, address: Any) -> None:
-        super().handle(Connection.adopt(accepted, self._send_seconds), address)
+    def __init__(self, listener: socket.socket, server: HttpServer) -> None:
+        super().__init__(listener, server.serve, spawn=Pool())
+        self._server = server
 
     def finish(self, seconds: float) -> None:
         """Take no more requests, and wait for the running ones."""
-        self.stopping = True
-        for connection in tuple(self.idle):
-            with contextlib.suppress(OSError):  # its other side may be gone already
-                connection.shutdown(socket.SHUT_RD)
+        self._server.let_idle_go()
         self.stop(timeout=seconds)
 
 
@@ -264,7 +204,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listener = gevent.socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # pywsgi writes head and body apart; without this the second waits 40 ms for the client's delayed ACK
+    # the pieces of a body are written apart; without this the next waits 40 ms for the client's delayed ACK
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind((host, port))
     listener.listen(1024)
@@ -278,12 +218,14 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
         sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
-    server = GracefulServer(listener, app, settings.total_timeout)
     host, port = listener.getsockname()[:2]
+    server = GracefulServer(
+        listener, HttpServer(app, (host, port), settings.total_timeout, wait_readable)
+    )
     if is_public(host):
         log.warning(
-            "Listening on %s: pywsgi is not made for strangers. Put nginx before it, or "
-            "use gunicorn.",
+            "Listening on %s without TLS: put nginx before it, or use gunicorn with "
+            "certificates.",
             host,
         )
     warn_if_open(host, service)
@@ -375,8 +317,8 @@ except (SettingsError, StoreFailed, OSError) as error:
     refuse_start(error)
 
 service: Service = app.extensions["service"]
-app.wsgi_app = BodyGuard(app.wsgi_app, connection_of)  # type: ignore[method-assign]
 if "gunicorn.workers.ggevent" in sys.modules:
+    app.wsgi_app = BodyGuard(app.wsgi_app, connection_of)  # type: ignore[method-assign]
     adapt_gunicorn(sys.modules["gunicorn.workers.ggevent"].GeventWorker, service)
 atexit.register(service.close)  # the last one: what is registered later runs first
 # asks that outlive their callers

@@ -23,7 +23,6 @@ from relay.domain import Caller
 from relay.errors import (
     BadRequest,
     Forbidden,
-    RelayError,
     TooManyAttempts,
     Unauthorized,
 )
@@ -233,19 +232,6 @@ class Access:
         """Refuse a header that can be no credential at all, before anything costly is done. Raises RelayError."""
         for credential in parse_authorization(authorization):
             self._find_key(credential)
-
-    def is_proven(self, authorization: str, also: Recognizer = never) -> bool:
-        """Whether a header alone shows a right to ask: a client key, or a token of a known form; or none is needed.
-
-        `also`: as in `caller`.
-        """
-        if not self._keys:
-            return True
-        try:
-            caller = self.caller(authorization, None, also)
-        except RelayError:
-            return False
-        return caller.may_spend or caller.token is not None
 
     def caller(
         self, authorization: str, access_token: str | None, also: Recognizer = never

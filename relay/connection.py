@@ -49,15 +49,22 @@ class Connection(socket.socket):
 
     read_deadline: Deadline | None
     send_seconds: float
+    _wait_readable: Callable[[Any, float], bool] | None
     _last_pause: float
 
     @classmethod
-    def adopt(cls, accepted: socket.socket, send_seconds: float) -> Connection:
-        """Take over an accepted socket, which cannot be used any more."""
+    def adopt(
+        cls,
+        accepted: socket.socket,
+        send_seconds: float,
+        wait_readable: Callable[[Any, float], bool] | None = None,
+    ) -> Connection:
+        """Take over an accepted socket, which cannot be used any more. `wait_readable`: see `relay.server`."""
         kind = accepted.family, accepted.type, accepted.proto
         connection = cls(*kind, fileno=accepted.detach())
         connection.read_deadline = None
         connection.send_seconds = send_seconds
+        connection._wait_readable = wait_readable
         connection._last_pause = time.monotonic()
         return connection
 
@@ -89,14 +96,17 @@ class Connection(socket.socket):
             self._last_pause = time.monotonic()
 
     def _wait_at_most(self) -> None:
-        """Let the next read wait for data, until the deadline."""
+        """Wait for data, or let the next read wait for it, until the deadline."""
         if self.read_deadline is None:
             self.settimeout(None)
             return
         seconds = self.read_deadline.left
         if not seconds:
             raise TimeoutError(TOO_SLOW)
-        self.settimeout(seconds)
+        if self._wait_readable is None:
+            self.settimeout(seconds)
+        elif not self._wait_readable(self, seconds):
+            raise TimeoutError(TOO_SLOW)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         self.settimeout(0)

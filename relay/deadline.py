@@ -13,7 +13,7 @@ class Deadline(NamedTuple):
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        return cls(time.monotonic() + seconds)
+        return tuple.__new__(cls, (time.monotonic() + seconds,))
 
     @property
     def left(self) -> float:

@@ -83,6 +83,9 @@ def configure(level: str, form: str) -> None:
     handler.setFormatter(formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # no line says where in the source or by which thread it was written: the switches that the manual has for that
+    logging._srcfile = None
+    logging.logThreads = logging.logMultiprocessing = False
     sys.excepthook = log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 

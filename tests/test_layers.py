@@ -23,7 +23,12 @@ MAY_IMPORT = {
     "relay.settings": set(),
     "relay.server": set(),
     "relay.connection": {"relay.deadline"},
-    "relay.request_head": set(),
+    "relay.request_parser": set(),
+    "relay.http_server": {
+        "relay.connection",
+        "relay.deadline",
+        "relay.request_parser",
+    },
     "relay.logs": set(),
     "relay.sse": VALUES,
     "relay.attachments": VALUES,

@@ -331,8 +331,8 @@ def json_answer(value: Any) -> Response:
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
     """The API's shape; below go-chatgpt-api's prefix its own sentence for a request without a credential."""
-    headers = incoming.headers
-    shows_none = not (headers.get("Authorization") or headers.get("X-Api-Key"))
+    fields = incoming.fields
+    shows_none = not (fields.get("Authorization") or fields.get("X-Api-Key"))
     is_missing = isinstance(error, Unauthorized) and shows_none
     if is_missing and incoming.path.startswith("/chatgpt/"):
         response = json_answer(errors.MISSING_TOKEN)

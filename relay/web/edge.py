@@ -71,7 +71,6 @@ def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
     app.request_class = Incoming
     app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
     app.url_map.merge_slashes = False
-    app.url_value_preprocessor(edge.hand_in)
     app.before_request(edge.admit)
     app.after_request(edge.finish)
     app.register_error_handler(RelayError, edge.handle_error)
@@ -116,24 +115,24 @@ class Edge:
             for segment in dialect.first_segments
         }
 
-    def hand_in(self, endpoint: str | None, values: dict[str, Any] | None) -> None:
+    def _hand_in(self, incoming: Incoming) -> None:
         """Hand the request to its view, as the argument `incoming`."""
-        incoming = current()
         incoming.service = self._service
         incoming.proxies = self._proxies
         segment = incoming.path.split("/")[1]
         incoming.dialect = self._by_segment.get(segment, self._by_segment[""])
-        if values is not None:
-            values["incoming"] = incoming
+        if incoming.view_args is not None:
+            incoming.view_args["incoming"] = incoming
 
     def admit(self) -> Response | None:
         """Nobody gets past here who may not ask, but to the public endpoints."""
         incoming = current()
+        self._hand_in(incoming)
         dialect = incoming.dialect
         if incoming.endpoint in dialect.public:
             return None
         is_keyless = incoming.endpoint in dialect.keyless
-        headers = dict(incoming.headers)
+        headers = incoming.fields
         if not self._service.access.needs_key:
             check_host(incoming.host, self._service.settings.allowed_hosts)
         browsers = self._keyless_browsers if is_keyless else self._browsers
@@ -143,7 +142,7 @@ class Edge:
             return Response(status=204, headers=self._browsers.preflight(headers))
         if not is_keyless:
             self._authenticate(incoming)
-        if incoming.headers.get("Upgrade", "").strip().lower() == "websocket":
+        if headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         is_head = incoming.method == "HEAD" and incoming.routing_exception is None
         if is_head and incoming.endpoint not in dialect.answers_head:
@@ -194,7 +193,7 @@ class Edge:
         headers["X-Request-Id"] = incoming.id
         headers.setdefault("Cache-Control", "no-store")
         headers["X-Content-Type-Options"] = "nosniff"
-        headers.update(self._browsers.cors(incoming.headers.get("Origin", "")))
+        headers.update(self._browsers.cors(incoming.fields.get("Origin", "")))
         for callback in incoming.when_sent:
             response.call_on_close(callback)
         write_line = partial(write_access_log, incoming, response.status_code)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
+from werkzeug.sansio.utils import get_content_length
 
 from relay.access import parse_authorization
 from relay.delivery import Delivery
@@ -46,7 +47,7 @@ class Incoming(Request):
     """A request, the service that answers it, and how far that is.
 
     The edge sets `service`, `dialect` and `proxies` before any view runs. The body is read by the
-    view alone: with `whole_body`, or from `stream`, where it is passed on untouched. `failure`: the
+    view alone: with `whole_body`, or in pieces with `body_pieces`, where it is passed on untouched. `failure`: the
     error that it was answered with.
     """
 
@@ -57,7 +58,7 @@ class Incoming(Request):
     def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
         super().__init__(environ, *args, **options)
         self.started = time.monotonic()
-        self.id = self._own_id() or uuid.uuid4().hex
+        self.id = self._own_id() or os.urandom(16).hex()
         self.format: str | None = None
         self.delivery: Delivery | None = None
         self.failure: RelayError | None = None
@@ -66,9 +67,15 @@ class Incoming(Request):
         self._memory_holder: object | None = None
         self._returned: bytes | None = None
 
+    @cached_property
+    def fields(self) -> dict[str, str]:
+        """The header's fields, by their names as `Content-Type` is written."""
+        named = [(field_name(key), value) for key, value in self.environ.items()]
+        return {name: value for name, value in named if name}
+
     def _own_id(self) -> str:
         """The caller's own X-Request-Id, where it is a valid one."""
-        name = self.headers.get("X-Request-Id", "")
+        name = self.fields.get("X-Request-Id", "")
         return name if _REQUEST_ID.fullmatch(name) else ""
 
     @cached_property
@@ -77,8 +84,8 @@ class Incoming(Request):
 
         Raises BadRequest where the header x-api-key has another one than Authorization.
         """
-        authorization = self.headers.get("Authorization", "")
-        api_key = self.headers.get("X-Api-Key", "").strip()
+        authorization = self.fields.get("Authorization", "")
+        api_key = self.fields.get("X-Api-Key", "").strip()
         if not api_key:
             return authorization
         shown = [credential.text for credential in parse_authorization(authorization)]
@@ -88,7 +95,7 @@ class Incoming(Request):
 
     @property
     def idempotency_key(self) -> str | None:
-        return self.headers.get("Idempotency-Key")
+        return self.fields.get("Idempotency-Key")
 
     @property
     def caller(self) -> Caller:
@@ -105,23 +112,52 @@ class Incoming(Request):
     @cached_property
     def caller_address(self) -> str:
         """Where the caller is, as far as that is known: see `TrustedProxies`."""
-        forwarded = self.headers.get("X-Forwarded-For", "")
+        forwarded = self.fields.get("X-Forwarded-For", "")
         return self.proxies.caller_address(self.remote_addr or "", forwarded)
 
     def authenticate(self, access_token: str | None = None) -> None:
         """Find out who asks. Raises RelayError for one who may not ask."""
-        self._caller = self.service.access.caller(
-            self.credential, access_token, self.recognizes
-        )
+        if access_token is None and isinstance(self._shown, Caller):
+            self._caller = self._shown
+        else:
+            self._caller = self.service.access.caller(
+                self.credential, access_token, self.recognizes
+            )
+
+    @cached_property
+    def _shown(self) -> Caller | None:
+        """Who asks, by the headers alone; None for one who may not ask by them. Raises BadRequest."""
+        credential = self.credential
+        try:
+            return self.service.access.caller(credential, None, self.recognizes)
+        except RelayError:
+            return None
 
     @cached_property
     def is_proven(self) -> bool:
-        """Whether the headers alone show a right to ask; see `Access.is_proven`. Raises BadRequest."""
-        return self.service.access.is_proven(self.credential, self.recognizes)
+        """Whether the headers alone show a right to ask, or none is needed. Raises BadRequest."""
+        if not self.service.access.needs_key:
+            return True
+        shown = self._shown
+        return shown is not None and (shown.may_spend or shown.token is not None)
 
     def recognizes(self, token: str) -> bool:
         """Whether the route asked has a use for a credential that only it takes."""
         return self.dialect.recognizes(token, self)
+
+    @cached_property
+    def announced(self) -> int | None:
+        """The size of the body, where a header says it."""
+        fields = self.fields
+        return get_content_length(
+            fields.get("Content-Length"), fields.get("Transfer-Encoding")
+        )
+
+    @cached_property
+    def _input(self) -> Any:
+        """The body as the server gives it; as Flask does, where the server does not end it."""
+        is_ended = self.environ.get("wsgi.input_terminated", False)
+        return self.environ["wsgi.input"] if is_ended else self.stream
 
     def whole_body(self) -> bytes:
         """The body, whole: a server may take one that was cut short for whole.
@@ -133,7 +169,7 @@ class Incoming(Request):
             body, self._returned = self._returned, None
             return body
         limit = self._body_limit()
-        announced = self.content_length
+        announced = self.announced
         if announced is not None and announced > limit:
             raise self._body_over(limit)
         try:
@@ -155,14 +191,14 @@ class Incoming(Request):
         """
         size = 0
         try:
-            while piece := self.stream.read(_PIECE):
+            while piece := self._input.read(_PIECE):
                 size += len(piece)
                 if size > self.service.settings.max_body:
                     raise TooLarge(TOO_LARGE)
                 yield piece
         except self.service.server.broken_input:
             raise BadRequest(CUT_SHORT) from None
-        if self.content_length not in (None, size):
+        if self.announced not in (None, size):
             raise BadRequest(CUT_SHORT)
 
     def _body_limit(self) -> int:
@@ -179,7 +215,7 @@ class Incoming(Request):
 
     def _read_body(self, limit: int) -> bytes:
         body = BytesIO()
-        while piece := self.stream.read(_PIECE):
+        while piece := self._input.read(_PIECE):
             size = body.tell() + len(piece)
             if size > limit:
                 raise self._body_over(limit)
@@ -210,6 +246,14 @@ class Incoming(Request):
             self.when_sent.append(release)
         most = max(MOST_IN_MEMORY, self.service.settings.max_body)
         self.service.body_memory.reserve(self._memory_holder, size, most)
+
+
+@lru_cache(maxsize=1000)
+def field_name(key: str) -> str:
+    """The name of a header's field that WSGI's environ has by this key; "" where the key is no field's."""
+    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH") and not key.startswith("HTTP_"):
+        return ""
+    return key.removeprefix("HTTP_").replace("_", "-").title()
 
 
 def pause() -> None:

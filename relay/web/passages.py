@@ -34,7 +34,7 @@ def forwarded(
     return Forwarded(
         method=incoming.method,
         path=target,
-        headers=Headers(incoming.headers.items()),
+        headers=Headers(incoming.fields.items()),
         body=body,
         length=length,
         model=model,
@@ -46,14 +46,14 @@ def forwarded(
 
 def unread(incoming: Incoming, path: str, *, account: str | None = None) -> Forwarded:
     """The same with its body as it arrives, which is not looked at."""
-    has_body = incoming.content_length or "HTTP_TRANSFER_ENCODING" in incoming.environ
+    has_body = incoming.announced or "HTTP_TRANSFER_ENCODING" in incoming.environ
     if not has_body:
         return forwarded(incoming, path, b"", account=account)
     return forwarded(
         incoming,
         path,
         incoming.body_pieces(),
-        length=incoming.content_length,
+        length=incoming.announced,
         account=account,
     )
 

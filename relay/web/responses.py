@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import orjson
 from flask import Response
@@ -28,6 +29,7 @@ from relay.web.incoming import Incoming
 
 MOST_IGNORED = 20
 _PLAIN = re.compile(r"[!-~]{1,64}")  # others' words may hold what no header can
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 #: nginx would hold a stream back until its end, and a CDN compress it
 STREAM_HEADERS = {
     "X-Accel-Buffering": "no",
@@ -121,8 +123,20 @@ def deliver_passage(incoming: Incoming, passage: Passage) -> Response:
         return response
 
 
+class PassedResponse(Response):
+    """The answer of a passage as the server takes it, without what Flask would put around its head and its pieces."""
+
+    default_mimetype = None
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if not isinstance(self.response, PassedBody):
+            return super().__call__(environ, start_response)
+        start_response(self.status, self.headers.to_wsgi_list())
+        return self.response
+
+
 class PassedBody:
-    """The body of a passage as the server takes it, without what Flask would put around each of its pieces."""
+    """The body of a passed response; to close it closes that."""
 
     def __init__(
         self, pieces: Generator[bytes, None, None], response: Response
@@ -144,26 +158,16 @@ class PassedBody:
 def _passed_response(incoming: Incoming, passage: Passage) -> Response:
     head = passage.start()
     if head is None:
-        response = Response(mimetype="text/event-stream", headers=STREAM_HEADERS)
-        return _with_body(response, passage)
-    response = _with_body(Response(status=head.status), passage)
-    del response.headers["Content-Type"]
-    for name, value in passage.headers:
-        response.headers.add(name, value)
+        response = PassedResponse(content_type=EVENT_STREAM)
+    else:
+        response = PassedResponse(status=head.status, headers=passage.headers)
+    response.response = PassedBody(passage.body(), response)
     if passage.is_event_stream:
         response.headers.update(STREAM_HEADERS)
     elif passage.length is not None:
         response.headers["Content-Length"] = str(passage.length)
     elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-        response.direct_passthrough = False
         response.set_data(_whole_body(passage))  # else a cut would look whole
-    return response
-
-
-def _with_body(response: Response, passage: Passage) -> Response:
-    response.response = PassedBody(passage.body(), response)
-    response.direct_passthrough = True
-    response.headers.pop("Content-Length", None)
     return response
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import gevent
 from gevent import monkey
 
-from relay import connection
+from relay import connection, http_server
 
-wsgi.HEAD_SECONDS = 1.5
-wsgi.IDLE_SECONDS = 2.0
+http_server.HEAD_SECONDS = 1.5
+http_server.IDLE_SECONDS = 2.0
 connection.BODY_SECONDS = 2.0
 connection.SEND_SILENCE = 2.0
 connection.LINGER_SECONDS = 2.0

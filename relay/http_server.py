@@ -1,0 +1,358 @@
+"""HTTP/1.1 for a WSGI application: the requests of one connection, one after the other, and their responses.
+
+Plain sockets: whoever accepts connections has a thread or a greenlet for each. How long a caller may take is
+`relay/connection.py`'s, what is no request `relay/request_parser.py`'s. A head goes out with the first piece of its
+body, and a connection whose request was not read to its end is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from io import BytesIO
+from time import time
+from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
+from wsgiref.handlers import format_date_time
+
+from relay.connection import PIECE, Connection, RequestBody
+from relay.deadline import Deadline
+from relay.request_parser import (
+    BrokenRequest,
+    ChunkDecoder,
+    Request,
+    parse_head,
+    take_head,
+)
+
+HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
+IDLE_SECONDS = 75.0  # between two requests of one connection
+BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
+PIECE_OF_CHUNKS = 8 * 1024  # bytes: there may be a chunk for each six of them
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+WITHOUT_BODY = ("1", "204", "304")  # how the statuses begin whose responses have none
+
+Application: TypeAlias = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+log = logging.getLogger("chatgpt_webapi")
+
+
+class HttpServer:
+    """Serves connections that somebody else accepts. `send_seconds`, `wait_readable`: see `Connection`."""
+
+    def __init__(
+        self,
+        application: Application,
+        address: tuple[str, int],
+        send_seconds: float,
+        wait_readable: Callable[[Any, float], bool] | None = None,
+    ) -> None:
+        self.application = application
+        self.is_stopping = False
+        self.idle: set[Connection] = set()
+        self._send_seconds = send_seconds
+        self._wait_readable = wait_readable
+        self.environ = {
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": address[0],
+            "SERVER_PORT": str(address[1]),
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+        }
+
+    def serve(self, accepted: socket.socket, address: Any) -> None:
+        """Serve a connection to its end."""
+        connection = Connection.adopt(accepted, self._send_seconds, self._wait_readable)
+        host, port = (address[0], str(address[1])) if address else ("", "")
+        environ = {
+            **self.environ,
+            "REMOTE_ADDR": host,
+            "REMOTE_PORT": port,
+            "relay.socket": connection,
+        }
+        with (
+            connection,
+            contextlib.suppress(OSError),
+        ):  # the caller left, or is too slow
+            try:
+                ServedConnection(self, connection, environ).serve()
+            except BrokenRequest:
+                # its own words may be anything
+                log.warning("A request from %s could not be read", host or "-")
+                connection.sendall(BAD_REQUEST)
+                connection.linger()
+
+    def let_idle_go(self) -> None:
+        """Take no more requests."""
+        self.is_stopping = True
+        for connection in tuple(self.idle):
+            with contextlib.suppress(OSError):  # its other side may be gone already
+                connection.shutdown(socket.SHUT_RD)
+
+
+class ServedConnection:
+    """One connection of a server's. `environ`: what is the same for all of its requests."""
+
+    def __init__(
+        self, server: HttpServer, connection: Connection, environ: dict[str, Any]
+    ) -> None:
+        self._server = server
+        self._connection = connection
+        self._environ = environ
+        self._arrived = bytearray()
+
+    def serve(self) -> None:
+        """Raises BrokenRequest, and OSError for a caller that left or is too slow."""
+        while (head := self._next_head()) is not None:
+            request = parse_head(head)
+            self._connection.pause()  # many requests may have come in one packet
+            if not self._answer(request):
+                return
+
+    def _next_head(self) -> bytes | None:
+        """The next request's head; None at the end of the connection."""
+        if self._server.is_stopping:
+            return None
+        connection = self._connection
+        seconds = HEAD_SECONDS if self._arrived else IDLE_SECONDS
+        connection.read_deadline = Deadline.after(seconds)
+        self._server.idle.add(connection)
+        try:
+            while (head := take_head(self._arrived)) is None:
+                piece = connection.recv(PIECE)
+                if not piece:
+                    return None
+                if not self._arrived:
+                    connection.read_deadline = Deadline.after(HEAD_SECONDS)
+                self._arrived += piece
+            return head
+        finally:
+            self._server.idle.discard(connection)
+            connection.read_deadline = None
+
+    def _answer(self, request: Request) -> bool:
+        """Let the application answer; whether another request may follow."""
+        source = BodySource(self._connection, self._arrived, request)
+        body: BytesIO | RequestBody
+        if source.has_arrived:
+            body = BytesIO(source.read(len(self._arrived)))
+        else:
+            body = RequestBody(source, self._connection, request.length)
+        environ = {**self._environ, **environ_of(request), "wsgi.input": body}
+        response = ResponseWriter(
+            self._connection, request, body, self._server.is_stopping
+        )
+        pieces = self._server.application(environ, response.start)
+        try:
+            for piece in pieces:
+                response.write(piece)
+            response.end()
+        finally:
+            if hasattr(pieces, "close"):
+                pieces.close()
+        if not is_read(body):
+            self._connection.linger()
+        return not response.closes
+
+
+class BodySource:
+    """A request's body as it arrives; `read` gives b"" at its end. Raises OSError for one that is cut short or broken.
+
+    `arrived`: what is here already. `has_arrived`: all of it is.
+    """
+
+    def __init__(
+        self, connection: Connection, arrived: bytearray, request: Request
+    ) -> None:
+        self._connection = connection
+        self._arrived = arrived
+        self._left = request.length
+        self._asks = request.expects_continue and not arrived
+        self._decoder = ChunkDecoder()
+        self._decoded = bytearray()
+
+    @property
+    def has_arrived(self) -> bool:
+        return self._left is not None and self._left <= len(self._arrived)
+
+    def read(self, size: int) -> bytes:
+        if self._asks:
+            self._asks = False
+            self._connection.sendall(CONTINUE)
+        return (
+            self._read_chunked(size) if self._left is None else self._read_sized(size)
+        )
+
+    def _read_sized(self, size: int) -> bytes:
+        assert self._left is not None
+        if self._left and not self._arrived:
+            self._receive()
+        piece = _take(self._arrived, min(size, self._left))
+        self._left -= len(piece)
+        return piece
+
+    def _read_chunked(self, size: int) -> bytes:
+        while not self._decoded and not self._decoder.is_over:
+            self._decoded += self._decoder.take(self._arrived)
+            if not self._decoded and not self._decoder.is_over:
+                self._receive()
+        return _take(self._decoded, size)
+
+    def _receive(self) -> None:
+        piece = self._connection.recv(PIECE_OF_CHUNKS if self._left is None else PIECE)
+        if not piece:
+            raise ConnectionResetError(errno.ECONNRESET, "the body was cut short")
+        self._arrived += piece
+
+
+def _take(arrived: bytearray, size: int) -> bytes:
+    """So many of the first bytes, which are taken out."""
+    piece = bytes(arrived[:size])
+    del arrived[:size]
+    return piece
+
+
+def is_read(body: BytesIO | RequestBody) -> bool:
+    """Whether nothing of a request's body is still on its way."""
+    return not isinstance(body, RequestBody) or body.is_whole
+
+
+def environ_of(request: Request) -> dict[str, Any]:
+    """What WSGI's environ says of a request; a field that comes twice has both values."""
+    path, _, query = request.target.partition(b"?")
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    environ = {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": path.decode("latin-1"),
+        "QUERY_STRING": query.decode("ascii"),
+        "SERVER_PROTOCOL": f"HTTP/{request.version}",
+    }
+    for field, value in request.fields:
+        name = name_in_environ(field)
+        text = value.decode("latin-1")
+        if name in environ:
+            separator = "; " if name == "HTTP_COOKIE" else ", "
+            text = environ[name] + separator + text
+        if name:
+            environ[name] = text
+    return environ
+
+
+@lru_cache(maxsize=1000)
+def name_in_environ(field: bytes) -> str:
+    """A header field's name in WSGI's environ; "" for one with "_", which would be the same as one with "-"."""
+    if b"_" in field:
+        return ""
+    name = field.decode("ascii").upper().replace("-", "_")
+    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
+
+
+class ResponseWriter:
+    """One response as the application gives it. `closes`: no other request may follow.
+
+    `body`: the request's, which decides that too: what is unread of it stands before the next request.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        body: BytesIO | RequestBody,
+        closes: bool,
+    ) -> None:
+        self.closes = closes or not request.keeps_alive
+        self._connection = connection
+        self._request = request
+        self._body = body
+        self._status = ""
+        self._headers: list[tuple[str, str]] = []
+        self._is_begun = False
+        self._is_chunked = False
+        self._has_body = request.method != "HEAD"
+        self._left: int | None = None  # bytes that the Content-Length still promises
+
+    def start(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        """WSGI's start_response."""
+        if exc_info is not None and self._is_begun:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self._status = status
+        self._headers = headers
+        return self.write
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece of the body; the first one goes out with the head."""
+        if not piece:
+            return
+        head = b"" if self._is_begun else self._head()
+        if not self._has_body:
+            piece = b""
+        elif self._is_chunked:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        elif self._left is not None:
+            piece = piece[: self._left]
+            self._left -= len(piece)
+        if head or piece:
+            self._connection.sendall(head + piece)
+
+    def end(self) -> None:
+        """The application has given all of it. A body that is shorter than was said breaks the connection off."""
+        rest = b"" if self._is_begun else self._head(is_empty=True)
+        if self._is_chunked and self._has_body:
+            rest += b"0\r\n\r\n"
+        if rest:
+            self._connection.sendall(rest)
+        if self._has_body and self._left:
+            self.closes = True
+
+    def _head(self, is_empty: bool = False) -> bytes:
+        self._is_begun = True
+        given = {name.lower(): value for name, value in self._headers}
+        if self._status.startswith(WITHOUT_BODY):
+            self._has_body = False
+        added = self._frame(given.get("content-length"), is_empty)
+        if "date" not in given:
+            added.append(("Date", date_at(int(time()))))
+        self.closes = self.closes or not is_read(self._body)
+        if self.closes:
+            added.append(("Connection", "close"))
+        elif self._request.version == "1.0":
+            added.append(("Connection", "keep-alive"))
+        fields = [f"{name}: {value}\r\n" for name, value in (*self._headers, *added)]
+        head = f"HTTP/1.1 {self._status}\r\n{''.join(fields)}\r\n"
+        return head.encode("latin-1")
+
+    def _frame(self, length: str | None, is_empty: bool) -> list[tuple[str, str]]:
+        """Choose how the end of the body is told; the fields that say it."""
+        if length is not None:
+            self._left = int(length)
+        elif not self._has_body:
+            pass
+        elif is_empty:
+            return [("Content-Length", "0")]
+        elif self._request.version == "1.1":
+            self._is_chunked = True
+            return [("Transfer-Encoding", "chunked")]
+        else:
+            self.closes = True
+        return []
+
+
+@lru_cache(maxsize=1)
+def date_at(second: int) -> str:
+    """The Date header of a moment."""
+    return format_date_time(second)

@@ -1,0 +1,200 @@
+"""The head and the chunks of a request, read strictly: what two servers could read differently is refused.
+
+Source: RFC 9112, sections 2 to 7. httptools reads a head (llhttp, as Node has it). Pure: no sockets, no clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from urllib.parse import quote_from_bytes
+
+import httptools
+
+LARGEST_HEAD = 64 * 1024  # bytes; of the trailer after a chunked body, too
+MOST_FIELDS = 100
+LONGEST_CHUNK_LINE = 8 * 1024
+VERSIONS = frozenset(("1.0", "1.1"))
+CHUNKED = b"chunked"
+_END = b"\r\n\r\n"
+_IN_TARGET = "".join(map(chr, range(0x21, 0x7F)))
+_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_NEXT_LINE = re.compile(b"\r\n" + _FIRST_LINE.pattern)
+_TRAILER = re.compile(
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*\r\n"
+)
+
+
+class BrokenRequest(OSError):
+    """What came is no request, or is one that two servers could read differently."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a head says.
+
+    `fields`: the header's names in lower case with their values, in their order. `length`: of the body; None where it
+    is chunked. `keeps_alive`: another request may follow on the connection.
+    """
+
+    method: str
+    target: bytes
+    version: str
+    fields: list[tuple[bytes, bytes]] = field(repr=False)
+    length: int | None
+    keeps_alive: bool
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether its body is sent only once somebody asks for it."""
+        return self.version == "1.1" and (b"expect", b"100-continue") in self.fields
+
+
+def take_head(arrived: bytearray) -> bytes | None:
+    """The head at the beginning of what has arrived, which is taken out; None while there is more to come.
+
+    Raises BrokenRequest for what will be none.
+    """
+    while arrived.startswith(b"\r\n"):  # some clients send one after a body
+        del arrived[:2]
+    end = arrived.find(_END, 0, LARGEST_HEAD)
+    if end >= 0:
+        head = bytes(arrived[: end + 4])
+        del arrived[: end + 4]
+        return head
+    first_line = arrived.find(b"\n")
+    has_bare_end = first_line >= 0 and arrived[first_line - 1 : first_line] != b"\r"
+    is_text = not arrived or arrived[:1].isalpha() or arrived == b"\r"
+    if len(arrived) >= LARGEST_HEAD or has_bare_end or not is_text:
+        raise BrokenRequest
+    return None
+
+
+def parse_head(head: bytes) -> Request:
+    """Raises BrokenRequest."""
+    reader = _HeadReader()
+    parser = httptools.HttpRequestParser(reader)
+    try:
+        # an upgrade is for the application to refuse or to ignore
+        with contextlib.suppress(httptools.HttpParserUpgrade):
+            parser.feed_data(_with_ascii_target(head))
+    except httptools.HttpParserError:
+        raise BrokenRequest from None
+    version = parser.get_http_version()
+    if version not in VERSIONS or not reader.target.startswith(b"/"):
+        raise BrokenRequest
+    return Request(
+        method=parser.get_method().decode("ascii"),
+        target=reader.target,
+        version=version,
+        fields=reader.fields,
+        length=_length_of(reader.fields, version),
+        keeps_alive=_keeps_alive(reader.fields, version),
+    )
+
+
+class _HeadReader:
+    """What httptools calls."""
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value.rstrip(b" \t")))
+
+
+def _with_ascii_target(head: bytes) -> bytes:
+    """The head with a quoted target: curl sends a URL's other letters as they are, and llhttp refuses them."""
+    end = head.index(b"\r\n")
+    line = head[:end]
+    if line.isascii():
+        return head
+    return quote_from_bytes(line, _IN_TARGET + " ").encode() + head[end:]
+
+
+def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
+    """The length of the body. Raises BrokenRequest where the fields say more than one thing of it, or of the host."""
+    lengths = _values(fields, b"content-length")
+    encodings = _values(fields, b"transfer-encoding")
+    has_two_hosts = len(_values(fields, b"host")) > 1
+    if has_two_hosts or len(lengths) + len(encodings) > 1 or len(fields) > MOST_FIELDS:
+        raise BrokenRequest
+    if not encodings:
+        return int(lengths[0]) if lengths else 0
+    if encodings[0].lower() != CHUNKED or version == "1.0":
+        raise BrokenRequest
+    return None
+
+
+def _values(fields: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for known, value in fields if known == name]
+
+
+def _keeps_alive(fields: list[tuple[bytes, bytes]], version: str) -> bool:
+    named = b",".join(_values(fields, b"connection")).lower()
+    options = {option.strip() for option in named.split(b",")}
+    return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+
+
+class ChunkDecoder:
+    """Takes a body out of its chunks as they arrive. `is_over`: its end was there."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._left = 0  # bytes of the chunk at hand
+        self._next_line = _FIRST_LINE
+        self._is_in_trailer = False
+
+    def take(self, arrived: bytearray) -> bytes:
+        """What is there of the body; what was read is taken out. Raises BrokenRequest."""
+        pieces = []
+        position = 0
+        while not self._is_in_trailer:
+            if self._left:
+                piece = arrived[position : position + self._left]
+                pieces.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    break
+            line = self._next_line.match(arrived, position)
+            if line is None:
+                self._check_beginning(arrived[position:])
+                break
+            position = line.end()
+            self._next_line = _NEXT_LINE
+            self._left = int(line[1], 16)
+            self._is_in_trailer = not self._left
+        del arrived[:position]
+        if self._is_in_trailer:
+            self._drop_trailer(arrived)
+        return b"".join(pieces)
+
+    def _check_beginning(self, line: bytearray) -> None:
+        """Raise BrokenRequest for what will be no chunk's first line."""
+        if self._next_line is _NEXT_LINE:
+            if not line.startswith(b"\r\n"[: len(line)]):
+                raise BrokenRequest
+            del line[:2]
+        if b"\n" in line or len(line) > LONGEST_CHUNK_LINE:
+            raise BrokenRequest
+
+    def _drop_trailer(self, arrived: bytearray) -> None:
+        end = (
+            2
+            if arrived.startswith(b"\r\n")
+            else arrived.find(_END, 0, LARGEST_HEAD) + 4
+        )
+        if end == 3:  # it is not whole
+            if len(arrived) >= LARGEST_HEAD:
+                raise BrokenRequest
+            return
+        if not _TRAILER.fullmatch(arrived, 0, end):
+            raise BrokenRequest
+        del arrived[:end]
+        self.is_over = True
