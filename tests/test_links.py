@@ -113,13 +113,15 @@ class Names:
 
 def reader(names: Names, seconds: float = 5.0) -> LinkedFiles:
     """As the service has it, but for the resolver."""
-    dialer = DirectDialer(2.0, lambda host, port: resolve_public(host, port, names))
+    dialer = DirectDialer(
+        2.0, resolve=lambda host, port: resolve_public(host, port, names)
+    )
     return LinkedFiles(DirectTransport(dialer, idle_seconds=0.0), seconds)
 
 
 def open_reader(names: Names, seconds: float = 5.0) -> LinkedFiles:
     """One that may reach the test's own server: what its addresses mean is not looked at."""
-    return LinkedFiles(DirectTransport(DirectDialer(2.0, names)), seconds)
+    return LinkedFiles(DirectTransport(DirectDialer(2.0, resolve=names)), seconds)
 
 
 REFUSED = "cannot be fetched"
@@ -134,7 +136,7 @@ REFUSED = "cannot be fetched"
     ],
 )
 def test_no_private_address_is_asked_in_whatever_form(site: Site, host: str) -> None:
-    dialer = DirectDialer(2.0, resolve_public)
+    dialer = DirectDialer(2.0, resolve=resolve_public)
     real = LinkedFiles(DirectTransport(dialer))
     with pytest.raises(BadRequest, match=REFUSED):
         real.fetch(f"http://{host}:{site.port}/a.png", "It")

@@ -45,6 +45,7 @@ class DirectDialer:
     def __init__(
         self,
         connect_seconds: float = 10.0,
+        *,
         name: str = "upstream",
         resolve: Resolve = resolve,
     ) -> None:

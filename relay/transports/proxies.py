@@ -108,7 +108,7 @@ class ProxyDialer:
     def __init__(self, proxies: Sequence[Proxy], connect_seconds: float = 10.0) -> None:
         self._proxies = tuple(proxies)
         self._seconds = connect_seconds
-        self._direct: Dialer = DirectDialer(connect_seconds, "proxy")
+        self._direct: Dialer = DirectDialer(connect_seconds, name="proxy")
         self._tls = ssl.create_default_context()
         self._rests: dict[Proxy, Deadline] = {}
 

@@ -297,9 +297,9 @@ def test_a_private_host_that_the_backend_names_is_not_connected_to(
 
 def test_what_goes_to_storage() -> None:
     file = from_bytes("a.png", png(), "It")
-    base = "https://chat.example/backend-api"
-    far = put(file, "https://files.example/put?sig=a%2Fb", base)
-    own = put(file, "https://chat.example:444/put", base)
+    bases = ["https://chat.example/backend-api"]
+    far = put(file, "https://files.example/put?sig=a%2Fb", bases)
+    own = put(file, "https://chat.example:444/put", bases)
     assert isinstance(far, StorageCall) and not isinstance(own, StorageCall)
     assert far.url == "https://files.example/put?sig=a%2Fb" and far.length == file.size
     assert dict(far.headers) == {
