@@ -115,9 +115,10 @@ class ModelCatalog:
 
     def _check(self, upstream: Upstream, caller: Caller, name: str) -> None:
         models: Sequence[Model] = ()
+        listed = upstream.listed_model(name)
         for seconds in _ages(caller):
             models = self._known(upstream, caller, seconds)
-            if not models or _find(name, models) is not None:
+            if not models or not listed or _find(listed, models) is not None:
                 return
         raise _not_found(upstream, models, name)
 

@@ -105,6 +105,7 @@ class Backend(ThreadingHTTPServer):
         self.running: set[str] = set()
         self.files: dict[str, dict[str, Any]] = {}
         self.file_ids = "file-{}"
+        self.slugs: dict[str, list[str]] = {}  # of models, by token, where they differ
         self.cookies: list[str] = []  # that each answer sets
         self.account_of: Callable[[str], str] = str  # whose an access token is
         self.sentinel: Sentinel | None = None  # without one there is no pre-flight
@@ -114,6 +115,12 @@ class Backend(ThreadingHTTPServer):
         threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()
+
+    def models_of(self, token: str) -> dict[str, Any]:
+        slugs = self.slugs.get(token)
+        if slugs is None:
+            return MODELS
+        return {"models": [{"slug": slug, "title": slug} for slug in slugs]}
 
     @property
     def turns(self) -> list[Asked]:
@@ -395,7 +402,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/files" or path.startswith("/files/"):
             return self.file(asked, token, path.removeprefix("/files").strip("/"))
         if asked.method == "GET" and path == "/models":
-            return self.respond(200, MODELS)
+            return self.respond(200, self.server.models_of(token))
         if asked.method == "POST" and path == "/conversation/message_feedback":
             return self.respond(200, {**asked.body, "user_id": "user-1"})
         if asked.method == "POST" and path == "/share/create":

@@ -122,6 +122,9 @@ class Scripted:
     def models(self, caller: Caller) -> tuple[Model, ...]:
         return (Model("scripted-1", "A script", self.name),)
 
+    def listed_model(self, name: str) -> str:
+        return name
+
     def resting(self) -> tuple[Resting, ...]:
         return ()
 

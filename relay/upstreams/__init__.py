@@ -207,6 +207,9 @@ class Upstream(Protocol):
     def recognizes(self, token: str) -> bool:
         """Whether a caller's credential has the form of those that this upstream checks."""
 
+    def listed_model(self, name: str) -> str:
+        """The name in its list of models that a caller's name means; "" for what stands in no list."""
+
     def resting(self) -> Sequence[Resting]:
         """The accounts that are not asked for now."""
 

@@ -29,6 +29,25 @@ def list_with(
     raise refusal
 
 
+def list_of_all(
+    accounts: Sequence[Account], list_models: Callable[[Account], Models]
+) -> Models:
+    """What the accounts list together, each model once. Raises the first refusal where none lists any."""
+    found: dict[str, Model] = {}
+    refusal: RelayError | None = None
+    for account in accounts:
+        try:
+            for model in list_models(account):
+                found.setdefault(model.id, model)
+        except RelayError as error:
+            if not error.another_account_may_help:
+                raise
+            refusal = refusal or error
+    if refusal is not None and not found:
+        raise refusal
+    return tuple(found.values())
+
+
 def parse_models(
     response: WholeResponse, upstream: str, items: str, id_field: str, title_field: str
 ) -> Models:

@@ -88,6 +88,9 @@ class Offline:
     def recognizes(self, token: str) -> bool:
         return False
 
+    def listed_model(self, name: str) -> str:
+        return name
+
     def resting(self) -> Sequence[Resting]:
         return ()
 

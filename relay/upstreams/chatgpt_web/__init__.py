@@ -35,11 +35,12 @@ from relay.upstreams.chatgpt_web.forward import ChatGPTGateway
 from relay.upstreams.chatgpt_web.gateways import FailoverTransport, GatewayMemory
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
+from relay.upstreams.chatgpt_web.models import choose_model
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
 from relay.upstreams.chatgpt_web.sentinel import PreflightRules
 from relay.upstreams.chatgpt_web.storage import StorageTransport
 from relay.upstreams.http import HttpSession, Limits
-from relay.upstreams.listing import Models, list_with, parse_models
+from relay.upstreams.listing import Models, list_of_all, parse_models
 
 TOKEN_RENEWAL = (
     ": it expired or is invalid; ChatGPT shows a new one at "
@@ -182,14 +183,18 @@ class ChatGPTWeb:
     def recognizes(self, token: str) -> bool:
         return self._backend.recognizes(token)
 
+    def listed_model(self, name: str) -> str:
+        choice = choose_model(name)
+        return "" if choice.gpt else choice.slug
+
     def resting(self) -> Sequence[Resting]:
         return self._backend.pool.resting()
 
     def models(self, caller: Caller) -> Sequence[Model]:
+        """Those of the caller's own account, or of all of the server's together, each once."""
         _, accounts = self._backend.candidates(caller.token, None)
         own = bool(caller.token)
-        tried = accounts[: self._backend.retries + 1]
-        return list_with(tried, lambda account: self._list_models(account, own))
+        return list_of_all(accounts, lambda account: self._list_models(account, own))
 
     def _list_models(self, account: Account, own: bool) -> Models:
         """The models of one account. `own`: its token is the caller's."""
@@ -199,7 +204,9 @@ class ChatGPTWeb:
             raise failures.from_response(
                 response.status, response.head.headers, response.redacted
             )
-        return parse_models(response, self.name, "models", "slug", "title")
+        models = parse_models(response, self.name, "models", "slug", "title")
+        self._backend.models.learn(account.name, [model.id for model in models])
+        return models
 
     def ask(self, question: Question) -> tuple[HttpSession, WebDecoder]:
         backend = self._backend

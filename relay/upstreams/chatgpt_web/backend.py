@@ -23,6 +23,7 @@ from relay.upstreams.chatgpt_web import body
 from relay.upstreams.chatgpt_web.body import Extras, Place
 from relay.upstreams.chatgpt_web.cookies import Jar, Jars, origin_of, with_cookies
 from relay.upstreams.chatgpt_web.gateways import GatewayCall, GatewayMemory
+from relay.upstreams.chatgpt_web.models import ModelLists, choose_model
 from relay.upstreams.chatgpt_web.recent import Recent
 from relay.upstreams.chatgpt_web.sentinel import CHALLENGED_SECONDS, PreflightRules
 from relay.upstreams.http import Limits
@@ -58,6 +59,7 @@ class Backend:
     preflight: PreflightRules | None = None
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
     jars: Jars = field(default_factory=Jars, repr=False)
+    models: ModelLists = field(default_factory=ModelLists, repr=False)
     memory: GatewayMemory = field(default_factory=GatewayMemory, repr=False)
     challenged: Recent = field(
         default_factory=lambda: Recent(CHALLENGED_SECONDS), repr=False
@@ -189,6 +191,10 @@ class Backend:
 
     def attempts(self, question: Question) -> Attempts:
         pool, accounts = self.candidates(question.token, question.account)
+        slug = choose_model(question.model).slug
+        accounts = tuple(
+            sorted(accounts, key=lambda a: self.models.lacks(a.name, slug))
+        )
         return Attempts(pool, accounts, 0 if question.token else self.retries)
 
 

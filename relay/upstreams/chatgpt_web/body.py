@@ -20,9 +20,9 @@ from relay.accounts import Account
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.upstreams.addresses import parse_address
+from relay.upstreams.chatgpt_web.models import choose_model
 
 USER_AGENT = "chatgpt-webapi"
-DEFAULT_MODEL = "auto"
 _ROLES = {"developer": "system"}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 #: what of the operator's extra headers may go with a caller's own token: none that could name or open an account
@@ -181,12 +181,17 @@ def continuation_body(
 
 
 def _common_fields(question: Question) -> dict[str, Any]:
-    return {
-        "model": question.model or DEFAULT_MODEL,
+    choice = choose_model(question.model)
+    fields = {
+        "model": choice.slug,
         "timezone_offset_min": 0,
         "history_and_training_disabled": not question.keep,
         "supported_encodings": ["v1"],
     }
+    if choice.gpt:
+        mode = {"kind": "gizmo_interaction", "gizmo_id": choice.gpt}
+        fields["conversation_mode"] = mode
+    return fields
 
 
 def _message(message_id: str, role: str, content: Content) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class OpenAI:
             return not is_chatgpt_token(token)
         return is_openai_key(token)
 
+    def listed_model(self, name: str) -> str:
+        return name
+
     def resting(self) -> Sequence[Resting]:
         return self._api.pool.resting()
 
