@@ -18,6 +18,11 @@ from relay.settings import ENV_FILE, Settings, names_of, read_env_file
 FILE_SIMILARITY = 0.66
 ENVIRONMENT_SIMILARITY = 0.9
 SHORTEST_IN_ENVIRONMENT = 8
+#: what older services read and this one does not -> why
+FORMER_NAMES = {
+    "CF_FILE_URL": "a challenge of Cloudflare's is never solved here",
+    "EXPORT_PROXY_URL": "files go by PROXY_URL, as everything that is ChatGPT's",
+}
 KNOWN_NAMES = tuple(name for known in fields(Settings) for name in names_of(known))
 
 
@@ -30,6 +35,7 @@ def find_warnings(
     """
     return [
         *_unreadable_lines(path),
+        *_former_names(environ, path),
         *_misspelt_in_file(path),
         *_misspelt_in_environment(environ),
         *_overridden(environ, path),
@@ -57,6 +63,13 @@ def _line_of(binding: Binding) -> int:
     return original.line + original.string.removesuffix(content).count("\n")
 
 
+def _former_names(environ: Mapping[str, str], path: Path) -> Iterator[str]:
+    given = {**read_env_file(path), **environ}
+    for name, reason in FORMER_NAMES.items():
+        if given.get(name):
+            yield f"{name} has no effect: {reason}."
+
+
 def _misspelt_in_file(path: Path) -> Iterator[str]:
     for name, value in read_env_file(path).items():
         nearest = _nearest(name, FILE_SIMILARITY)
@@ -75,7 +88,7 @@ def _misspelt_in_environment(environ: Mapping[str, str]) -> Iterator[str]:
 
 def _nearest(name: str, similarity: float) -> str | None:
     """The known name that an unknown one is similar to; None for a known one, and where none is similar."""
-    if name in KNOWN_NAMES:
+    if name in KNOWN_NAMES or name in FORMER_NAMES:
         return None
     matches = get_close_matches(name.upper(), KNOWN_NAMES, n=1, cutoff=similarity)
     return matches[0] if matches else None

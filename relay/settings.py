@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from ipaddress import ip_network
@@ -206,15 +207,14 @@ def difficulty(value: str) -> str:
 
 def user_agents(value: str) -> tuple[str, ...]:
     try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
+        found = literal_eval(value)  # JSON's quotes or Python's, as chat2api has them
+    except (ValueError, SyntaxError):
         found = None
     if not isinstance(found, list) or not found:
         raise ValueError('it must be a JSON array such as ["Mozilla/5.0 ..."]')
-    if not all(
-        isinstance(each, str) and re.fullmatch("[ -~]+", each) for each in found
-    ):
-        raise ValueError("each must be a text in ASCII, without line ends")
+    for each in found:
+        if not isinstance(each, str) or not re.fullmatch("[ -~]+", each):
+            raise ValueError("each must be a text in ASCII, without line ends")
     return tuple(found)
 
 
