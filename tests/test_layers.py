@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "relay.request_head": set(),
     "relay.logs": set(),
     "relay.sse": VALUES,
+    "relay.citations": set(),
+    "relay.shown": VALUES | {"relay.citations"},
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
     "relay.database_errors": {"relay.errors"},
@@ -40,7 +42,8 @@ MAY_IMPORT = {
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
-    | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"},
+    | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
+    | {"relay.shown", "relay.citations"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
     "relay.chat": VALUES
@@ -56,7 +59,7 @@ MAY_IMPORT = {
     | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
-    "relay.dialects": VALUES | {"relay.sse"},
+    "relay.dialects": VALUES | {"relay.sse", "relay.shown"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},

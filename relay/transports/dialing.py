@@ -5,11 +5,20 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from relay.errors import Unreachable
 
 log = logging.getLogger(__name__)
+
+#: as `socket.getaddrinfo` has it
+Address: TypeAlias = tuple[Any, Any, int, str, tuple[Any, ...]]
+Resolve: TypeAlias = Callable[[str, int], list[Address]]
+
+
+def resolve(host: str, port: int) -> list[Address]:
+    """The addresses of a host. Raises OSError or UnicodeError."""
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 class Dialer(Protocol):
@@ -27,17 +36,20 @@ class Dialer(Protocol):
 
 
 class DirectDialer:
-    """Connects to a host's own addresses, with `connect_seconds` for each."""
+    """Connects to a host's own addresses, as `resolve` gives them, with `connect_seconds` for each."""
 
-    def __init__(self, connect_seconds: float = 10.0) -> None:
+    def __init__(
+        self, connect_seconds: float = 10.0, resolve: Resolve = resolve
+    ) -> None:
         self._connect_seconds = connect_seconds
+        self._resolve = resolve
 
     def dial(
         self, host: str, port: int, opened: Callable[[socket.socket], None]
     ) -> socket.socket:
         reason = "no such host"
         try:
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = self._resolve(host, port)
         except (OSError, UnicodeError):
             addresses = []
         for family, kind, protocol, _, address in addresses:

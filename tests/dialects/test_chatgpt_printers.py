@@ -17,7 +17,7 @@ from relay.dialects.chatgpt.classic import SHARE, Classic, whole
 from relay.dialects.chatgpt.delta import Edits
 from relay.domain import Delta, Event, Finished, Reasoning, Started
 from relay.errors import RateLimited, UpstreamCut, UpstreamFailed
-from relay.upstreams.chatgpt_web.citations import CitationFilter
+from relay.citations import CitationFilter
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from tests.printing import (
     ANSWER,

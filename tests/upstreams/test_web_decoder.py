@@ -20,7 +20,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from relay.upstreams.chatgpt_web.citations import (
+from relay.citations import (
     LONGEST_MARKER,
     CitationFilter,
     visible,
