@@ -24,6 +24,7 @@ from relay.settings import Settings
 from relay.upstreams import Upstream
 from relay.web import (
     chatgpt_routes,
+    downloads,
     edge,
     ndjson_routes,
     openai_routes,
@@ -64,12 +65,13 @@ def conversations(incoming: Incoming) -> Response:
 def conversation(incoming: Incoming, conversation_id: str) -> Response:
     own.read_query(incoming, own.EXPORT_FORMATS)
     found = incoming.service.conversations.read(incoming.caller, conversation_id)
+    address = downloads.address_maker(incoming, conversation_id, found)
     if incoming.format in ("text", "markdown"):
         mimetype = own.EXPORT_FORMATS[incoming.format]
-        return text_response(tree.markdown(found), mimetype)
+        return text_response(tree.markdown(found, address), mimetype)
     if incoming.format == "jsonl":
-        return bytes_response(tree.lines(found), ndjson.TYPE)
-    return json_response(tree.tree(found))
+        return bytes_response(tree.lines(found, address), ndjson.TYPE)
+    return json_response(tree.tree(found, address))
 
 
 @routes.post("/conversation/<path:conversation_id>/delete")
@@ -97,6 +99,11 @@ def models(incoming: Incoming) -> Response:
     if incoming.format == "text":
         return text_response("".join(f"{model.id}\n" for model in listed))
     return json_response([asdict(model) for model in listed])
+
+
+@routes.get("/files/<link>")
+def file(incoming: Incoming, link: str) -> Response:
+    return downloads.answer(incoming, link)
 
 
 @routes.get("/")
@@ -134,7 +141,7 @@ OWN = Dialect(
     routes,
     first_segments=("",),  # every path that is no other dialect's
     error=own.error_response,
-    public=frozenset({"own.index", "own.healthz"}),
+    public=frozenset({"own.index", "own.healthz", "own.file"}),
     answers_head=frozenset({"own.readyz"}),
     token_in_body=True,
 )

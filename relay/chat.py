@@ -39,6 +39,7 @@ from relay.domain import (
     joined_call,
     title_of,
 )
+from relay.downloads import Download, LinkingDecoder, Links
 from relay.errors import (
     BadRequest,
     Busy,
@@ -340,7 +341,7 @@ class Chat:
     """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
     `budget`: tokens of a conversation that go upstream at most; 0: all of them. `catalog`: what
-    the names of models mean.
+    the names of models mean. `links`: makes the addresses of files in answers.
     """
 
     def __init__(
@@ -352,7 +353,9 @@ class Chat:
         budget: int = 0,
         *,
         catalog: ModelCatalog | None = None,
+        links: Links | None = None,
     ) -> None:
+        self._links = links or Links(lambda: uuid.uuid4().bytes)
         self._catalog = catalog or ModelCatalog()
         self._upstreams = upstreams
         self._routing = routing
@@ -585,9 +588,25 @@ class Chat:
             keeper.request.question_id,
         )
         stream, decoder = upstream.ask(question)
+        if upstream.stores_conversations:
+            decoder = self._with_links(decoder, ask, opened, keeper, bool(token))
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
+
+    def _with_links(
+        self, decoder: Decoder, ask: Ask, opened: OpenedTurn, keeper: Keeper, own: bool
+    ) -> LinkingDecoder:
+        """The decoder with addresses of the answer's files. `own`: they are at a caller's own account."""
+        request = keeper.request
+        is_kept_here = keeper.returns_ids and not opened.remote
+        row = request.conversation_id if is_kept_here else ""
+        return LinkingDecoder(
+            decoder,
+            Download(request.owner, opened.upstream, row=row, own=own),
+            lambda download: self._links.address(download, ask.base_url),
+            is_kept=keeper.returns_ids,
+        )
 
     def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
         """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""

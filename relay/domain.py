@@ -82,7 +82,8 @@ class Ask:
     `instructions`: a system message for this answer alone. `payloads`: see `Message`. `options`:
     parameters for the model. `keep`: whether the conversation is stored; `keep_here`: in our store,
     wherever the upstream would store it. `echo`: what of the request is stored with the answer, for
-    the dialect to show again. `base_url`: where the caller reaches this service. `idempotency_key`: with one, the ask happens once, however often it is
+    the dialect to show again. `base_url`: where the caller reaches this service.
+    `idempotency_key`: with one, the ask happens once, however often it is
     sent to its `route`. `ignored`: fields of the caller's that have no effect. `check`: raises
     RelayError for an answer that ended in good order and that the dialect cannot print as one.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model
+from relay.downloads import Links, secret_of
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
@@ -54,6 +56,7 @@ class Service:
     catalog: ModelCatalog
     chat: Chat
     conversations: Conversations
+    links: Links
     access: Access
     clocks: Clocks
     newcomers: Newcomers
@@ -86,6 +89,7 @@ class Service:
         budget = settings.history_budget
         upkeep = Upkeep(store, settings.retention_days * DAY)
         upkeep.start()
+        links = Links(partial(secret_of, settings.link_key, Path(settings.data_dir)))
         return cls(
             settings=settings,
             server=server,
@@ -93,10 +97,13 @@ class Service:
             upstreams=upstreams,
             routing=routing,
             catalog=catalog,
-            chat=Chat(upstreams, routing, store, leases, budget, catalog=catalog),
+            chat=Chat(
+                upstreams, routing, store, leases, budget, catalog=catalog, links=links
+            ),
             conversations=Conversations(
                 store, histories_of(upstreams), routing.sole_owner
             ),
+            links=links,
             access=access_for(settings, keys, upstreams),
             clocks=Clocks(
                 settings.first_byte_timeout,

@@ -46,16 +46,21 @@ MAY_IMPORT = {
     | {"relay.shown", "relay.citations"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
+    "relay.downloads": VALUES | {"relay.access", "relay.settings"} | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
-    | {"relay.cutting", "relay.models"}
+    | {"relay.cutting", "relay.models", "relay.downloads"}
     | PROTOCOL,
     "relay.index": VALUES | {"relay.store", "relay.accounts"} | PROTOCOL,
-    "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
+    "relay.conversations": VALUES | {"relay.store", "relay.downloads"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
     "relay.passage": VALUES
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
+    | PROTOCOL,
+    "relay.file_passage": VALUES
+    | {"relay.accounts", "relay.transports!", "relay.delivery", "relay.passage"}
+    | {"relay.upstreams.http"}
     | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES | {"relay.sse", "relay.window", "relay.dialects"},
@@ -79,6 +84,7 @@ MAY_IMPORT = {
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory"}
     | {"relay.passage", "relay.index", "relay.transports!"}
+    | {"relay.downloads", "relay.file_passage"}
     | PROTOCOL,
 }
 

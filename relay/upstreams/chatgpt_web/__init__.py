@@ -9,6 +9,9 @@ from relay.accounts import Account, AccountPool, Resting
 from relay.domain import Caller, Model, Question
 from relay.settings import Settings
 from relay.transports import Transport
+from relay.transports.dialing import DirectDialer
+from relay.transports.direct import DirectTransport
+from relay.transports.public import resolve_public
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
@@ -57,13 +60,23 @@ def open_upstream(settings: Settings, transport: Transport) -> ChatGPTWeb:
             settings.max_answer,
         ),
     )
-    return ChatGPTWeb(backend, settings.read_timeout)
+    storage = storage_transport(settings, transport)
+    return ChatGPTWeb(backend, settings.read_timeout, storage)
+
+
+def storage_transport(settings: Settings, transport: Transport) -> Transport:
+    """What reaches the storage that the backend names: where no proxy dials, public addresses alone."""
+    if settings.proxy_url:
+        return transport
+    dialer = DirectDialer(settings.connect_timeout, resolve_public)
+    return DirectTransport(dialer, idle_seconds=0.0)
 
 
 class ChatGPTWeb:
     """Asks ChatGPT, which stores its conversations itself.
 
-    `seconds`: the longest wait for its history, and for its list of models.
+    `seconds`: the longest wait for its history, and for its list of models. `storage`: what reaches
+    the hosts that it names for files.
     """
 
     name = "chatgpt-web"
@@ -73,11 +86,16 @@ class ChatGPTWeb:
     has_responses = False
     forwarder = None
 
-    def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        seconds: float = 60.0,
+        storage: Transport | None = None,
+    ) -> None:
         self._backend = backend
         self._seconds = seconds
         self.needs_client_key = len(backend.pool) > 0
-        self.history = WebHistory(backend, seconds)
+        self.history = WebHistory(backend, seconds, storage)
         self.gateway = ChatGPTGateway(backend)
 
     def recognizes(self, token: str) -> bool:

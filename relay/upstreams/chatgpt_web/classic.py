@@ -11,7 +11,8 @@
 - A stream may end without the whole answer. `wants` then names the request that brings the rest: `Continue`, where
   the answer stopped for its length (the rest is another answer, appended to the text); `Poll`, where the answer was
   handed off, or none came at all, or an image of it is still being made (it is to be read from the conversation, and
-  fed here as a classic stream). Nothing more is consumed until `again` is called, before the first piece of the next stream.
+  fed here as a classic stream). Nothing more is consumed until `again` is called, before the first piece of the next
+  stream.
 - A message that is sent whole again and again makes a stream long, and its answer no longer: how much of what came was
   there before is counted in `repeated`, for those who bound an answer's size.
 """
