@@ -68,10 +68,12 @@ def conversation(incoming: Incoming, conversation_id: str) -> Response:
     address = downloads.address_maker(incoming, conversation_id, found)
     if incoming.format in ("text", "markdown"):
         mimetype = own.EXPORT_FORMATS[incoming.format]
-        return text_response(tree.markdown(found, address), mimetype)
-    if incoming.format == "jsonl":
-        return bytes_response(tree.lines(found, address), ndjson.TYPE)
-    return json_response(tree.tree(found, address))
+        response = text_response(tree.markdown(found, address), mimetype)
+    elif incoming.format == "jsonl":
+        response = bytes_response(tree.lines(found, address), ndjson.TYPE)
+    else:
+        response = json_response(tree.tree(found, address))
+    return downloads.with_new_links(incoming, response)
 
 
 @routes.post("/conversation/<path:conversation_id>/delete")

@@ -12,8 +12,10 @@ import binascii
 import hashlib
 import hmac
 import logging
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,9 @@ log = logging.getLogger(__name__)
 LINK_SECONDS = 24 * 3600
 LONGEST_LINK = 4096
 KEY_FILE = "link_key"
+MOST_RENEWED = 1000
 PATH = "/files/"
+_LINK = re.compile(r"/files/([A-Za-z0-9_-]{20,4000}\.[A-Za-z0-9_-]{43})")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,27 @@ class Links:
 
     def read(self, token: str) -> Download:
         """What a link names. Raises NoFile for one that was not made here, LinkExpired for an old one."""
+        expires, download = self._open(token)
+        if self._clock() > expires:
+            raise LinkExpired()
+        return download
+
+    def renewed(self, text: str, owners: Collection[str]) -> str:
+        """A text that was stored, with new links in the place of its owners' old ones, MOST_RENEWED at most."""
+        if PATH not in text:
+            return text
+
+        def renew(found: re.Match[str]) -> str:
+            with suppress(NoFile):
+                _, download = self._open(found[1])
+                if download.owner in owners:
+                    return self.address(download, "")
+            return found[0]
+
+        return _LINK.sub(renew, text, count=MOST_RENEWED)
+
+    def _open(self, token: str) -> tuple[float, Download]:
+        """When a link expires, and what it names. Raises NoFile."""
         content, _, signature = token.partition(".")
         try:
             named = _decoded(content)
@@ -91,9 +116,7 @@ class Links:
         if not is_ours or len(token) > LONGEST_LINK:
             raise NoFile()
         expires, *values = orjson.loads(named)
-        if self._clock() > expires:
-            raise LinkExpired()
-        return Download(*values)
+        return expires, Download(*values)
 
     def _sign(self, content: bytes) -> bytes:
         return hmac.digest(self._secret, content, "sha256")

@@ -192,6 +192,23 @@ def merged(events: Iterable[Delta | FileLink]) -> list[Delta | FileLink]:
     return [event for event in found if event != Delta("")]
 
 
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """What a finished message shows beside the answer: code, what it printed, or thoughts; "" for others."""
+    content = part_of(message, "content")
+    if content.get("content_type") != "thoughts":
+        return code_of(message)
+    texts = [
+        "\n\n".join(filter(None, (_bold(each.get("summary")), each.get("content"))))
+        for each in _objects(content.get("thoughts"))
+        if isinstance(each.get("content", ""), str)
+    ]
+    return "".join(f"{text}\n\n" for text in texts if text)
+
+
+def _bold(text: Any) -> str:
+    return f"**{text}**" if isinstance(text, str) and text else ""
+
+
 def code_of(message: Mapping[str, Any]) -> str:
     """Code that goes to a tool, or what running it printed, as a fenced block; "" for other messages."""
     content = part_of(message, "content")

@@ -33,6 +33,15 @@ def address_maker(
     return lambda file: service.links.address(place.of(file), base)
 
 
+def with_new_links(incoming: Incoming, response: Response) -> Response:
+    """The response with new links in the place of those that were stored with a text of the caller's."""
+    caller = incoming.caller
+    text = response.get_data(as_text=True)
+    owners = (caller.owner, caller.verified_owner)
+    response.set_data(incoming.service.links.renewed(text, owners))
+    return response
+
+
 def answer(incoming: Incoming, link: str) -> Response:
     """The file's bytes; of a HEAD whether the link still leads there, as far as nobody needs to be asked."""
     service = incoming.service

@@ -18,7 +18,7 @@ earlier answers.
   what is a candidate from then on is the rest of it.
 - Images of other messages (a tool drew them) are a part of the answer, too: those that came before the text stand
   before it, those that come later below it, and they may be all there is. Last come the sources that the text names.
-- Code that goes to a tool, and what it printed, is reasoning.
+- Thoughts, code that goes to a tool, and what it printed are reasoning, given once they are finished.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class OtherMessages:
         self.images: list[RemoteFile] = []  # that the caller does not have yet
         self.newest = ""  # the id of the message that had the last image
         self._seen: set[str] = set()
-        self._seen_code: set[str] = set()
+        self._reasoned: set[str] = set()
         self._is_announced = False
 
     @property
@@ -167,11 +167,11 @@ class OtherMessages:
         if message.get("status") not in ("finished_successfully", None):
             return []
         self.add_images(identifier, shown.images_of(message))
-        code = shown.code_of(message)
-        if not code or message.get("status") is None or identifier in self._seen_code:
+        text = shown.reasoning_of(message)
+        if not text or message.get("status") is None or identifier in self._reasoned:
             return []
-        self._seen_code.add(identifier)
-        return [Reasoning(code)]
+        self._reasoned.add(identifier)
+        return [Reasoning(text)]
 
     def _forget(self) -> None:
         self.images.clear()
