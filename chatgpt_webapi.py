@@ -73,6 +73,8 @@ def conversation(incoming: Incoming, conversation_id: str) -> Response:
         response = bytes_response(tree.lines(found, address), ndjson.TYPE)
     else:
         response = json_response(tree.tree(found, address))
+    if isinstance(found, dict):  # as its upstream has it, so its links are new
+        return response
     return downloads.with_new_links(incoming, response)
 
 

@@ -164,7 +164,7 @@ def first_key(folder: Path, name: str = KEY_FILE) -> tuple[str, bool]:
     key = path.read_bytes().decode("ascii", "replace").strip()
     if not key.startswith(MADE_HERE) or len(key) < 32:
         raise SettingsError(
-            f"{path} holds no key. Remove it, and the next start makes a new one."
+            f"{path} holds no {name.replace('_', ' ')}. Remove it, and the next start makes a new one."
         )
     return key, made
 

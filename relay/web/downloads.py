@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response
 
 from relay.domain import Caller, Conversation, RemoteFile
-from relay.downloads import Download
+from relay.downloads import PATH, Download
 from relay.errors import Unauthorized
 from relay.file_passage import SHOWN_TYPES, FilePassage
 from relay.transports import Headers
@@ -36,6 +36,8 @@ def address_maker(
 def with_new_links(incoming: Incoming, response: Response) -> Response:
     """The response with new links in the place of those that were stored with a text of the caller's."""
     caller = incoming.caller
+    if PATH.encode() not in response.get_data():
+        return response
     text = response.get_data(as_text=True)
     owners = (caller.owner, caller.verified_owner)
     response.set_data(incoming.service.links.renewed(text, owners))

@@ -220,8 +220,9 @@ def test_images_that_come_after_the_text_stand_below_it() -> None:
 
 
 def test_an_image_alone_is_an_answer() -> None:
-    events, _ = decoded(wire(QUESTION, PROMPT, CAT, DOG), DONE)
+    events, decoder = decoded(wire(QUESTION, PROMPT, CAT, DOG), DONE)
     assert said(events) == SHOWN and events[-1] == Finished("stop", "t2", None)
+    assert decoder.message_id == "t2"
     with pytest.raises(UpstreamCut):
         decoded(wire(QUESTION, PROMPT, CAT))
 

@@ -202,6 +202,7 @@ class Answer:
         self._echo: dict[str, Any] | None = None
         self._others = OtherMessages()
         self._before: Pieces = []  # what the caller has before the candidate's text
+        self._below = ""  # the id of the message that has the last image below the text
         self._continued: list[Mapping[str, Any]] = []  # metadata of what stands there
 
     @property
@@ -212,7 +213,8 @@ class Answer:
     @property
     def newest_id(self) -> str | None:
         """The id of the message that a next question follows: that of the text, or of an image below it."""
-        return (self._others.images and self._others.newest) or self.id
+        below = self._others.newest if self._others.images else self._below
+        return below or self.id
 
     @property
     def complete(self) -> bool:
@@ -356,6 +358,8 @@ class Answer:
         """What stands below the text once all of it was given: images that came later, and the sources."""
         has_text = self._candidate is not None and self._candidate.visible.length
         is_first = not self._before and not has_text
+        if self._others.images:
+            self._below = self._others.newest
         paragraphs = [shown.image(file) for file in self._others.take_images()]
         metadatas = list(self._continued)
         if self._candidate is not None:
