@@ -15,7 +15,7 @@ from relay.errors import NoFile, RelayError, UpstreamError, UpstreamFailed
 from relay.passage import Passage
 from relay.transports import Call, Head, Transport
 from relay.upstreams import Forwarded, FoundFile
-from relay.upstreams.http import WholeResponse
+from relay.upstreams.http import TOO_LARGE, WholeResponse
 
 #: what browsers may show: images that can hold no script
 SHOWN_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
@@ -69,11 +69,17 @@ class NoWatch:
 
 
 class FilePassage(Passage):
-    """See `Passage`: whatever the file says that it is, it is no event stream. An error's body does not pass."""
+    """See `Passage`: whatever the file says that it is, it is no event stream. An error's body does not pass.
 
-    def __init__(self, file: FoundFile, request: Forwarded, clocks: Clocks) -> None:
+    `largest`: bytes of a file that does not state its length: a caller of HTTP/1.0 gets it whole.
+    """
+
+    def __init__(
+        self, file: FoundFile, request: Forwarded, clocks: Clocks, largest: int
+    ) -> None:
         forwarder = FileForwarder(file)
         super().__init__(forwarder, request, NoWatch(), clocks, streams=False)
+        self._left = largest
 
     def start(self) -> Head | None:
         head = super().start()
@@ -84,6 +90,14 @@ class FilePassage(Passage):
         failure: RelayError = NoFile() if status in (404, 410) else error
         self._fail(failure)
         raise failure
+
+    def _read(self) -> bytes | None:
+        piece = super()._read()
+        if piece and self.length is None:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise UpstreamFailed(TOO_LARGE)
+        return piece
 
     @property
     def is_event_stream(self) -> bool:

@@ -100,6 +100,7 @@ class Blob:
     headers: dict[str, str] = field(default_factory=dict)
     name: str = ""
     cut_after: int | None = None  # bytes
+    states_length: bool = True
 
 
 class Backend(ThreadingHTTPServer):
@@ -438,6 +439,8 @@ class Handler(BaseHTTPRequestHandler):
         if blob is None or not asked.path.endswith("?sig=invented"):
             return self.respond(404, b"<Error>BlobNotFound</Error>")
         headers = {"Content-Type": blob.content_type, **blob.headers}
+        if not blob.states_length:
+            return self.respond_until_close(blob.content)
         if blob.cut_after is None:
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.headers.get("range", ""))
             if not found:
@@ -471,6 +474,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
+
+    def respond_until_close(self, content: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
 
     def hide_all(self, token: str) -> None:
         for name in [

@@ -311,6 +311,21 @@ def test_no_redirect_is_followed_and_no_error_passes(
     assert backend.asked[-1].path == "/storage/file-Cat?sig=invented"
 
 
+def test_a_file_of_unknown_length_is_bounded(
+    service: Callable[..., FlaskClient], backend: Backend
+) -> None:
+    client = service(max_answer=100_000)
+    link = link_in(ask(client)["message"])
+    for protocol in ("HTTP/1.0", "HTTP/1.1"):
+        old = {"SERVER_PROTOCOL": protocol}
+        backend.blobs["file-Cat"] = Blob(PNG, states_length=False)
+        assert client.get(link, environ_overrides=old, buffered=True).data == PNG
+    backend.blobs["file-Cat"] = Blob(bytes(200_000), states_length=False)
+    old = {"SERVER_PROTOCOL": "HTTP/1.0"}
+    answer = client.get(link, environ_overrides=old, buffered=True)
+    assert answer.status_code == 502 and "MAX_ANSWER" in answer.json["msg"]
+
+
 def test_a_file_that_the_backend_has_no_more(
     service: Callable[..., FlaskClient], backend: Backend
 ) -> None:

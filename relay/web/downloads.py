@@ -56,7 +56,8 @@ def answer(incoming: Incoming, link: str) -> Response:
     ranges = incoming.headers.get("Range", "")
     headers = Headers([("Range", ranges)] if ranges else ())
     request = Forwarded("GET", "", headers, request_id=incoming.id)
-    passage = FilePassage(file, request, service.clocks)
+    largest = service.settings.max_answer
+    passage = FilePassage(file, request, service.clocks, largest)
     response = deliver_passage(incoming, passage)
     response.headers.update(passage.file_headers)
     kind = response.headers["Content-Type"]
