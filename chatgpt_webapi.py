@@ -24,6 +24,7 @@ from relay.settings import Settings
 from relay.upstreams import Upstream
 from relay.web import (
     chatgpt_routes,
+    downloads,
     edge,
     ndjson_routes,
     openai_routes,
@@ -74,12 +75,17 @@ def conversations(incoming: Incoming) -> Response:
 def conversation(incoming: Incoming, conversation_id: str) -> Response:
     own.read_query(incoming, own.EXPORT_FORMATS)
     found = incoming.service.conversations.read(incoming.caller, conversation_id)
+    address = downloads.address_maker(incoming, conversation_id, found)
     if incoming.format in ("text", "markdown"):
         mimetype = own.EXPORT_FORMATS[incoming.format]
-        return text_response(tree.markdown(found), mimetype)
-    if incoming.format == "jsonl":
-        return bytes_response(tree.lines(found), ndjson.TYPE)
-    return json_response(tree.tree(found))
+        response = text_response(tree.markdown(found, address), mimetype)
+    elif incoming.format == "jsonl":
+        response = bytes_response(tree.lines(found, address), ndjson.TYPE)
+    else:
+        response = json_response(tree.tree(found, address))
+    if isinstance(found, dict):  # as its upstream has it, so its links are new
+        return response
+    return downloads.with_new_links(incoming, response)
 
 
 @routes.post("/conversation/<path:conversation_id>/delete")
@@ -120,6 +126,11 @@ def usage(incoming: Incoming) -> Response:
     return json_response(report.json(query, rows))
 
 
+@routes.get("/files/<link>")
+def file(incoming: Incoming, link: str) -> Response:
+    return downloads.answer(incoming, link)
+
+
 @routes.get("/")
 def index(incoming: Incoming) -> Response:
     """The first thing that a person opens."""
@@ -155,7 +166,7 @@ OWN = Dialect(
     routes,
     first_segments=("",),  # every path that is no other dialect's
     error=own.error_response,
-    public=frozenset({"own.index", "own.healthz"}),
+    public=frozenset({"own.index", "own.healthz", "own.file"}),
     keyless=frozenset({"own.get_access_token"}),
     answers_head=frozenset({"own.readyz"}),
     token_in_body=True,

@@ -31,6 +31,7 @@ from relay.settings import SettingsError
 log = logging.getLogger("chatgpt_webapi")
 
 MADE_HERE = "cw-"
+KEY_FILE = "client_key"
 OPEN = "none"
 OWNER = "owner"  # of a key that has no other name
 SHORTEST_KEY = 8
@@ -132,7 +133,7 @@ def new_key() -> str:
 
 def key_file(folder: Path) -> Path:
     """Where the key of a service is kept that was given none."""
-    return folder / "client_key"
+    return folder / KEY_FILE
 
 
 def _is_name(name: str) -> bool:
@@ -148,9 +149,12 @@ def check_name(name: str) -> None:
         )
 
 
-def first_key(folder: Path) -> tuple[str, bool]:
-    """The key of a service that was given none, and whether it was made just now. Raises SettingsError."""
-    path = key_file(folder)
+def first_key(folder: Path, name: str = KEY_FILE) -> tuple[str, bool]:
+    """The key of a service that was given none, and whether it was made just now. Raises SettingsError.
+
+    `name`: of its file in the folder.
+    """
+    path = folder / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = not path.exists() and _make_key(path)
     if path.stat().st_mode & 0o077:
@@ -160,7 +164,7 @@ def first_key(folder: Path) -> tuple[str, bool]:
     key = path.read_bytes().decode("ascii", "replace").strip()
     if not key.startswith(MADE_HERE) or len(key) < 32:
         raise SettingsError(
-            f"{path} holds no client key. Remove it, and the next start makes a new one."
+            f"{path} holds no {name.replace('_', ' ')}. Remove it, and the next start makes a new one."
         )
     return key, made
 
@@ -172,7 +176,7 @@ def _make_key(path: Path) -> bool:
     both read the same.
     """
     # mkstemp makes it 0600
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".client_key-")
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "w") as file:
         file.write(new_key() + "\n")
     try:

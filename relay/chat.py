@@ -40,6 +40,7 @@ from relay.domain import (
     joined_call,
     title_of,
 )
+from relay.downloads import Download, LinkingDecoder, Links
 from relay.errors import (
     BadRequest,
     Busy,
@@ -359,7 +360,7 @@ class Chat:
     """Opens turns: decides which upstream is asked, with whose credential, and how much it is sent.
 
     `budget`: tokens of a conversation that go upstream at most; 0: all of them. `catalog`: what
-    the names of models mean. `usage`: counts the asks.
+    the names of models mean. `usage`: counts the asks. `links`: makes the addresses of files in answers.
     """
 
     def __init__(
@@ -372,8 +373,10 @@ class Chat:
         *,
         catalog: ModelCatalog | None = None,
         usage: UsageCounter | None = None,
+        links: Links | None = None,
     ) -> None:
         self._usage = usage
+        self._links = links or Links(lambda: uuid.uuid4().bytes)
         self._catalog = catalog or ModelCatalog()
         self._upstreams = upstreams
         self._routing = routing
@@ -607,6 +610,8 @@ class Chat:
             self._meter(ask, upstream, question.model),
         )
         stream, decoder = upstream.ask(question)
+        if upstream.stores_conversations:
+            decoder = self._with_links(decoder, ask, opened, keeper, bool(token))
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
@@ -615,6 +620,20 @@ class Chat:
         if self._usage is None:
             return None
         return self._usage.meter(ask.caller, upstream.name, model)
+
+    def _with_links(
+        self, decoder: Decoder, ask: Ask, opened: OpenedTurn, keeper: Keeper, own: bool
+    ) -> LinkingDecoder:
+        """The decoder with addresses of the answer's files. `own`: they are at a caller's own account."""
+        request = keeper.request
+        is_kept_here = keeper.returns_ids and not opened.remote
+        row = request.conversation_id if is_kept_here else ""
+        return LinkingDecoder(
+            decoder,
+            Download(request.owner, opened.upstream, row=row, own=own),
+            lambda download: self._links.address(download, ask.base_url),
+            is_kept=keeper.returns_ids,
+        )
 
     def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
         """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""

@@ -14,15 +14,17 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from relay.domain import UNTITLED, Caller, Conversation, Message, StoredTurn
+from relay.downloads import Download
 from relay.errors import (
     BadRequest,
     NoConversation,
+    NoFile,
     StoreFailed,
     UpstreamError,
     UpstreamGone,
 )
 from relay.store import Store
-from relay.upstreams import History
+from relay.upstreams import FoundFile, History
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +144,34 @@ class Conversations:
             with suppress(NoConversation, StoreFailed):
                 self._store.rename(caller.owner, row.id, title)
         return item
+
+    def find_file(self, caller: Caller, download: Download) -> FoundFile:
+        """Where the file of a link is; see `check_file`. Blocks; raises RelayError."""
+        self.check_file(download)
+        history = self._histories.get(download.upstream)
+        if history is None:
+            raise NoFile()
+        there = download.conversation_id
+        return history.find_file(caller, there, download.account, download.file)
+
+    def check_file(self, download: Download) -> None:
+        """Raise NoFile for the file of a conversation that was kept, and is its owner's no more."""
+        if not download.row:
+            return
+        row = self._store.find(download.row)
+        if row is None or row.owner != download.owner:
+            raise NoFile()
+
+    def place_of_files(self, caller: Caller, conversation_id: str) -> Download:
+        """Where the files of a conversation at an upstream are, whose `read` gave it. Raises NoConversation."""
+        found = self._locate(caller, conversation_id)
+        upstreams = self._histories.items()
+        names = [name for name, history in upstreams if history is found.history]
+        own = bool(caller.token)
+        row = found.row.id if found.row else ""
+        owner = found.row.owner if found.row else caller.owner
+        account = None if own else found.account
+        return Download(owner, "".join(names), account, found.id, row, own)
 
     def rename(self, caller: Caller, conversation_id: str, title: str) -> None:
         found = self._locate(caller, conversation_id)

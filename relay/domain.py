@@ -83,7 +83,8 @@ class Ask:
     `instructions`: a system message for this answer alone. `payloads`: see `Message`. `options`:
     parameters for the model. `keep`: whether the conversation is stored; `keep_here`: in our store,
     wherever the upstream would store it. `echo`: what of the request is stored with the answer, for
-    the dialect to show again. `idempotency_key`: with one, the ask happens once, however often it is
+    the dialect to show again. `base_url`: where the caller reaches this service.
+    `idempotency_key`: with one, the ask happens once, however often it is
     sent to its `route`. `ignored`: fields of the caller's that have no effect. `check`: raises
     RelayError for an answer that ended in good order and that the dialect cannot print as one.
     """
@@ -105,6 +106,7 @@ class Ask:
     keep_here: bool = False
     echo: Mapping[str, Any] | None = field(default=None, repr=False)
     idempotency_key: str | None = None
+    base_url: str = ""
     route: str = ""
     ignored: tuple[str, ...] = ()
     check: Callable[[Reply], None] = field(default=lambda reply: None, repr=False)
@@ -167,6 +169,21 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class RemoteFile:
+    """A file that an upstream has. `pointer`: its own name for it; `message_id`: of the message that shows it."""
+
+    pointer: str
+    message_id: str = ""
+
+
+@dataclass(frozen=True)
+class FileLink:
+    """Here the answer's text has the address of a file. It becomes a Delta before it reaches a turn."""
+
+    file: RemoteFile
+
+
+@dataclass(frozen=True)
 class Reasoning:
     """A piece of the model's reasoning, which is no part of the answer."""
 
@@ -221,7 +238,7 @@ class Finished:
 
 
 Event: TypeAlias = (
-    "Started | Restarted | Delta | Reasoning | Refusal | ToolCall | Finished"
+    "Started | Restarted | Delta | FileLink | Reasoning | Refusal | ToolCall | Finished"
 )
 
 

@@ -10,11 +10,13 @@ RelayError
 │   ├── NotFound                404  no such route
 │   │   ├── NoConversation      404  no such conversation, or not the caller's
 │   │   ├── NoResponse          404  no such response, or not the caller's
+│   │   ├── NoFile              404  no such file, or its conversation was deleted
 │   │   └── ModelNotFound       404  no upstream has a model of that name
 │   ├── MethodNotAllowed        405
 │   ├── Busy                    409  the conversation is being asked something else
 │   ├── KeyReused               409  the idempotency key was another ask's
 │   ├── UpstreamGone            409  the conversation lives at an upstream that is no longer open
+│   ├── LinkExpired             410  a download link that is too old
 │   ├── TooLarge                413
 │   ├── UnsupportedMediaType    415
 │   ├── TooManyAttempts         429  wrong keys, sign-ins, or asks with tokens that no upstream accepted yet
@@ -151,6 +153,14 @@ class ModelNotFound(NotFound):
     parameter = "model"
 
 
+class NoFile(NotFound):
+    code = "no_file"
+    message = (
+        "There is no such file: the link is not one of this service, or its conversation "
+        "was deleted."
+    )
+
+
 class NoResponse(NotFound):
     code = "response_not_found"
     message = (
@@ -189,6 +199,14 @@ class KeyReused(CallerError):
 class UpstreamGone(CallerError):
     status = 409
     code = "upstream_gone"
+
+
+class LinkExpired(CallerError):
+    status = 410
+    code = "link_expired"
+    message = (
+        "This link has expired. Read the conversation again: there it has a new one."
+    )
 
 
 class TooLarge(CallerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +16,7 @@ from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model, UsageQuery, UsageRow
+from relay.downloads import Links, secret_of
 from relay.errors import RelayError
 from relay.links import LinkedFiles
 from relay.memory import BodyMemory
@@ -66,6 +68,7 @@ class Service:
     catalog: ModelCatalog
     chat: Chat
     conversations: Conversations
+    links: Links
     access: Access
     clocks: Clocks
     newcomers: Newcomers
@@ -111,6 +114,7 @@ class Service:
         tidy = (token_store.tidy, usage.store.expire)
         upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
         upkeep.start()
+        links = Links(partial(secret_of, settings.link_key, Path(settings.data_dir)))
         return cls(
             settings=settings,
             server=server,
@@ -119,11 +123,19 @@ class Service:
             routing=routing,
             catalog=catalog,
             chat=Chat(
-                upstreams, routing, store, leases, budget, catalog=catalog, usage=usage
+                upstreams,
+                routing,
+                store,
+                leases,
+                budget,
+                catalog=catalog,
+                usage=usage,
+                links=links,
             ),
             conversations=Conversations(
                 store, histories_of(upstreams), routing.sole_owner
             ),
+            links=links,
             access=access_for(settings, keys, upstreams),
             clocks=Clocks(
                 settings.first_byte_timeout,

@@ -92,6 +92,12 @@ def origins(value: str) -> tuple[str, ...]:
     return tuple(origin.lower() for origin in found)
 
 
+def long_secret(value: str) -> str:
+    if len(value) < 16:
+        raise ValueError("it must have 16 characters or more")
+    return value
+
+
 def caller_tokens(value: str) -> bool | Literal["any"]:
     if value.lower() == "any":
         return "any"
@@ -320,6 +326,19 @@ class Settings:
         ("127.0.0.1", "::1"),
         networks,
         "Proxies whose X-Forwarded-For counts, addresses or networks; *: any.",
+    )
+    public_url: str = setting(
+        "PUBLIC_URL",
+        "",
+        address,
+        "Where callers reach this service, for links to files; unset: as they asked.",
+    )
+    link_key: str = setting(
+        "LINK_KEY",
+        "",
+        long_secret,
+        "Signs links to files, the same on all machines; unset: one in DATA_DIR.",
+        secret=True,
     )
     cors_origins: tuple[str, ...] = setting(
         "CORS_ORIGINS",

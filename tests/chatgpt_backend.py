@@ -7,6 +7,7 @@ what it was asked and whether the asker left. Everything it says is invented; th
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tests.sentinel import REFUSED, Sentinel
 
@@ -63,6 +65,13 @@ class Mode:
         1  # how often a handed-off answer is still in progress when it is looked for
     )
     no_text: bool = False
+    between: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # messages that stand between a question and its answer
+    answer: dict[str, Any] = field(default_factory=dict)  # fields of each answer
+    says: str | None = None  # the text of each answer
+    image_alone: bool = False  # the last of `between` is all of the answer
+    async_status: str | None = None  # of every conversation that is looked at
     page: int = 100
     bare_list: bool = False
     one_at_a_time: bool = False
@@ -89,6 +98,20 @@ class Asked:
     waiting: bool = False  # the answer pauses: before its head, or between its pieces
 
 
+@dataclass
+class Blob:
+    """A file, and how its storage answers. `address`: where it is said to be; "": in the storage here."""
+
+    content: bytes = b""
+    content_type: str = "image/png"
+    address: str = ""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    name: str = ""
+    cut_after: int | None = None  # bytes
+    states_length: bool = True
+
+
 class Backend(ThreadingHTTPServer):
     """Trees by conversation id, accounts by token."""
 
@@ -110,6 +133,7 @@ class Backend(ThreadingHTTPServer):
         self.account_of: Callable[[str], str] = str  # whose an access token is
         self.sentinel: Sentinel | None = None  # without one there is no pre-flight
         self.anonymous = False  # whether /backend-anon answers
+        self.blobs: dict[str, Blob] = {}  # by id, or by path in the sandbox
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(
@@ -204,6 +228,16 @@ class Backend(ThreadingHTTPServer):
                     "content_type": "image",
                     "asset_pointer": "sediment://file_1",
                 }
+            if self.mode.says is not None:
+                answer["content"]["parts"] = [self.mode.says]
+            answer["metadata"].update(self.mode.answer.get("metadata", {}))
+            between = [{**each, "id": str(uuid.uuid4())} for each in self.mode.between]
+            for message in between:
+                self.put(tree, parent, message)
+                parent = message["id"]
+            tree["async_status"] = self.mode.async_status
+            if self.mode.image_alone:
+                return conversation, question, between[-1]
             self.put(tree, parent, answer)
             tree["update_time"] = time.time()
             return conversation, question, answer
@@ -233,7 +267,10 @@ def role(message: Message) -> str:
 
 def states(answer: Message, step: int = 7) -> list[Message]:
     """A message as it grows."""
-    text = answer["content"]["parts"][0]
+    parts = answer["content"].get("parts")
+    if parts is None or len(parts) != 1 or not isinstance(parts[0], str):
+        return [answer]
+    text = parts[0]
     growing = {
         **answer,
         "status": "in_progress",
@@ -377,6 +414,8 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, asked: Asked) -> None:
         mode, path = self.server.mode, asked.path.split("?")[0]
         token = asked.headers.get("authorization", "").removeprefix("Bearer ")
+        if path.startswith("/storage/"):
+            return self.blob(asked, unquote(path.removeprefix("/storage/")))
         prefix = self.server.prefix
         if self.server.anonymous and path.startswith("/backend-anon/"):
             prefix, token = "/backend-anon", device_of(asked.headers)
@@ -418,6 +457,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.respond(200, {"message": "Conversation has title already"})
             tree["title"] = "A generated title"
             return self.respond(200, {"title": tree["title"]})
+        if asked.method == "GET" and path.endswith("/download"):
+            return self.file_address(asked, token, path)
         if path.startswith("/conversation/"):
             return self.one_conversation(
                 asked, token, path.removeprefix("/conversation/")
@@ -451,6 +492,51 @@ class Handler(BaseHTTPRequestHandler):
         except (KeyError, ValueError, TypeError):
             return self.respond(500, {"detail": "Internal Server Error"})
 
+    def file_address(self, asked: Asked, token: str, path: str) -> None:
+        """As strict as the real one: a file of a conversation is that conversation's, and its account's."""
+        parts = path.strip("/").split("/")
+        query = dict(parse_qsl(urlsplit(asked.path).query))
+        if parts[0] == "conversation" and self.server.owners.get(parts[1]) != token:
+            return self.respond(404, {"detail": "Conversation not found"})
+        if parts[2:3] == ["interpreter"]:
+            known = self.server.trees[parts[1]]["mapping"]
+            name = query.get("sandbox_path", "")
+            name = name if query.get("message_id") in known else ""
+        else:
+            name = parts[-2]
+        blob = self.server.blobs.get(name)
+        if blob is None:
+            error = {"status": "error", "error_code": "file_not_found"}
+            return self.respond(200, error)
+        address = f"{self.server.url}/storage/{quote(name, safe='')}?sig=invented"
+        answer = {"status": "success", "download_url": blob.address or address}
+        return self.respond(200, {**answer, "file_name": blob.name or None})
+
+    def blob(self, asked: Asked, name: str) -> None:
+        """The storage: a signed address, and no credential beside it."""
+        if {"authorization", "cookie", "chatgpt-account-id"} & set(asked.headers):
+            return self.respond(400, b"<Error>InvalidAuthenticationInfo</Error>")
+        blob = self.server.blobs.get(name)
+        if blob is None or not asked.path.endswith("?sig=invented"):
+            return self.respond(404, b"<Error>BlobNotFound</Error>")
+        headers = {"Content-Type": blob.content_type, **blob.headers}
+        if not blob.states_length:
+            return self.respond_until_close(blob.content)
+        if blob.cut_after is None:
+            found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked.headers.get("range", ""))
+            if not found:
+                return self.respond(blob.status, blob.content, headers)
+            first, last = int(found[1]), int(found[2])
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(blob.content)}"
+            return self.respond(206, blob.content[first : last + 1], headers)
+        self.send_response(200)
+        self.send_header("Content-Type", blob.content_type)
+        self.send_header("Content-Length", str(len(blob.content)))
+        self.end_headers()
+        self.wfile.write(blob.content[: blob.cut_after])
+        self.connection.shutdown(socket.SHUT_RDWR)
+        return None
+
     def end_headers(self) -> None:
         for cookie in self.server.cookies:
             self.send_header("Set-Cookie", cookie)
@@ -469,6 +555,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
+
+    def respond_until_close(self, content: bytes) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
 
     def hide_all(self, token: str) -> None:
         for name in [
@@ -770,9 +862,17 @@ class Handler(BaseHTTPRequestHandler):
         encode = {"classic": classic, "delta": delta}[
             asked if mode.encoding == "asked" else mode.encoding
         ]
-        return encode(
-            conversation, [*([question] if question else []), answer], mode.done
-        )
+        between = []
+        if mode.between:
+            mapping = self.server.trees[conversation]["mapping"]
+            ids = list(mapping)
+            last = ids.index(answer["id"]) + mode.image_alone
+            names = ids[last - len(mode.between) : last]
+            between = [mapping[name]["message"] for name in names]
+        messages = [*([question] if question else []), *between]
+        if not mode.image_alone:
+            messages.append(answer)
+        return encode(conversation, messages, mode.done)
 
     def stream(self, asked: Asked, events: list[str]) -> None:
         mode = self.server.mode

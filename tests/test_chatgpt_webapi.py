@@ -405,7 +405,8 @@ def test_the_list_of_routes_is_complete(client: FlaskClient) -> None:
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         if rule.endpoint.startswith(("own.", "ndjson."))
     }
-    assert routes == {*ROUTES, ("GET", "/healthz"), ("GET", "/")}
+    public = {("GET", "/healthz"), ("GET", "/"), ("GET", "/files/<link>")}
+    assert routes == {*ROUTES, *public}
 
 
 def test_the_root_page_says_that_the_service_works(build: Build) -> None:

@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "relay.logs": set(),
     "relay.sse": VALUES,
     "relay.attachments": VALUES,
+    "relay.citations": set(),
+    "relay.shown": VALUES | {"relay.citations"},
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
     "relay.database_errors": {"relay.errors"},
@@ -68,28 +70,34 @@ MAY_IMPORT = {
     "relay.transports": VALUES | {"relay.server"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
-    | {"relay.server", "relay.attachments"},
+    | {"relay.server", "relay.attachments", "relay.shown", "relay.citations"},
     "relay.links": VALUES
     | {"relay.attachments", "relay.transports!", "relay.upstreams.http"},
     "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
+    "relay.downloads": VALUES | {"relay.access", "relay.settings"} | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
     | {"relay.cutting", "relay.models", "relay.usage", "relay.attachments"}
+    | {"relay.downloads"}
     | PROTOCOL,
     "relay.index": VALUES
     | {"relay.store", "relay.accounts", "relay.window"}
     | PROTOCOL,
-    "relay.conversations": VALUES | {"relay.store"} | PROTOCOL,
+    "relay.conversations": VALUES | {"relay.store", "relay.downloads"} | PROTOCOL,
     "relay.delivery": VALUES | {"relay.chat"},
     "relay.memory": VALUES,
     "relay.passage": VALUES
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
     | PROTOCOL,
+    "relay.file_passage": VALUES
+    | {"relay.accounts", "relay.transports!", "relay.delivery", "relay.passage"}
+    | {"relay.upstreams.http"}
+    | PROTOCOL,
     "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
     "relay.dialects.openai": VALUES
     | {"relay.sse", "relay.window", "relay.dialects", "relay.attachments"},
-    "relay.dialects": VALUES | {"relay.sse", "relay.attachments"},
+    "relay.dialects": VALUES | {"relay.sse", "relay.attachments", "relay.shown"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
@@ -115,7 +123,8 @@ MAY_IMPORT = {
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
-    | {"relay.window", "relay.attachments"}
+    | {"relay.window", "relay.attachments", "relay.downloads"}
+    | {"relay.file_passage"}
     | PROTOCOL,
 }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
-from relay.domain import ROOT, SYSTEM_ROLES, Conversation, Node
+from relay import shown
+from relay.domain import ROOT, SYSTEM_ROLES, Conversation, Node, RemoteFile
+
+#: where a file of ChatGPT's can be had
+Address: TypeAlias = Callable[[RemoteFile], str]
 
 _HEADINGS = {"user": "You", "assistant": "Answer", "system": "System"}
 _STATUS = {
@@ -34,10 +38,22 @@ def item(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
-    """One conversation with all its messages; times are seconds since 1970 here."""
+def no_address(file: RemoteFile) -> str:
+    """A file by its own name, where there is no address of it."""
+    return file.pointer
+
+
+def tree(
+    conversation: Conversation | dict[str, Any], address: Address = no_address
+) -> dict[str, Any]:
+    """One conversation with all its messages; times are seconds since 1970 here.
+
+    What comes from ChatGPT stays as it is; `download_links` has the addresses of its files by their
+    pointers, where it has any.
+    """
     if isinstance(conversation, dict):
-        return conversation
+        links = {file.pointer: address(file) for file in _files(conversation)}
+        return {**conversation, "download_links": links} if links else conversation
     mapping: dict[str, dict[str, Any]] = {
         ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}
     }
@@ -64,19 +80,36 @@ def tree(conversation: Conversation | dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def lines(conversation: Conversation | dict[str, Any]) -> bytes:
+def _messages(conversation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of ChatGPT's own tree."""
+    mapping = conversation.get("mapping")
+    nodes = mapping.values() if isinstance(mapping, dict) else ()
+    messages = [node.get("message") for node in nodes if isinstance(node, dict)]
+    return [message for message in messages if isinstance(message, dict)]
+
+
+def _files(conversation: dict[str, Any]) -> list[RemoteFile]:
+    messages = _messages(conversation)
+    return [file for message in messages for file in shown.files_of(message)]
+
+
+def lines(
+    conversation: Conversation | dict[str, Any], address: Address = no_address
+) -> bytes:
     """One conversation as JSON lines: a message each, all branches, in the order of their times."""
     return b"".join(
         orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
-        for entry in entries(conversation)
+        for entry in entries(conversation, address)
     )
 
 
-def markdown(conversation: Conversation | dict[str, Any]) -> str:
+def markdown(
+    conversation: Conversation | dict[str, Any], address: Address = no_address
+) -> str:
     """One conversation to be read: its title, and the messages from the root to the newest answer."""
     title, newest = _headline(conversation)
     parts = [f"# {title}"]
-    for entry in _path(entries(conversation), newest):
+    for entry in _path(entries(conversation, address), newest):
         text = entry["text"].strip()
         if text:
             parts.append(f"{_heading(entry)}\n\n{text}")
@@ -115,13 +148,16 @@ def _headline(conversation: Conversation | dict[str, Any]) -> tuple[str, str | N
     return conversation.title, conversation.newest or last
 
 
-def entries(conversation: Conversation | dict[str, Any]) -> list[dict[str, Any]]:
+def entries(
+    conversation: Conversation | dict[str, Any], address: Address = no_address
+) -> list[dict[str, Any]]:
     """The messages with what exports show of them."""
     if isinstance(conversation, Conversation):
         return [_entry(node) for node in conversation.nodes]
     mapping = conversation.get("mapping")
     nodes = mapping.values() if isinstance(mapping, dict) else ()
-    entries = (_remote_entry(node) for node in nodes if isinstance(node, dict))
+    objects = (node for node in nodes if isinstance(node, dict))
+    entries = (_remote_entry(node, address) for node in objects)
     return [entry for entry in entries if entry is not None]
 
 
@@ -137,18 +173,17 @@ def _entry(node: Node) -> dict[str, Any]:
     }
 
 
-def _remote_entry(node: dict[str, Any]) -> dict[str, Any] | None:
+def _remote_entry(node: dict[str, Any], address: Address) -> dict[str, Any] | None:
     """A node of ChatGPT's own tree; one without text stays, because others hang on it."""
     message = node.get("message")
     if not isinstance(message, dict):
         return None
     status = message.get("status")
-    parts = _part(message, "content").get("parts") or []
     return {
         "id": node.get("id"),
         "parent": node.get("parent"),
         "role": _part(message, "author").get("role", ""),
-        "text": "".join(part for part in parts if isinstance(part, str)),
+        "text": shown.markdown(message, address),
         "status": {"finished_successfully": "whole", None: "whole"}.get(status, status),
         "created": message.get("create_time"),
         "model": _part(message, "metadata").get("model_slug"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from relay.accounts import AccessTokens, Account, Attempts, Resting, SignIn
-from relay.domain import Caller, Event, Model, Question
+from relay.domain import Caller, Event, Model, Question, RemoteFile
 from relay.errors import UpstreamError
 from relay.server import Run, in_place
 from relay.transports import Call, Headers, Transport
@@ -85,6 +85,15 @@ class Decoder(Protocol):
         """The bytes are over: what was still held back. Raises UpstreamCut where the answer is not whole."""
 
 
+@dataclass(frozen=True)
+class FoundFile:
+    """A file at an address that an upstream gave. `name`: what it is called; "" where nothing says so."""
+
+    call: Call = field(repr=False)
+    transport: Transport
+    name: str = ""
+
+
 class History(Protocol):
     """Conversations that an upstream stores. Blocks while it asks; raises only RelayError."""
 
@@ -115,6 +124,15 @@ class History(Protocol):
         self, caller: Caller, conversation_id: str, account: str | None
     ) -> str:
         """Let the upstream find a title; the title. Raises NoConversation."""
+
+    def find_file(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        account: str | None,
+        file: RemoteFile,
+    ) -> FoundFile:
+        """Where a file of a conversation is just now. Raises NoFile."""
 
 
 @dataclass(frozen=True)

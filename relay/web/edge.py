@@ -40,6 +40,7 @@ NO_WEBSOCKETS = (
 )
 OUTSIDE = "/outside/of/the/prefix"
 HEALTH = "/healthz"
+FILES = "/files/"
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def write_access_log(incoming: Incoming, status: int) -> None:
         "who": incoming.owner or "-",
         "from": incoming.caller_address or "-",
         "method": incoming.method,
-        "path": incoming.path,
+        "path": logged_path(incoming.path),
         "status": status,
         "outcome": outcome,
         "ms": round((time.monotonic() - incoming.started) * 1000),
@@ -249,6 +250,11 @@ def write_access_log(incoming: Incoming, status: int) -> None:
     if failure is not None:
         fields["why"] = failure.reason
     log.log(level, "request", extra={"fields": fields})
+
+
+def logged_path(path: str) -> str:
+    """A request's path as the log has it: without a link, which is the right to read a file."""
+    return f"{FILES}..." if path.startswith(FILES) else path
 
 
 def _other_methods(error: Exception) -> str:

@@ -40,6 +40,7 @@ TWO_CREDENTIALS = (
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 _PIECE = 64 * 1024
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -115,6 +116,19 @@ class Incoming(Request):
         forwarded = self.fields.get("X-Forwarded-For", "")
         return self.proxies.caller_address(self.remote_addr or "", forwarded)
 
+    @cached_property
+    def base_url(self) -> str:
+        """Where the caller reaches this service, without a slash at the end; "" where that cannot be told."""
+        settings = self.service.settings
+        if settings.public_url:
+            return settings.public_url.rstrip("/") + self.root_path.rstrip("/")
+        host = self.headers.get("Host", "")
+        if not _HOST.fullmatch(host):
+            return ""
+        forwarded = self.headers.get("X-Forwarded-Proto", "")
+        scheme = self.proxies.scheme(self.remote_addr or "", forwarded, self.scheme)
+        return f"{scheme}://{host}{self.root_path.rstrip('/')}"
+
     def authenticate(self, access_token: str | None = None) -> None:
         """Find out who asks. Raises RelayError for one who may not ask."""
         if access_token is None and isinstance(self._shown, Caller):
@@ -132,6 +146,10 @@ class Incoming(Request):
             return self.service.access.caller(credential, None, self.recognizes)
         except RelayError:
             return None
+
+    def authenticate_as(self, caller: Caller) -> None:
+        """The caller is known by what the request itself names, which was signed here."""
+        self._caller = caller
 
     @cached_property
     def is_proven(self) -> bool:

@@ -38,6 +38,11 @@ class TrustedProxies:
                 break
         return str(address)
 
+    def scheme(self, peer: str, forwarded: str, own: str) -> str:
+        """The scheme by which the caller asked: `forwarded`, the header X-Forwarded-Proto, of a trusted peer."""
+        is_known = forwarded in ("http", "https")
+        return forwarded if is_known and self._trusts_peer(peer) else own
+
     def _trusts_peer(self, peer: str) -> bool:
         if self._trusts_every_peer or not peer:
             return True

@@ -204,6 +204,7 @@ def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
 def _direct(incoming: Incoming, ask: Ask, printer: Printer) -> DirectDelivery:
     """A delivery of this ask; one with a token that nobody has checked is counted while it is in flight."""
     service = incoming.service
+    ask = replace(ask, base_url=incoming.base_url)
     open_turn = partial(service.chat.open, ask, printer, incoming.id)
     if ask.caller.token is None or not ask.caller.unverified:
         return DirectDelivery(

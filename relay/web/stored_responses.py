@@ -14,7 +14,7 @@ from relay.dialects.openai.response_events import ResponseEvents
 from relay.domain import StoredTurn
 from relay.errors import BadRequest, NoConversation, NoPreviousResponse, NoResponse
 from relay.upstreams import Upstream
-from relay.web import links
+from relay.web import downloads, links
 from relay.web.incoming import Incoming
 from relay.web.responses import (
     deliver_stream,
@@ -88,7 +88,8 @@ def retrieve(incoming: Incoming, response_id: str) -> Response:
             "A stored response is not streamed again: leave stream out, and read it "
             "whole."
         )
-    return json_response(responses.stored(_known(incoming, response_id, _find)))
+    stored = responses.stored(_known(incoming, response_id, _find))
+    return downloads.with_new_links(incoming, json_response(stored))
 
 
 def delete(incoming: Incoming, response_id: str) -> Response:

@@ -11,6 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.citations import (
+    LONGEST_MARKER,
+    CitationFilter,
+    visible,
+)
 from relay.domain import Delta, Event, Finished, Restarted, Started
 from relay.errors import (
     Blocked,
@@ -19,11 +24,6 @@ from relay.errors import (
     UpstreamCut,
     UpstreamFailed,
     UpstreamRefused,
-)
-from relay.upstreams.chatgpt_web.citations import (
-    LONGEST_MARKER,
-    CitationFilter,
-    visible,
 )
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents

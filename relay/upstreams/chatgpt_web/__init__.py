@@ -70,8 +70,11 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
     accounts = accounts_for(settings, resources.signed_in)
     memory = GatewayMemory()
+    storage = storage_transport(settings, resources.transport)
     backend = Backend(
-        transport=transport_for(settings, resources.transport, memory),
+        transport=FailoverTransport(
+            CookieTransport(StorageTransport(resources.transport, storage)), memory
+        ),
         places=places_of(settings),
         pool=AccountPool(accounts, tokens=resources.tokens),
         tokens=resources.tokens,
@@ -88,20 +91,15 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         any_token=settings.allow_caller_tokens == "any",
         limits=limits_of(settings),
     )
-    return ChatGPTWeb(backend, settings.read_timeout)
+    return ChatGPTWeb(backend, settings.read_timeout, storage)
 
 
-def transport_for(
-    settings: Settings, transport: Transport, memory: GatewayMemory
-) -> Transport:
-    """`transport` with what ChatGPT's requests need: gateways in turn, cookies, and storage of its own choosing."""
-    storage = transport
-    if not settings.proxy_url:  # which would look names up where we cannot see it
-        dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
-        storage = DirectTransport(dialer, idle_seconds=0.0)
-    return FailoverTransport(
-        CookieTransport(StorageTransport(transport, storage)), memory
-    )
+def storage_transport(settings: Settings, transport: Transport) -> Transport:
+    """What reaches the storage that the backend names: where no proxy dials, public addresses alone."""
+    if settings.proxy_url:
+        return transport
+    dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
+    return DirectTransport(dialer, idle_seconds=0.0)
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -162,7 +160,8 @@ def preflight_of(settings: Settings, run: Run) -> PreflightRules | None:
 class ChatGPTWeb:
     """Asks ChatGPT, which stores its conversations itself.
 
-    `seconds`: the longest wait for its history, and for its list of models.
+    `seconds`: the longest wait for its history, and for its list of models. `storage`: what reaches
+    the hosts that it names for files.
     """
 
     name = "chatgpt-web"
@@ -173,11 +172,16 @@ class ChatGPTWeb:
     has_responses = False
     forwarder = None
 
-    def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        seconds: float = 60.0,
+        storage: Transport | None = None,
+    ) -> None:
         self._backend = backend
         self._seconds = seconds
         self.needs_client_key = len(backend.pool) > 0
-        self.history = WebHistory(backend, seconds)
+        self.history = WebHistory(backend, seconds, storage)
         self.gateway = ChatGPTGateway(backend)
 
     def recognizes(self, token: str) -> bool:

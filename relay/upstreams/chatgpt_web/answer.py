@@ -16,32 +16,34 @@ earlier answers.
   that has lost nothing. Messages before July 2023 have no status: there the end of the turn says it alone.
 - An answer that stopped for its length is continued by another message: `continue_` keeps the text as a prefix, and
   what is a candidate from then on is the rest of it.
+- Images of other messages (a tool drew them) are a part of the answer, too: those that came before the text stand
+  before it, those that come later below it, and they may be all there is. Last come the sources that the text names.
+- Thoughts, code that goes to a tool, and what it printed are reasoning, given once they are finished.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from relay.domain import Delta, Event, FinishReason, Restarted
+from relay import shown
+from relay.citations import CitationFilter
+from relay.domain import (
+    Delta,
+    Event,
+    FileLink,
+    FinishReason,
+    Reasoning,
+    RemoteFile,
+    Restarted,
+)
 from relay.errors import UpstreamCut, UpstreamFailed
-from relay.upstreams.chatgpt_web.citations import CitationFilter
+from relay.shown import Rendering, part_of, text_of
+
+Pieces: TypeAlias = "list[Delta | FileLink]"
 
 _FAILED = ("failed", "finished_error", "finished_with_error", "canceled", "cancelled")
-
-
-def part_of(message: dict[str, Any], name: str) -> dict[str, Any]:
-    """An object within a message; an empty one where there is none."""
-    value = message.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def text_of(message: dict[str, Any]) -> str:
-    """The text of a message's parts; parts that are no text (images, sound) have none."""
-    parts = part_of(message, "content").get("parts")
-    if not isinstance(parts, list):
-        return ""
-    return "".join(part for part in parts if isinstance(part, str))
 
 
 def identifier_of(value: Any) -> str:
@@ -91,26 +93,39 @@ class GrowingText:
 class Candidate:
     """A message that may be the answer, as it was last seen.
 
-    `text`: as the upstream has it. `visible`: without citation markers, as the caller has it.
+    `text`: as the upstream has it. `visible`: without citation markers; `rendering` makes of it what
+    the caller has.
     """
 
     id: str
     text: GrowingText = field(default_factory=GrowingText)
     visible: GrowingText = field(default_factory=GrowingText)
     citations: CitationFilter = field(default_factory=CitationFilter)
+    rendering: Rendering = field(init=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     status: str | None = None
     end_turn: bool | None = None
     finish: str | None = None
+
+    def __post_init__(self) -> None:
+        self.rendering = Rendering(self.id)
 
     def update(self, message: dict[str, Any]) -> None:
         """Take over the message's state, all but its text."""
         self.status = message.get("status", self.status)
         self.end_turn = message.get("end_turn", self.end_turn)
-        details = part_of(message, "metadata").get("finish_details")
+        self.metadata = part_of(message, "metadata")
+        self.rendering.images = shown.images_in_text(message)
+        details = self.metadata.get("finish_details")
         if isinstance(details, dict):
             self.finish = details.get("type", self.finish)
         elif isinstance(details, str):
             self.finish = details
+
+    def render(self) -> Pieces:
+        """All that is visible, once more."""
+        self.rendering = Rendering(self.id, self.rendering.images)
+        return self.rendering.feed(self.visible.text)
 
     @property
     def complete(self) -> bool:
@@ -125,6 +140,59 @@ class Candidate:
         return self.status == "finished_successfully" and not self.end_turn
 
 
+class OtherMessages:
+    """What a turn's messages show beside the answer's text: images, and code. `awaits_image`: one is announced."""
+
+    def __init__(self) -> None:
+        self.images: list[RemoteFile] = []  # that the caller does not have yet
+        self.newest = ""  # the id of the message that had the last image
+        self._seen: set[str] = set()
+        self._reasoned: set[str] = set()
+        self._is_announced = False
+
+    @property
+    def awaits_image(self) -> bool:
+        return self._is_announced and not self._seen
+
+    def see(self, identifier: str, message: dict[str, Any]) -> list[Event]:
+        """A message that is no answer, in its newest state. A question voids what came before it: that was echoed."""
+        role = part_of(message, "author").get("role")
+        if role == "user":
+            self._forget()
+        metadata = part_of(message, "metadata")
+        is_hidden = metadata.get("is_visually_hidden_from_conversation")
+        if role not in ("assistant", "tool") or is_hidden:
+            return []
+        self._is_announced = self._is_announced or shown.awaits_image(message)
+        if message.get("status") not in ("finished_successfully", None):
+            return []
+        self.add_images(identifier, shown.images_of(message))
+        text = shown.reasoning_of(message)
+        if not text or message.get("status") is None or identifier in self._reasoned:
+            return []
+        self._reasoned.add(identifier)
+        return [Reasoning(text)]
+
+    def _forget(self) -> None:
+        self.images.clear()
+        self._seen.clear()
+        self.newest = ""
+        self._is_announced = False
+
+    def add_images(self, identifier: str, images: Iterable[RemoteFile]) -> None:
+        """Images that a message shows, each once."""
+        for image in images:
+            if image.pointer not in self._seen:
+                self._seen.add(image.pointer)
+                self.images.append(image)
+                self.newest = identifier
+
+    def take_images(self) -> list[RemoteFile]:
+        taken = self.images
+        self.images = []
+        return taken
+
+
 class Answer:
     """Follows the messages of one turn. `known`: ids of messages that were there before."""
 
@@ -132,15 +200,31 @@ class Answer:
         self._known = set(known)
         self._candidate: Candidate | None = None
         self._echo: dict[str, Any] | None = None
-        self._prefix = ""
+        self._others = OtherMessages()
+        self._before: Pieces = []  # what the caller has before the candidate's text
+        self._below = ""  # the id of the message that has the last image below the text
+        self._continued: list[Mapping[str, Any]] = []  # metadata of what stands there
 
     @property
     def id(self) -> str | None:
+        """The id of the message whose text it is."""
         return self._candidate.id if self._candidate else None
 
     @property
+    def newest_id(self) -> str | None:
+        """The id of the message that a next question follows: that of the text, or of an image below it."""
+        below = self._others.newest if self._others.images else self._below
+        return below or self.id
+
+    @property
     def complete(self) -> bool:
-        return self._candidate is not None and self._candidate.complete
+        has_text = self._candidate is not None and self._candidate.complete
+        return has_text and not self.awaits_image
+
+    @property
+    def awaits_image(self) -> bool:
+        """An image that was announced does not come in this stream."""
+        return self._others.awaits_image
 
     @property
     def cut_short(self) -> bool:
@@ -150,14 +234,19 @@ class Answer:
     def see(self, message: dict[str, Any]) -> list[Event]:
         """A message's newest state; what of it is new to the caller."""
         identifier = identifier_of(message.get("id"))
-        if identifier in self._known or not is_answer(message):
+        is_question = part_of(message, "author").get("role") == "user"
+        if identifier in self._known and not is_question:
             return []
+        if not is_answer(message):
+            return self._others.see(identifier, message)
         if self._candidate is not None and self._candidate.id == identifier:
             self._candidate.update(message)
             return self._compare(self._candidate, text_of(message))
         candidate = Candidate(identifier)
         candidate.update(message)
         if candidate.may_be_echo:
+            if shown.is_image_alone(message):
+                return self._others.see(identifier, message)
             self._echo = message
             return []
         return self._switch(candidate, text_of(message))
@@ -187,8 +276,19 @@ class Answer:
     def _give(self, candidate: Candidate, visible: str) -> list[Event]:
         if not visible:
             return []
+        images: Pieces = []
+        if not candidate.visible.length:
+            images = self._images_above()
         candidate.visible.append(visible)
-        return [Delta(visible)]
+        return [*images, *candidate.rendering.feed(visible)]
+
+    def _images_above(self) -> Pieces:
+        """The images that came before the text."""
+        images: Pieces = []
+        for file in self._others.take_images():
+            images += [*shown.image(file), Delta("\n\n")]
+        self._before += images
+        return images
 
     def _switch(self, candidate: Candidate, text: str) -> list[Event]:
         """Another message is the answer now."""
@@ -196,13 +296,13 @@ class Answer:
         self._candidate = candidate
         events: list[Event] = []
         if previous is not None and previous.visible.length:
-            events += self._restart("")
+            self._others.images[:0] = previous.rendering.images
+            events += self._restart([])
         return events + self.append(text)
 
-    def _restart(self, visible: str) -> list[Event]:
+    def _restart(self, pieces: Pieces) -> list[Event]:
         """Void what the caller has, and give what is valid of it again."""
-        text = self._prefix + visible
-        return [Restarted(), Delta(text)] if text else [Restarted()]
+        return [Restarted(), *shown.merged([*self._before, *pieces])]
 
     def _compare(self, candidate: Candidate, text: str) -> list[Event]:
         """The candidate's whole text, as it is now: what is new, or a restart where it was edited."""
@@ -214,16 +314,18 @@ class Answer:
         given = candidate.visible.text
         candidate.citations = CitationFilter()
         visible = candidate.citations.feed(text)
+        if visible.startswith(given):
+            return self._give(candidate, visible[len(given) :])
         candidate.visible = GrowingText(visible)
-        if not visible.startswith(given):
-            return self._restart(visible)
-        return [Delta(visible[len(given) :])] if len(visible) > len(given) else []
+        return self._restart(candidate.render())
 
     def continue_(self) -> None:
         """What is seen from now on goes on where the candidate stopped."""
-        assert self._candidate is not None
-        self._known.add(self._candidate.id)
-        self._prefix += self._candidate.visible.text
+        candidate = self._candidate
+        assert candidate is not None
+        self._known.add(candidate.id)
+        self._before += [*candidate.render(), *candidate.rendering.end()]
+        self._continued.append(candidate.metadata)
         self._candidate = None
         self._echo = None
 
@@ -238,6 +340,8 @@ class Answer:
             candidate.update(self._echo)
             events += self._switch(candidate, text_of(self._echo))
         last = self._candidate
+        if last is None and self._others.images and ended:
+            return events, "stop"
         if last is None or not (last.complete or ended):
             raise UpstreamCut()
         if last.status in _FAILED:
@@ -245,6 +349,25 @@ class Answer:
         if last.status == "in_progress":
             raise UpstreamCut()
         events += self._give(last, last.citations.end())
+        events += last.rendering.end()
         if last.finish == "max_tokens" or last.status == "finished_partial_completion":
             return events, "length"
         return events, "stop"
+
+    def below(self) -> list[Event]:
+        """What stands below the text once all of it was given: images that came later, and the sources."""
+        has_text = self._candidate is not None and self._candidate.visible.length
+        is_first = not self._before and not has_text
+        if self._others.images:
+            self._below = self._others.newest
+        paragraphs = [shown.image(file) for file in self._others.take_images()]
+        metadatas = list(self._continued)
+        if self._candidate is not None:
+            metadatas.append(self._candidate.metadata)
+        if sources := shown.sources_text(metadatas):
+            paragraphs.append([Delta(sources)])
+        pieces: Pieces = []
+        for paragraph in paragraphs:
+            pieces += paragraph if is_first else [Delta("\n\n"), *paragraph]
+            is_first = False
+        return [*shown.merged(pieces)]

@@ -10,8 +10,9 @@
   then, `end` gives the answer nevertheless.
 - A stream may end without the whole answer. `wants` then names the request that brings the rest: `Continue`, where
   the answer stopped for its length (the rest is another answer, appended to the text); `Poll`, where the answer was
-  handed off, or none came at all (it is to be read from the conversation, and fed here as a classic stream). Nothing
-  more is consumed until `again` is called, before the first piece of the next stream.
+  handed off, or none came at all, or an image of it is still being made (it is to be read from the conversation, and
+  fed here as a classic stream). Nothing more is consumed until `again` is called, before the first piece of the next
+  stream.
 - A message that is sent whole again and again makes a stream long, and its answer no longer: how much of what came was
   there before is counted in `repeated`, for those who bound an answer's size.
 """
@@ -29,8 +30,9 @@ from relay import sse
 from relay.accounts import Account
 from relay.domain import Event, Finished, FinishReason, Started
 from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
+from relay.shown import part_of
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.answer import Answer, identifier_of, part_of
+from relay.upstreams.chatgpt_web.answer import Answer, identifier_of
 from relay.upstreams.chatgpt_web.delta import Documents
 from relay.upstreams.wording import (
     error_text,
@@ -88,6 +90,7 @@ class WebDecoder:
         self._handed_off = False
         self._garbled = False
         self._continuations = 0
+        self._polled_for_image = False
         self._previous: object = None  # the id of the message that came last
         self._previous_size = 0
 
@@ -98,8 +101,8 @@ class WebDecoder:
 
     @property
     def message_id(self) -> str | None:
-        """The id of the message whose text comes now."""
-        return self._answer.id
+        """The id of the message that the answer is, as far as it has come."""
+        return self._answer.newest_id
 
     def again(self) -> None:
         """A new stream begins, of what was wanted."""
@@ -285,7 +288,7 @@ class WebDecoder:
             if announced and self._may_poll():
                 return self._start()
             raise
-        if announced and self._may_continue():
+        if announced and (self._may_continue() or self._may_poll_for_image()):
             return self._start() + events
         return self._finish(events, reason)
 
@@ -296,6 +299,15 @@ class WebDecoder:
         if not self._handed_off and self._answer.id is not None:
             return False
         self.wants = Poll(self.conversation_id)
+        return True
+
+    def _may_poll_for_image(self) -> bool:
+        """Whether an image is still being made; it is looked for once, until it is there or the turn is over."""
+        is_missing = self._answer.awaits_image and self.conversation_id
+        if not is_missing or self._polled_for_image:
+            return False
+        self._polled_for_image = True
+        self.wants = Poll(str(self.conversation_id))
         return True
 
     def _may_continue(self) -> bool:
@@ -311,5 +323,5 @@ class WebDecoder:
 
     def _finish(self, events: list[Event], reason: FinishReason) -> list[Event]:
         self._finished = True
-        finished = Finished(reason, self._answer.id or "", self._model)
-        return [*self._start(), *events, finished]
+        finished = Finished(reason, self._answer.newest_id or "", self._model)
+        return [*self._start(), *events, *self._answer.below(), finished]

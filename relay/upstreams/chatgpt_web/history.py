@@ -7,9 +7,17 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from relay.accounts import Account
-from relay.domain import Caller
-from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
-from relay.upstreams.chatgpt_web import body, failures
+from relay.domain import Caller, RemoteFile
+from relay.errors import (
+    NoConversation,
+    NoFile,
+    Unauthorized,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from relay.transports import Transport
+from relay.upstreams import FoundFile
+from relay.upstreams.chatgpt_web import body, failures, files
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import parse_tree
@@ -25,12 +33,19 @@ MOST_PAGES = 10
 class WebHistory:
     """The history of the server's accounts, or of the one that a caller's own token opens.
 
-    `seconds`: the longest wait for one answer.
+    `seconds`: the longest wait for one answer. `public`: what reaches the hosts that the backend
+    names, beside its own; None: they are not reached.
     """
 
-    def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        seconds: float = 60.0,
+        public: Transport | None = None,
+    ) -> None:
         self._backend = backend
         self._seconds = seconds
+        self._public = public
 
     @property
     def has_accounts(self) -> bool:
@@ -114,6 +129,38 @@ class WebHistory:
             if response.status != 404:
                 raise _failure(response)
         raise NoConversation()
+
+    def find_file(
+        self,
+        caller: Caller,
+        conversation_id: str,
+        account: str | None,
+        file: RemoteFile,
+    ) -> FoundFile:
+        paths = files.paths_of(file, conversation_id)
+        for candidate in self._accounts(caller, account):
+            for path in paths:
+                response = self._fetch(caller, candidate, "GET", path)
+                address = files.address_in(response)
+                if address is not None:
+                    return self._found(address, files.name_in(response, file))
+                if not files.is_missing(response):
+                    raise _failure(response)
+        raise NoFile()
+
+    def _found(self, address: str, name: str) -> FoundFile:
+        """A file at an address. Raises UpstreamFailed for one that is not followed."""
+        bases = [place.base for place in self._backend.places]
+        own = (base for base in bases if files.is_own_host(address, base))
+        base = next(own, bases[0])
+        call = files.call_for(address, base)
+        if files.is_own_host(call.url, base):
+            return FoundFile(call, self._backend.transport, name)
+        if self._public is None:
+            raise UpstreamFailed(
+                "The upstream keeps the file at a host that is not reached here."
+            )
+        return FoundFile(call, self._public, name)
 
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
         if not caller.token and not caller.may_spend:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from relay import sse
+from relay import shown, sse
 from relay.accounts import Account
 from relay.domain import Question
 from relay.errors import (
@@ -25,6 +25,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from relay.shown import part_of
 from relay.upstreams.chatgpt_web import body, failures, uploads
 from relay.upstreams.chatgpt_web.answer import is_answer
 from relay.upstreams.chatgpt_web.backend import Backend, is_anonymous
@@ -265,34 +266,40 @@ def parse_tree(response: WholeResponse) -> Tree:
 
 
 def complete_answers(tree: Tree, question_id: str) -> list[dict[str, Any]]:
-    """The answers to a question, oldest first; none while the last one still grows.
+    """The messages that answer a question, in their order; none while more of them is to come.
 
-    Raises UpstreamFailed where the turn is over and has no text.
+    Raises UpstreamFailed where the turn is over and has neither a text nor an image.
     """
-    answers, over = answers_to(tree, question_id)
-    if over and not answers:
+    messages = messages_below(tree, question_id)
+    answers = [message for message in messages if is_answer(message)]
+    has_image = any(map(shown.images_of, messages))
+    over = any(message.get("end_turn") is True for message in messages)
+    is_awaited = any(map(shown.awaits_image, messages))
+    # a task beside the stream is over once its outcome waits to be read
+    is_made = is_awaited and tree.get("async_status") in (None, "UNREAD")
+    if over and not answers and not has_image:
         raise UpstreamFailed(
-            "ChatGPT answered with what is no text (an image or a file): see it at "
+            "ChatGPT answered with what is no text (a sound or a document): see it at "
             "chatgpt.com."
         )
     if answers and answers[-1].get("status") == "in_progress":
         return []
-    return answers
+    if is_awaited and not has_image and not (over and is_made):
+        return []
+    is_there = answers or (has_image and (over or is_made))
+    return messages if is_there else []
 
 
-def answers_to(tree: Tree, question_id: str) -> tuple[list[dict[str, Any]], bool]:
-    """The answers in a tree that descend from a question, oldest first; and whether its turn is over."""
-    answers: list[dict[str, Any]] = []
-    over = False
-    for name, node in _descendants(tree, question_id):
-        message = node.get("message")
-        if not isinstance(message, dict):
-            continue
-        if name != question_id and message.get("end_turn") is True:
-            over = True
-        if is_answer(message):
-            answers.append(message)
-    return answers, over
+def messages_below(tree: Tree, question_id: str) -> list[dict[str, Any]]:
+    """The messages in a tree that descend from a question and are no others' questions, in their order."""
+    messages = [node.get("message") for _, node in _descendants(tree, question_id)]
+    return [
+        message
+        for message in messages
+        if isinstance(message, dict)
+        and message.get("id") != question_id
+        and part_of(message, "author").get("role") in ("assistant", "tool")
+    ]
 
 
 def _descendants(tree: Tree, root: str) -> Generator[tuple[str, Tree], None, None]:
