@@ -438,6 +438,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.list_conversations(token, asked.path)
         if asked.method == "PATCH" and path == "/conversations":
             return self.hide_all(token)
+        if asked.method == "GET" and "download" in path.split("/"):
+            return self.file_address(asked, token, path)
         if path == "/files" or path.startswith("/files/"):
             return self.file(asked, token, path.removeprefix("/files").strip("/"))
         if asked.method == "GET" and path == "/models":
@@ -457,8 +459,6 @@ class Handler(BaseHTTPRequestHandler):
                 return self.respond(200, {"message": "Conversation has title already"})
             tree["title"] = "A generated title"
             return self.respond(200, {"title": tree["title"]})
-        if asked.method == "GET" and path.endswith("/download"):
-            return self.file_address(asked, token, path)
         if path.startswith("/conversation/"):
             return self.one_conversation(
                 asked, token, path.removeprefix("/conversation/")
