@@ -224,8 +224,11 @@ class Access:
         """The owners that have a key, in the order of the keys; an owner may have several."""
         return tuple(dict.fromkeys(key.owner for key in self._keys))
 
-    def sees_all_usage(self, caller: Caller) -> bool:
-        """Whether a caller sees what everybody used: the holder of the only key, or of one named OWNER."""
+    def is_operator(self, caller: Caller) -> bool:
+        """Whether a caller may see and do what is the service's own: the holder of the only key, or of one named OWNER.
+
+        An open service has none.
+        """
         has_key = bool(self._keys) and caller.may_spend
         return has_key and (caller.owner == OWNER or self.owners == (caller.owner,))
 

@@ -329,6 +329,10 @@ class AccountPool:
     def __len__(self) -> int:
         return len(self._accounts)
 
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        return self._accounts
+
     def replace(self, accounts: tuple[Account, ...]) -> None:
         """Have these accounts from now on. Asks that are under way go on with those that they have."""
         self._accounts = accounts

@@ -47,7 +47,7 @@ class PooledAccount:
 class Pool:
     """`recognizes`: the form of tokens that can be added. `learn`: has this process learn of a change. All may block.
 
-    `names`: of accounts, by their rows. `resting`: all of the server's that rest.
+    `resting`: all accounts of the server's that rest.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Pool:
         self._learn = learn
         self._resting = resting
 
-    def list(self) -> list[PooledAccount]:
+    def accounts(self) -> list[PooledAccount]:
         """All accounts, by name. Raises StoreFailed."""
         resting: dict[str, list[Resting]] = {}
         for rest in self._resting():

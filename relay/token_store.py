@@ -80,7 +80,10 @@ class TokenStore:
         return tokens.select_token(connection, token.id) is not None
 
     def add(self, added: Sequence[StoredToken], removed: Sequence[str] = ()) -> None:
-        """Add accounts of the server's own, or replace them, and remove those of these ids. Every process learns of it."""
+        """Add accounts of the server's own, or replace them, and remove those of these ids.
+
+        Every process that shares the database learns of it.
+        """
         now = self.now()
         rows = [{**asdict(token), "updated": now} for token in added]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
@@ -28,6 +29,7 @@ from relay.token_store import StoredToken, TokenStore
 
 log = logging.getLogger(__name__)
 
+SIGNED_IN = "The account of login"
 POOLED = "An account of the pool"
 MOST_OF_CALLERS = 1000  # refresh tokens that are remembered
 MOST_RENEWALS = 32  # of callers' refresh tokens, at once
@@ -35,6 +37,9 @@ FIRST_PAUSE = 2.0  # after a failure; twice as long after each further one
 LONGEST_PAUSE = 60.0
 DEAD_PAUSE = 10.0  # between two looks at the row of one that is dead
 DEAD_PAUSE_OF_CALLERS = 3600.0  # theirs may have no row, so it would be sent again
+SCHEDULE = "schedule"  # the name of the lease
+SCHEDULE_SECONDS = 3600.0
+REFRESH_SECONDS = 60.0  # that a scheduled refresh is waited for
 REJECTION_SECONDS = 60.0  # between two renewals that a refused access token asks for
 
 
@@ -111,6 +116,12 @@ class SignedInTokens:
         if row.dead is not None:
             state.error = rejection(row)
 
+    @property
+    def stored(self) -> tuple[Account, ...]:
+        """The server's accounts that the database has."""
+        signed_in = (Account.of_sign_in(each, SIGNED_IN) for each in self.signed_in)
+        return (*signed_in, *self.pooled)
+
     def get(self, sign_in: SignIn, seconds: float) -> str | None:
         deadline = Deadline.after(seconds)
         while True:
@@ -148,16 +159,21 @@ class SignedInTokens:
             state.due = state.expires = 0.0
             return True
 
-    def renew(self, sign_in: SignIn, seconds: float) -> None:
-        """Get a new access token now, whatever is left of the last one; for `seconds` at most. Raises RelayError."""
+    def take_night(self) -> bool:
+        """Whether this process is the one, of all that share the database, that refreshes this night. May block."""
+        return self._store.lease(SCHEDULE, str(uuid.uuid4()), SCHEDULE_SECONDS)
+
+    def refresh(self, sign_in: SignIn, forced: bool) -> None:
+        """Get an access token: a new one (`forced`), or one where none is valid. May block. Raises RelayError."""
         with self._lock:
             state = self._state(sign_in)
-            state.due = 0.0
-            state.rejected = state.token
-        self.get(sign_in, 0)
+            if forced and state.renewal is None:
+                state.due = 0.0
+                state.rejected = state.token
+        self.get(sign_in, REFRESH_SECONDS)
         renewal = state.renewal
         if renewal is not None:
-            renewal.wait(seconds)
+            renewal.wait(REFRESH_SECONDS)
 
     def close(self, seconds: float) -> None:
         """Wait until the renewals that are under way have ended, for `seconds` at most."""

@@ -66,6 +66,11 @@ class Backend:
         default_factory=lambda: Recent(CHALLENGED_SECONDS), repr=False
     )
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the server asks without an account."""
+        return any(map(is_anonymous, self.pool.accounts))
+
     def recognizes(self, token: str) -> bool:
         """Whether this has the form of ChatGPT's tokens; a reverse proxy may give out others.
 
