@@ -29,6 +29,7 @@ from relay.web import (
     openai_routes,
     own,
     platform_routes,
+    pool_routes,
     signin,
 )
 from relay.web.edge import Dialect
@@ -166,6 +167,7 @@ DIALECTS = (
     openai_routes.IMITATE,
     chatgpt_routes.DIALECT,
     platform_routes.DIALECT,
+    pool_routes.DIALECT,
 )
 
 

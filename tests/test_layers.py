@@ -41,6 +41,11 @@ MAY_IMPORT = {
     "relay.accounts": VALUES,
     "relay.token_store": VALUES
     | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.rest_store": VALUES
+    | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.account_watch": VALUES | {"relay.accounts", "relay.rest_store"},
+    "relay.pool": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.signin.tokens"},
     "relay.signin.refresh": VALUES
     | {"relay.transports!", "relay.upstreams.http", "relay.upstreams.wording"},
     "relay.signin.renewal": VALUES
@@ -106,6 +111,7 @@ MAY_IMPORT = {
     | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
+    | {"relay.pool"}
     | {"relay.window"}
     | PROTOCOL,
 }

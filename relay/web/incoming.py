@@ -36,6 +36,7 @@ TWO_CREDENTIALS = (
     "The headers Authorization and x-api-key hold two different credentials: send one "
     "of them."
 )
+WORKSPACE = "Chatgpt-Account-Id"
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 _PIECE = 64 * 1024
@@ -108,10 +109,18 @@ class Incoming(Request):
         forwarded = self.headers.get("X-Forwarded-For", "")
         return self.proxies.caller_address(self.remote_addr or "", forwarded)
 
-    def authenticate(self, access_token: str | None = None) -> None:
-        """Find out who asks. Raises RelayError for one who may not ask."""
+    def authenticate(
+        self, access_token: str | None = None, workspace: object = None
+    ) -> None:
+        """Find out who asks. Raises RelayError for one who may not ask.
+
+        `workspace`: the field Chatgpt-Account-Id; the header of that name is read as well.
+        """
+        stated = workspace or self.headers.get(WORKSPACE, "")
+        if not isinstance(stated, str):
+            raise BadRequest(f"The field {WORKSPACE} must be a text.")
         self._caller = self.service.access.caller(
-            self.credential, access_token, self.recognizes
+            self.credential, access_token, self.recognizes, stated.strip()
         )
 
     @cached_property

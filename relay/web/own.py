@@ -9,7 +9,7 @@ from flask import Response
 from relay.dialects import bodies, fields, form, ndjson, report
 from relay.dialects.bodies import Fields
 from relay.errors import BadRequest, RelayError
-from relay.web.incoming import Incoming, pause
+from relay.web.incoming import WORKSPACE, Incoming, pause
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -48,7 +48,8 @@ def authenticate_by_fields(incoming: Incoming) -> Fields:
     content_type = incoming.content_type or ""
     found |= bodies.read(content_type, incoming.whole_body(), pause)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
-    incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
+    token = fields.text_of(found, "access_token").strip()
+    incoming.authenticate(token or None, found.pop(WORKSPACE, None))
     return found
 
 
