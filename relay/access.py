@@ -267,7 +267,9 @@ class Access:
         """Who asks, by the Authorization header and the access_token field.
 
         `workspace`: the id of the one that the caller's own token is to ask in; it goes with no other.
-        `also`: whether the route asked has a use for a credential that no upstream of the service recognizes. Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
+        `also`: whether the route asked has a use for a credential that no upstream of the service recognizes.
+
+        Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
         """
         credentials = parse_authorization(authorization)
         if access_token:

@@ -363,12 +363,23 @@ class AccountPool:
         raise _gone(name)
 
     def in_turn(self) -> tuple[Account, ...]:
-        """All accounts, beginning with the one whose turn it is."""
+        """All accounts, beginning with the one whose turn it is: each that does not rest has as many turns."""
         accounts = self._named()
+        count = max(1, len(accounts))
         with self._lock:
-            first = self._next % max(1, len(accounts))
+            turns = [(self._next + step) % count for step in range(len(accounts))]
+            awake = (turn for turn in turns if self._may_begin(accounts[turn]))
+            first = next(awake, self._next % count)
             self._next = first + 1
         return accounts[first:] + accounts[:first]
+
+    def _may_begin(self, account: Account) -> bool:
+        """Whether asks may begin with the account: it does not rest, or has rested long enough to be tried."""
+        rest = self._rests.get(Scope(account.name))
+        now = self.clock()
+        if rest is not None and now < min(rest.until, rest.since + LATE_TRIAL_SECONDS):
+            return False
+        return not self.is_rejected(account)
 
     def _named(self) -> tuple[Account, ...]:
         """The accounts by the names that are known now: an access token says whose a refresh token is."""

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, render_template_string
 
 from relay.dialects import bodies, fields
-from relay.errors import Forbidden, RelayError
+from relay.errors import BadRequest, Forbidden, RelayError
 from relay.pool import PooledAccount
 from relay.web import own
 from relay.web.edge import Dialect
@@ -68,9 +68,7 @@ token, or either with a comma and an account id behind it. A line that begins wi
 
 @routes.get("")
 def show(incoming: Incoming) -> Response:
-    incoming.format = own.choose_format(
-        incoming, bodies.read_query(dict(incoming.args.lists())), PAGE_FORMATS
-    )
+    incoming.format = choose_format(incoming)
     check_operator(incoming)
     accounts = incoming.service.pool.accounts()
     if incoming.format == "html":
@@ -104,6 +102,15 @@ def error(incoming: Incoming) -> Response:
     return json_response({"status": "success", "error_tokens": names})
 
 
+def choose_format(incoming: Incoming) -> str:
+    """What is asked for: a page is the default of a GET, JSON that of a POST. Raises BadRequest."""
+    formats = PAGE_FORMATS if incoming.method in ("GET", "HEAD") else JSON_FORMATS
+    query = bodies.read_query(dict(incoming.args.lists()))
+    if not query.get("format") and not incoming.accept_mimetypes:
+        return next(iter(formats))
+    return own.choose_format(incoming, query, formats)
+
+
 def check_operator(incoming: Incoming) -> None:
     """Raise Forbidden for anybody but the owner."""
     caller = incoming.caller
@@ -113,8 +120,7 @@ def check_operator(incoming: Incoming) -> None:
 
 def read_fields(incoming: Incoming) -> dict[str, Any]:
     """The fields of a body that the owner sent. Raises RelayError."""
-    query = bodies.read_query(dict(incoming.args.lists()))
-    incoming.format = own.choose_format(incoming, query, JSON_FORMATS)
+    incoming.format = choose_format(incoming)
     check_operator(incoming)
     return bodies.read(incoming.content_type or "", incoming.whole_body(), pause)
 
@@ -149,14 +155,20 @@ def page(
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
     """A failure as FastAPI has it, or as a page."""
-    formats = PAGE_FORMATS if incoming.method == "GET" else JSON_FORMATS
-    best = incoming.accept_mimetypes.best_match(list(formats.values()))
-    if (incoming.format or best) in ("html", "text/html"):
+    if _format_of_error(incoming) == "html":
         response = page(incoming, None, error.message)
     else:
         response = json_response({"detail": error.message})
     response.status_code = error.status
     return response
+
+
+def _format_of_error(incoming: Incoming) -> str:
+    """The format, also of a request that failed before it was known."""
+    try:
+        return incoming.format or choose_format(incoming)
+    except BadRequest:
+        return "json"
 
 
 DIALECT = Dialect(
