@@ -114,7 +114,8 @@ class AccountWatch:
         self._look_lock = Lock()
 
     def start(self) -> None:
-        """Start the threads. Called once."""
+        """Look, and start the threads. Called once. May block."""
+        self._try_to_look()
         self._thread.start()
         if self._scheduled is not None:
             Thread(target=self._run_schedule, name="refresh", daemon=True).start()
@@ -138,23 +139,22 @@ class AccountWatch:
             self._known = found
 
     def _run(self) -> None:
-        while True:
-            pause = self._every
-            try:
-                self.look()
-                self._failed = False
-            except StoreFailed as error:
-                if not self._failed:
-                    log.warning("Accounts could not be compared: %s", error)
-                self._failed = True
-                pause = RETRY_SECONDS
-            if self._stopped.is_set():
-                return
+        while not self._stopped.is_set():
             if self._failed:
-                self._stopped.wait(pause)
+                self._stopped.wait(RETRY_SECONDS)
             else:
-                self._outbox.filled.wait(pause)
+                self._outbox.filled.wait(self._every)
             self._outbox.filled.clear()
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        try:
+            self.look()
+            self._failed = False
+        except StoreFailed as error:
+            if not self._failed:
+                log.warning("Accounts could not be compared: %s", error)
+            self._failed = True
 
     def _run_schedule(self) -> None:
         assert self._scheduled is not None

@@ -93,7 +93,7 @@ class Pool:
 
     def _merged(self, row: StoredToken) -> StoredToken:
         """A row that is to be written: of a token that is known already, what is known stays."""
-        known = self._store.find(row.id)
+        known = self._store.find(row.id) if row.refresh_token else None
         if known is None:
             return row
         source = "pool" if known.source == "caller" else known.source
