@@ -19,7 +19,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from relay.account_watch import LOOK_SECONDS, next_refresh
-from relay.accounts import Account
+from relay.accounts import Account, SignIn
+from relay.token_store import StoredToken, TokenStore
 from tests.browser import Browser
 from tests.chatgpt_backend import Backend
 from tests.conftest import running
@@ -474,3 +475,46 @@ def test_a_person_adds_and_removes_accounts_in_a_browser(
         wait_for(lambda: "0 of 0 tokens can be used." in browser.text)
     finally:
         browser.close()
+
+
+def test_accounts_of_login_are_taken_and_left_without_a_restart(
+    build: Build, backend: Backend, oauth: OAuthServer
+) -> None:
+    client = opened(build, backend, oauth)
+    service = client.application.extensions["service"]
+    tokens = TokenStore(service.store)
+    given = oauth.sign_in("signed-in")
+    row_id = SignIn.of(given, "login").id
+    tokens.add([StoredToken(row_id, "login", "token-1", given)])
+    service.watch.look()
+    assert ask(client).status_code == 200 and oauth.asked == [given]
+    assert listed(client)["accounts"] == [], "the pool's alone"
+    tokens.delete(row_id)
+    service.watch.look()
+    assert ask(client).status_code == 200 and len(backend.turns) == 1
+
+
+def test_a_service_without_a_key_opens_no_account_to_everybody(
+    build: Build, backend: Backend, oauth: OAuthServer
+) -> None:
+    client = opened(build, backend, oauth, authorization=())
+    service = client.application.extensions["service"]
+    tokens = TokenStore(service.store)
+    given = oauth.sign_in("signed-in")
+    tokens.add([StoredToken(SignIn.of(given, "login").id, "login", "token-1", given)])
+    service.watch.look()
+    assert ask(client, {"Accept": "*/*"}).status_code == 200 and not backend.turns
+    again = opened(build, backend, oauth, authorization=())
+    assert ask(again, {"Accept": "*/*"}).status_code == 500
+    assert again.get("/conversations").status_code == 401
+
+
+def test_an_account_that_is_removed_while_its_token_is_renewed_stays_away(
+    client: FlaskClient, backend: Backend, oauth: OAuthServer
+) -> None:
+    post(client, "upload", oauth.sign_in("leaving"))
+    oauth.behaviour.before = lambda: post(client, "clear") and None
+    assert ask(client).status_code == 200, "it was asked before it was removed"
+    service = client.application.extensions["service"]
+    assert TokenStore(service.store).of_source("pool") == []
+    assert listed(client)["accounts"] == []
