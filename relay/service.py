@@ -114,12 +114,8 @@ class Service:
         tidy = (token_store.tidy, usage.store.expire)
         upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
         upkeep.start()
-        accounts = ServerAccounts(
-            tokens, upstreams, accepts_more=is_guarded(settings, keys)
-        )
-        watch = AccountWatch(
-            outbox, accounts, accounts.refresh if settings.scheduled_refresh else None
-        )
+        accounts = ServerAccounts(tokens, upstreams, is_guarded(settings, keys))
+        watch = accounts.watch(outbox, settings.scheduled_refresh)
         watch.start()
         return cls(
             settings=settings,
@@ -230,13 +226,16 @@ class ServerAccounts:
         self,
         tokens: SignedInTokens,
         upstreams: Mapping[str, Upstream],
-        *,
         accepts_more: bool,
     ) -> None:
         found = upstreams.get("chatgpt-web")
         self._web = found if isinstance(found, chatgpt_web.ChatGPTWeb) else None
         self._tokens = tokens
         self._accepts_more = accepts_more
+
+    def watch(self, outbox: RestOutbox, refreshes: bool) -> AccountWatch:
+        """What keeps them as the database has them. `refreshes`: as SCHEDULED_REFRESH says."""
+        return AccountWatch(outbox, self, self.refresh if refreshes else None)
 
     def reload(self) -> None:
         if self._web is not None and self._accepts_more:

@@ -62,17 +62,11 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         check_setting(name, address)
     if settings.arkose_token_url:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
-    pool = AccountPool(
-        accounts_for(settings, resources.stored()),
-        tokens=resources.tokens,
-        notes=resources.notes,
-        remembers_limits=settings.enable_limit,
-    )
     memory = GatewayMemory()
     backend = Backend(
         transport=FailoverTransport(CookieTransport(resources.transport), memory),
         places=places_of(settings),
-        pool=pool,
+        pool=pool_of(settings, resources),
         tokens=resources.tokens,
         memory=memory,
         auth_key=settings.auth_key,
@@ -92,6 +86,15 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         backend,
         settings.read_timeout,
         lambda: accounts_for(settings, resources.stored()),
+    )
+
+
+def pool_of(settings: Settings, resources: Resources) -> AccountPool:
+    return AccountPool(
+        accounts_for(settings, resources.stored()),
+        tokens=resources.tokens,
+        notes=resources.notes,
+        remembers_limits=settings.enable_limit,
     )
 
 
