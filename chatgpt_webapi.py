@@ -30,6 +30,7 @@ from relay.web import (
     openai_routes,
     own,
     platform_routes,
+    pool_routes,
     signin,
 )
 from relay.web.app import App
@@ -178,6 +179,7 @@ DIALECTS = (
     openai_routes.IMITATE,
     chatgpt_routes.DIALECT,
     platform_routes.DIALECT,
+    pool_routes.DIALECT,
 )
 
 

@@ -18,7 +18,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
 
-from relay.accounts import Account, is_chatgpt_token, is_refresh_token
+from relay.accounts import (
+    Account,
+    is_chatgpt_token,
+    is_refresh_token,
+    is_workspace,
+    join_token,
+    split_token,
+)
 from relay.domain import Caller
 from relay.errors import (
     BadRequest,
@@ -227,8 +234,11 @@ class Access:
         """The owners that have a key, in the order of the keys; an owner may have several."""
         return tuple(dict.fromkeys(key.owner for key in self._keys))
 
-    def sees_all_usage(self, caller: Caller) -> bool:
-        """Whether a caller sees what everybody used: the holder of the only key, or of one named OWNER."""
+    def is_operator(self, caller: Caller) -> bool:
+        """Whether a caller may see and do what is the service's own: the holder of the only key, or of one named OWNER.
+
+        An open service has none.
+        """
         has_key = bool(self._keys) and caller.may_spend
         return has_key and (caller.owner == OWNER or self.owners == (caller.owner,))
 
@@ -238,12 +248,18 @@ class Access:
             self._find_key(credential)
 
     def caller(
-        self, authorization: str, access_token: str | None, also: Recognizer = never
+        self,
+        authorization: str,
+        access_token: str | None,
+        also: Recognizer = never,
+        workspace: str = "",
     ) -> Caller:
         """Who asks, by the Authorization header and the access_token field.
 
-        `also`: whether the route asked has a use for a credential that no upstream of the service
-        recognizes. Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
+        `workspace`: the id of the one that the caller's own token is to ask in; it goes with no other.
+        `also`: whether the route asked has a use for a credential that no upstream of the service recognizes.
+
+        Raises Unauthorized, Forbidden or BadRequest for one who may not ask.
         """
         credentials = parse_authorization(authorization)
         if access_token:
@@ -261,7 +277,7 @@ class Access:
                 "A header and the field access_token hold two different credentials: "
                 "send one of them."
             )
-        token = tokens[0] if tokens else None
+        token = _in_workspace(tokens[0], workspace) if tokens else None
         self._check_may_ask(key, token, also)
         return self._caller(key, token)
 
@@ -319,6 +335,19 @@ class Access:
             message = "That is not a client key of this service."
             raise Unauthorized(message, wrong_key=True)
         return None
+
+
+def _in_workspace(token: str, workspace: str) -> str:
+    """A token with the workspace that was stated apart from it. Raises BadRequest."""
+    given, stated = split_token(token)
+    if not workspace or not is_chatgpt_token(given) and not is_refresh_token(given):
+        return token
+    if not is_workspace(workspace) or stated not in ("", workspace):
+        raise BadRequest(
+            "Chatgpt-Account-Id holds no account id, or another one than the token: send "
+            "the workspace's id, as ChatGPT shows it."
+        )
+    return join_token(given, workspace)
 
 
 def parse_authorization(header: str) -> list[Credential]:

@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from threading import Lock
@@ -36,10 +36,11 @@ TRIAL_SECONDS = (
 LATE_TRIAL_SECONDS = 900.0  # and where another one is
 SHORTEST_SECRET = 8  # servers without keys are given words such as none or ollama, which are no secrets
 _AUTH0_REFRESH_TOKEN = re.compile(r"[A-Za-z0-9_-]{45}")
+_WORKSPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OTHER_TOKENS = ("at-", "cw-", "fk-", "pk-", "sess-", "sk-")
 
-#: who gave a refresh token: a setting, the command `login`, or a caller
-Source: TypeAlias = Literal["setting", "login", "caller"]
+#: who gave a token: a setting, the command `login`, the owner while the service runs, or a caller
+Source: TypeAlias = Literal["setting", "login", "pool", "caller"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Account:
     `former_name` is what an older version called all members of the workspace. `label` says to the
     operator which of the settings' tokens it is, `renewal` what to do once that is rejected.
     `sign_in`: its refresh token, where it has one; its access token is then the current one, or "".
-    `wanted`: the name that it must turn out to have.
+    `wanted`: the name that it must turn out to have. `workspace`: the id of the team workspace that it
+    asks in, where that was stated with its token.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Account:
     renewal: str = ""
     sign_in: SignIn | None = None
     wanted: str | None = None
+    workspace: str = ""
 
     @property
     def log_name(self) -> str:
@@ -105,20 +108,31 @@ class Account:
         return payload.replace(token, b"...")
 
     @classmethod
-    def of(cls, token: str) -> Account:
-        """The account that a token names: a JWT's claims are read, unverified; other tokens are opaque."""
-        workspace, person = _claims(token) if is_jwt(token) else ("", "")
+    def of(cls, text: str) -> Account:
+        """The account that a token names: a JWT's claims are read, unverified; other tokens are opaque.
+
+        `text`: the token, or `token,workspace`.
+        """
+        token, stated = split_token(text)
+        claimed, person = _claims(token) if is_jwt(token) else ("", "")
+        workspace = stated or claimed
         if workspace and person:
             name = _account_name(f"{workspace}/{person}")
-            return cls(name, token, _account_name(workspace))
-        if workspace or person:
-            return cls(_account_name(workspace or person), token)
-        return cls(f"token-{_short_hash(token)}", token)
+            former = _account_name(claimed) if claimed == workspace else None
+            return cls(name, token, former, workspace=stated)
+        if claimed or person:
+            return cls(_account_name(workspace or person), token, workspace=stated)
+        return cls(f"token-{_short_hash(text)}", token, workspace=stated)
 
     @classmethod
-    def of_sign_in(cls, sign_in: SignIn, label: str = "") -> Account:
+    def of_sign_in(
+        cls, sign_in: SignIn, label: str = "", workspace: str = ""
+    ) -> Account:
         """The account of a refresh token, whose access token is not known yet."""
-        return cls(sign_in.name, "", label=label, sign_in=sign_in)
+        name = sign_in.name
+        if workspace:
+            name = f"token-{_short_hash(f'{sign_in.id},{workspace}')}"
+        return cls(name, "", label=label, sign_in=sign_in, workspace=workspace)
 
     @classmethod
     def of_setting(
@@ -132,7 +146,7 @@ class Account:
 
     def with_token(self, token: str) -> Account:
         """The same account with an access token; its name is the one that the token's claims give, if they do."""
-        found = Account.of(token)
+        found = Account.of(join_token(token, self.workspace))
         if not found.name.startswith("account-"):
             return replace(self, token=token)
         return replace(
@@ -206,6 +220,24 @@ def is_refresh_token(token: str) -> bool:
     return not is_other and _AUTH0_REFRESH_TOKEN.fullmatch(token) is not None
 
 
+def split_token(text: str) -> tuple[str, str]:
+    """A token and the id of the team workspace that it asks in, "" where none is stated: `token,workspace`."""
+    token, comma, workspace = text.rpartition(",")
+    if comma and token and is_workspace(workspace):
+        return token, workspace
+    return text, ""
+
+
+def join_token(token: str, workspace: str) -> str:
+    """The two as one text, as `split_token` takes it."""
+    return f"{token},{workspace}" if workspace else token
+
+
+def is_workspace(text: str) -> bool:
+    """Whether a text has the form of a workspace's id."""
+    return _WORKSPACE.fullmatch(text) is not None
+
+
 class AccessTokens(Protocol):
     """The access tokens of accounts with a refresh token; shared by all threads. `relay.signin.tokens` has them."""
 
@@ -226,10 +258,14 @@ class AccessTokens(Protocol):
 
 
 class Scope(NamedTuple):
-    """What a limit holds for: an account and, where limits are per model, a model."""
+    """What a rest holds for: an account and, where limits are per model, a model; or one token of the account alone.
+
+    `token`: the start of the token's SHA-256, which stays out of every answer.
+    """
 
     account: str
     model: str = ""
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,34 +284,66 @@ class Rest:
 class Resting:
     """A resting account for those who look: its name, the model that the limit is for, and its stated end.
 
-    `until` is "" for an account that rests until someone signs in again.
+    `until` is "" for an account that rests until someone signs in again. `reason`: the code of the error.
     """
 
     account: str
     model: str
     until: str
+    reason: str = RateLimited.code
+
+
+class RestNotes(Protocol):
+    """Told of each change of a rest, so that other processes learn of it. Never blocks."""
+
+    def note(self, scope: Scope, rest: Rest | None) -> None:
+        """`rest`: what holds from now on; None: nothing does."""
 
 
 class AccountPool:
-    """The server's accounts, used in turn; shared by all threads."""
+    """The server's accounts, used in turn; shared by all threads.
+
+    `notes`: is told who rests. `remembers_limits`: whether a stated limit lets an account rest at all.
+    """
 
     def __init__(
         self,
         accounts: tuple[Account, ...],
         clock: Callable[[], float] = time.monotonic,
         tokens: AccessTokens | None = None,
+        notes: RestNotes | None = None,
+        *,
+        remembers_limits: bool = True,
     ) -> None:
         self._accounts = accounts
-        self._clock = clock
+        self.clock = clock
         self._tokens = tokens
+        self._notes = notes
+        self._remembers_limits = remembers_limits
         self._next = 0
         self._rests: dict[Scope, Rest] = {}
-        self._rejected: dict[str, float] = {}
+        self._ready: dict[Account, Account] = {}
         self._asks: Counter[str] = Counter()
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._accounts)
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        return self._accounts
+
+    def replace(self, accounts: tuple[Account, ...]) -> None:
+        """Have these accounts from now on. Asks that are under way go on with those that they have."""
+        self._accounts = accounts
+        self._ready.clear()
+
+    def take_rests(self, rests: Mapping[Scope, Rest], own: Collection[Scope]) -> None:
+        """Learn all rests that other processes know of; those of the scopes `own` are newer here."""
+        with self._lock:
+            ours = {s: r for s, r in self._rests.items() if s in own}
+            theirs = {s: r for s, r in rests.items() if s not in own}
+            self._rests = theirs | ours
 
     def only(self, name: str) -> tuple[Account, ...]:
         """The account of that name alone, for a conversation that lives there. Raises UpstreamGone.
@@ -295,12 +363,23 @@ class AccountPool:
         raise _gone(name)
 
     def in_turn(self) -> tuple[Account, ...]:
-        """All accounts, beginning with the one whose turn it is."""
-        with self._lock:
-            first = self._next
-            self._next = (first + 1) % max(1, len(self._accounts))
+        """All accounts, beginning with the one whose turn it is: each that does not rest has as many turns."""
         accounts = self._named()
+        count = max(1, len(accounts))
+        with self._lock:
+            turns = [(self._next + step) % count for step in range(len(accounts))]
+            awake = (turn for turn in turns if self._may_begin(accounts[turn]))
+            first = next(awake, self._next % count)
+            self._next = first + 1
         return accounts[first:] + accounts[:first]
+
+    def _may_begin(self, account: Account) -> bool:
+        """Whether asks may begin with the account: it does not rest, or has rested long enough to be tried."""
+        rest = self._rests.get(Scope(account.name))
+        now = self.clock()
+        if rest is not None and now < min(rest.until, rest.since + LATE_TRIAL_SECONDS):
+            return False
+        return not self.is_rejected(account)
 
     def _named(self) -> tuple[Account, ...]:
         """The accounts by the names that are known now: an access token says whose a refresh token is."""
@@ -310,7 +389,12 @@ class AccountPool:
         if account.sign_in is None or self._tokens is None:
             return account
         token = self._tokens.known(account.sign_in)
-        return account.with_token(token) if token else account
+        if not token:
+            return account
+        ready = self._ready.get(account)
+        if ready is None or ready.token != token:
+            ready = self._ready[account] = account.with_token(token)
+        return ready
 
     def with_token(self, account: Account, seconds: float) -> Account | None:
         """The account with its current access token; None while that is being got. Waits for `seconds` at most.
@@ -340,48 +424,74 @@ class AccountPool:
 
         The upstream's words were for the caller that met it, so they are not repeated.
         """
-        rest = self._rests.get(Scope(account.name, model))
-        left = rest.until - self._clock() if rest else 0.0
+        rest = self._rests.get(self._limited_scope(account, model))
+        left = rest.until - self.clock() if rest else 0.0
         if rest is None or left <= 0:
             return None
         return rest.kind(retry_after=max(1, round(left)))
+
+    def _limited_scope(self, account: Account, model: str) -> Scope:
+        """What an ask would have to wait for longest: the account's limit, or that of the model."""
+        scopes = (Scope(account.name), Scope(account.name, model))
+        return max(scopes, key=lambda scope: self._end_of(scope))
+
+    def _end_of(self, scope: Scope) -> float:
+        rest = self._rests.get(scope)
+        return rest.until if rest else -math.inf
 
     def take_trial(self, account: Account, model: str, alone: bool) -> bool:
         """Whether this ask may try a resting account again; then nobody else may for a while.
 
         `alone`: no other account is usable.
         """
-        scope = Scope(account.name, model)
-        now = self._clock()
+        now = self.clock()
         with self._lock:
+            scope = self._limited_scope(account, model)
             rest = self._rests.get(scope)
             pause = TRIAL_SECONDS if alone else LATE_TRIAL_SECONDS
             if rest is None or now < rest.since + pause:
                 return False
-            self._rests[scope] = replace(rest, since=now)
+            self._set({scope: replace(rest, since=now)})
             return True
 
+    def _set(self, changes: Mapping[Scope, Rest | None]) -> None:
+        """Change rests, which are replaced whole, so that reading them takes no lock. Called with the lock held."""
+        now = self.clock()
+        rests: dict[Scope, Rest | None] = {**self._rests, **changes}
+        self._rests = {s: r for s, r in rests.items() if r and r.until > now}
+        if self._notes is not None:
+            for scope, rest in changes.items():
+                self._notes.note(scope, rest)
+
     def is_rejected(self, account: Account) -> bool:
-        """Whether the account's token was rejected within the last hour."""
-        return self._rejected.get(account.name, -math.inf) > self._clock()
+        """Whether the account's token, as it is now, was rejected within the last hour."""
+        if not self._rests:  # as it is mostly: then nothing is hashed
+            return False
+        return self._end_of(_token_scope(account)) > self.clock()
 
     def resting(self) -> list[Resting]:
         """All accounts that rest."""
-        now = self._clock()
-        with self._lock:
-            rests = dict(self._rests)
+        now = self.clock()
         limited = [
-            Resting(scope.account, scope.model, _iso_time(rest.until - now))
-            for scope, rest in rests.items()
-            if rest.until > now
+            Resting(
+                scope.account, scope.model, _iso_time(rest.until - now), rest.kind.code
+            )
+            for scope, rest in self._rests.items()
+            if rest.until > now and not scope.token
         ]
-        return [*limited, *self._signed_out()]
+        return [*limited, *self._refused_tokens(now)]
 
-    def _signed_out(self) -> Iterator[Resting]:
+    def _refused_tokens(self, now: float) -> Iterator[Resting]:
+        """Accounts whose refresh token is dead, and those whose access token was rejected."""
         for account in self._named():
-            if self._tokens is not None and account.sign_in is not None:
-                if self._tokens.is_dead(account.sign_in):
-                    yield Resting(account.name, "", "")
+            if account.sign_in is not None and self._is_dead(account.sign_in):
+                yield Resting(account.name, "", "", TokenRejected.code)
+            elif self.is_rejected(account):
+                until = self._end_of(_token_scope(account)) - now
+                yield Resting(account.name, "", _iso_time(until), TokenRejected.code)
+
+    def _is_dead(self, sign_in: SignIn) -> bool:
+        return self._tokens is not None and self._tokens.is_dead(sign_in)
 
     def take(self, account: Account, most: int) -> bool:
         """Count one more ask in flight; False where the account has `most` of them already (0: no bound)."""
@@ -401,28 +511,50 @@ class AccountPool:
     def in_flight(self, account: Account) -> int:
         return self._asks[account.name]
 
-    def succeeded(self, account: Account, model: str = "") -> None:
-        """The account answered: whatever it rested for is over."""
-        scope = Scope(account.name, model)
-        if scope in self._rests or account.name in self._rejected:
-            with self._lock:
-                self._rests.pop(scope, None)
-                self._rejected.pop(account.name, None)
+    def succeeded(
+        self, account: Account, model: str = "", began: float = math.inf
+    ) -> None:
+        """The account answered: whatever it rested for is over.
+
+        `began`: when it was asked; what it was refused later still holds.
+        """
+        scopes = (
+            Scope(account.name),
+            Scope(account.name, model),
+            _token_scope(account),
+        )
+        with self._lock:
+            known = ((scope, self._rests.get(scope)) for scope in scopes)
+            over: dict[Scope, Rest | None] = {
+                scope: None for scope, rest in known if rest and rest.since <= began
+            }
+            if over:
+                self._set(over)
 
     def refused(self, account: Account, error: RelayError, model: str = "") -> None:
         """Learn from a refusal: a rejected token comes last, a stated end lets the account rest."""
-        now = self._clock()
         if isinstance(error, TokenRejected):
             log.warning("%s was rejected%s", account.log_name, account.renewal)
-            self._rejected[account.name] = now + REJECTED_SECONDS
-        elif error.rests_account and error.retry_after:
+            self._let_rest(_token_scope(account), REJECTED_SECONDS, error)
+        elif self._rests_for(error) and error.retry_after:
             seconds = error.retry_after
             log.info("%s rests for %d s: %s.", account.log_name, seconds, error.code)
-            rest = Rest(now + seconds, now, type(error))
-            with self._lock:
-                current = {s: r for s, r in self._rests.items() if r.until > now}
-                current[Scope(account.name, model)] = rest
-                self._rests = current
+            if error.rests_whole_account:
+                model = ""
+            self._let_rest(Scope(account.name, model), seconds, error)
+
+    def _rests_for(self, error: RelayError) -> bool:
+        is_limit = isinstance(error, RateLimited)
+        return error.rests_account and (self._remembers_limits or not is_limit)
+
+    def _let_rest(self, scope: Scope, seconds: float, error: RelayError) -> None:
+        now = self.clock()
+        with self._lock:
+            self._set({scope: Rest(now + seconds, now, type(error))})
+
+
+def _token_scope(account: Account) -> Scope:
+    return Scope(account.name, token=_short_hash(account.token))
 
 
 def _gone(name: str) -> UpstreamGone:
@@ -456,7 +588,8 @@ class Attempts:
         self._pool = pool
         self._concurrency = concurrency
         self._held: Account | None = None
-        self._left = sorted(candidates, key=pool.is_rejected)
+        self._left = list(candidates)
+        self._began = -math.inf
         self._resting: list[Account] = []
         self._most = most
         self._last: RelayError | None = None
@@ -467,7 +600,8 @@ class Attempts:
     def next(self) -> Account:
         """The account to try now. Raises the last refusal when none is left."""
         while self._left and self._most >= 0:
-            account = self._left.pop(0)
+            account = min(self._left, key=self._pool.is_rejected)
+            self._left.remove(account)
             limit = self._pool.limit(account, self.model)
             if limit is None or self._pool.take_trial(account, self.model, alone=False):
                 return self._use(account)
@@ -481,6 +615,7 @@ class Attempts:
 
     def _use(self, account: Account) -> Account:
         self._most -= 1
+        self._began = self._pool.clock()
         self.account = account
         return account
 
@@ -554,4 +689,4 @@ class Attempts:
     def succeeded(self) -> None:
         """The account accepted the question."""
         if self.account is not None:
-            self._pool.succeeded(self.account, self.model)
+            self._pool.succeeded(self.account, self.model, self._began)

@@ -317,14 +317,19 @@ class Turn:
 class Routing:
     """Where new conversations go.
 
+    `default`: the name of the upstream of callers without a token; accounts that are added may change it.
     `explicit`: the operator named the upstream, so a credential that it cannot use is refused.
     `sole_owner`: there is one client key at most, so conversations that only an upstream knows of
     are that owner's.
     """
 
-    default_upstream: str
+    default: Callable[[], str]
     explicit: bool = False
     sole_owner: bool = True
+
+    @property
+    def default_upstream(self) -> str:
+        return self.default()
 
     def upstream_for(
         self, caller: Caller, upstreams: Mapping[str, Upstream]

@@ -49,9 +49,9 @@ RelayError
 An error carries its policy: `status` for HTTP, a stable `code`, whose fault it is (`source`), `retry_after` in whole
 seconds, whether the upstream may already have the question (`may_have_been_sent`), whether asking again cannot change
 it (`is_final`), whether another account may help, and whether the account rests for `retry_after` (`rests_account`;
-such a class makes an error of `retry_after` alone). Messages are for the caller and hold no secret; `quoted` is the
-part that an upstream or a caller wrote, and `reason` the message without it, for the log. An error is a value: nobody
-changes one after it was raised.
+such a class makes an error of `retry_after` alone), whatever the model (`rests_whole_account`). Messages are for the
+caller and hold no secret; `quoted` is the part that an upstream or a caller wrote, and `reason` the message without it,
+for the log. An error is a value: nobody changes one after it was raised.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class RelayError(Exception):
     is_final: ClassVar[bool] = False
     another_account_may_help: ClassVar[bool] = False
     rests_account: ClassVar[bool] = False
+    rests_whole_account: bool = False
     message: str = "Something went wrong."
     parameter: str | None = None
 
@@ -309,6 +310,7 @@ class Challenged(UpstreamRefused):
     code = "challenged"
     another_account_may_help = True
     rests_account = True
+    rests_whole_account = True
     message = (
         "The upstream demanded a browser check of this account, which this service "
         "never solves; it is not asked again until Retry-After is over."
@@ -375,6 +377,8 @@ class Refused(UpstreamRefused):
 
 
 class RateLimited(UpstreamRefused):
+    """`whole_account`: the limit holds whatever the model."""
+
     status = 429
     code = "rate_limited"
     another_account_may_help = True
@@ -382,9 +386,15 @@ class RateLimited(UpstreamRefused):
     message = "The upstream's limit is reached."
 
     def __init__(
-        self, message: str = "", *, retry_after: int | None = None, quoted: str = ""
+        self,
+        message: str = "",
+        *,
+        retry_after: int | None = None,
+        quoted: str = "",
+        whole_account: bool = False,
     ) -> None:
         super().__init__(message, status=429, retry_after=retry_after, quoted=quoted)
+        self.rests_whole_account = whole_account
 
 
 class OneAtATime(RateLimited):

@@ -92,7 +92,7 @@ owners = Table(
     Column("last_asked", Float, nullable=False),
 )
 tokens = Table(
-    "tokens",  # of accounts with a refresh token
+    "tokens",  # of accounts with a refresh token, and access tokens of the pool
     metadata,
     Column("id", Text, primary_key=True),
     Column("source", Text, nullable=False),
@@ -103,6 +103,23 @@ tokens = Table(
     Column("began", Float),
     Column("dead", Text),
     Column("updated", Float, nullable=False, index=True),
+    Column("workspace", Text, nullable=False, server_default=""),
+)
+rests = Table(
+    "rests",  # of accounts that are not asked for a while
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("token", Text, primary_key=True),
+    Column("code", Text, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("until", Float, nullable=False),
+)
+revisions = Table(
+    "revisions",  # counts the changes of what processes keep in memory
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )
 usage = Table(
     "usage",
@@ -155,6 +172,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "asks BIGINT NOT NULL, errors BIGINT NOT NULL, cancelled BIGINT NOT NULL, prompt_tokens BIGINT NOT NULL, "
         "completion_tokens BIGINT NOT NULL, estimated_tokens BIGINT NOT NULL, "
         "PRIMARY KEY (owner, day, upstream, model))",
+    ),
+    (
+        "ALTER TABLE tokens ADD COLUMN workspace TEXT NOT NULL DEFAULT ''",
+        "CREATE TABLE rests (account TEXT NOT NULL, model TEXT NOT NULL, token TEXT NOT NULL, code TEXT NOT NULL, "
+        "since FLOAT NOT NULL, until FLOAT NOT NULL, PRIMARY KEY (account, model, token))",
+        "CREATE TABLE revisions (name TEXT NOT NULL, number BIGINT NOT NULL, PRIMARY KEY (name))",
     ),
 )
 NEWEST_VERSION = len(MIGRATIONS) + 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from relay.access import OPEN, Access, Key, first_key, parse_keys
-from relay.accounts import Resting
+from relay.account_watch import AccountWatch, RestOutbox
+from relay.accounts import Account, Rest, Resting, RestNotes, Scope
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
@@ -22,6 +24,8 @@ from relay.links import LinkedFiles
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
 from relay.newcomers import Newcomers
+from relay.pool import Pool
+from relay.rest_store import RestStore
 from relay.server import Run, Server
 from relay.settings import Settings, SettingsError
 from relay.signin.logins import Logins, open_logins
@@ -81,6 +85,8 @@ class Service:
     platform: Platform
     logins: Logins
     usage: UsageCounter
+    watch: AccountWatch
+    pool: Pool
 
     @classmethod
     def build(
@@ -96,12 +102,13 @@ class Service:
         store = Store(settings.database(), server.native)
         leases = Leases(store.renew)
         token_store = TokenStore(store)
+        outbox = RestOutbox(RestStore(store), time.monotonic)
         try:
             tokens = tokens_for(settings, transports.proxied, token_store, leases)
             tokens.load()
             if upstreams is None:
                 upstreams = open_upstreams(
-                    settings, transports, server.native(), tokens
+                    settings, transports, server.native(), tokens, outbox
                 )
             keys = keys_for(settings, upstreams)
             routing = routing_for(settings, keys, upstreams)
@@ -115,6 +122,9 @@ class Service:
         upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
         upkeep.start()
         links = Links(partial(secret_of, settings.link_key, Path(settings.data_dir)))
+        accounts = ServerAccounts(tokens, upstreams, is_guarded(settings, keys))
+        watch = accounts.watch(outbox, settings.scheduled_refresh)
+        watch.start()
         return cls(
             settings=settings,
             server=server,
@@ -154,6 +164,8 @@ class Service:
             ),
             logins=open_logins(settings),
             usage=usage,
+            watch=watch,
+            pool=Pool(token_store, accounts.recognizes, watch.look, accounts.resting),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:
@@ -204,7 +216,7 @@ class Service:
     def usage_of(self, caller: Caller, query: UsageQuery) -> list[UsageRow]:
         """The usage that the caller may see: everybody's, or its own. Blocks; raises BadRequest or StoreFailed."""
         self.usage.write()
-        owner = None if self.access.sees_all_usage(caller) else caller.verified_owner
+        owner = None if self.access.is_operator(caller) else caller.verified_owner
         return self.usage.store.read(query, owner)
 
     def wait(self, seconds: float) -> None:
@@ -213,6 +225,7 @@ class Service:
 
     def close(self) -> None:
         self.upkeep.stop()
+        self.watch.stop()
         self.tokens.close(RENEWAL_SECONDS)
         self.usage.close()
         self.store.close()
@@ -229,6 +242,61 @@ def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:
     )
 
 
+class ServerAccounts:
+    """The server's accounts at ChatGPT, as the database has them. See `relay.account_watch.Watched`.
+
+    `accepts_more`: whether accounts are taken while it runs; the first of a service that has neither a
+    client key nor AUTHORIZATION=none would be everybody's until the next start makes a key.
+    """
+
+    def __init__(
+        self,
+        tokens: SignedInTokens,
+        upstreams: Mapping[str, Upstream],
+        accepts_more: bool,
+    ) -> None:
+        found = upstreams.get("chatgpt-web")
+        self._web = found if isinstance(found, chatgpt_web.ChatGPTWeb) else None
+        self._tokens = tokens
+        self._accepts_more = accepts_more
+
+    def watch(self, outbox: RestOutbox, refreshes: bool) -> AccountWatch:
+        """What keeps them as the database has them. `refreshes`: as SCHEDULED_REFRESH says."""
+        return AccountWatch(outbox, self, self.refresh if refreshes else None)
+
+    def reload(self) -> None:
+        if self._web is not None and self._accepts_more:
+            self._tokens.reload()
+            self._web.take_accounts()
+
+    def take_rests(self, rests: Mapping[Scope, Rest], own: Collection[Scope]) -> None:
+        if self._web is not None:
+            self._web.take_rests(rests, own)
+
+    def recognizes(self, token: str) -> bool:
+        return self._web is not None and self._web.recognizes(token)
+
+    def resting(self) -> Sequence[Resting]:
+        return self._web.resting() if self._web is not None else ()
+
+    def refresh(self, forced: bool) -> None:
+        """Get access tokens for all accounts with a refresh token: new ones (`forced`), or where there is none."""
+        if self._web is None:
+            return
+        if forced and not self._tokens.take_night():
+            return
+        for sign_in in self._web.sign_ins:
+            try:
+                self._tokens.refresh(sign_in, forced)
+            except RelayError as error:
+                log.warning("A scheduled refresh failed: %s", error.reason)
+
+
+def is_guarded(settings: Settings, keys: tuple[Key, ...]) -> bool:
+    """Whether there is a client key, or the operator opened the service deliberately."""
+    return bool(keys) or settings.authorization == (OPEN,)
+
+
 def tokens_for(
     settings: Settings, transport: Transport, store: TokenStore, leases: Leases
 ) -> SignedInTokens:
@@ -243,14 +311,18 @@ def open_upstreams(
     transports: Transports,
     run: Run,
     tokens: SignedInTokens | None = None,
+    notes: RestNotes | None = None,
 ) -> dict[str, Upstream]:
-    """The upstreams that the settings describe. `run`, `tokens`: see `Resources`. Raises SettingsError."""
-    signed_in = tokens.signed_in if tokens else ()
+    """The upstreams that the settings describe. `run`, `tokens`, `notes`: see `Resources`. Raises SettingsError."""
+
+    def stored() -> tuple[Account, ...]:
+        return tokens.stored if tokens else ()
+
     opened = {
         name: opener(
             settings,
             Resources(
-                transport_for(name, settings, transports), run, tokens, signed_in
+                transport_for(name, settings, transports), run, tokens, stored, notes
             ),
         )
         for name, opener in UPSTREAMS.items()
@@ -270,8 +342,9 @@ def transport_for(name: str, settings: Settings, transports: Transports) -> Tran
 def routing_for(
     settings: Settings, keys: tuple[Key, ...], upstreams: Mapping[str, Upstream]
 ) -> Routing:
+    default_upstream(settings, upstreams)  # raises what a start must not go on with
     return Routing(
-        default_upstream(settings, upstreams),
+        partial(default_upstream, settings, upstreams),
         explicit=settings.upstream != "auto",
         sole_owner=len({key.owner for key in keys}) <= 1,
     )

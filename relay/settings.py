@@ -529,6 +529,18 @@ class Settings:
     retry_times: int = setting(
         "RETRY_TIMES", 3, count, "Other accounts tried after a refusal."
     )
+    enable_limit: bool = setting(
+        "ENABLE_LIMIT",
+        True,
+        flag,
+        "Whether an account, or its model, rests until the end that ChatGPT's limit states.",
+    )
+    scheduled_refresh: bool = setting(
+        "SCHEDULED_REFRESH",
+        False,
+        flag,
+        "Whether refresh tokens are exchanged at the start and every fourth night, used or not.",
+    )
     connect_timeout: float = setting(
         "CONNECT_TIMEOUT", 10.0, seconds, "Longest wait for a connection, s."
     )

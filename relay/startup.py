@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from sqlalchemy import make_url
 
 from relay.access import OPEN, key_file
-from relay.accounts import SignIn
+from relay.accounts import Account
 from relay.database import sqlite_path
 from relay.errors import StoreFailed
 from relay.service import Service
@@ -61,7 +61,7 @@ def describe_start(service: Service, address: Address) -> list[Line]:
     settings = service.settings
     upstream = service.routing.default_upstream
     return [
-        describe_upstream(settings, upstream, service.tokens.signed_in),
+        describe_upstream(settings, upstream, service.tokens.stored),
         *describe_way(settings),
         Line(logging.INFO, f"Conversations are kept in {describe_database(settings)}."),
         Line(logging.INFO, describe_keys(settings, service.access.owners)),
@@ -71,9 +71,9 @@ def describe_start(service: Service, address: Address) -> list[Line]:
 
 
 def describe_upstream(
-    settings: Settings, upstream: str, signed_in: Sequence[SignIn]
+    settings: Settings, upstream: str, stored: Sequence[Account]
 ) -> Line:
-    """Who answers new conversations, and where. `signed_in`: the accounts of the command `login`."""
+    """Who answers new conversations, and where. `stored`: the accounts that the database has."""
     if upstream == "offline":
         if settings.upstream == "offline":
             return Line(logging.INFO, OFFLINE_CHOSEN)
@@ -86,16 +86,18 @@ def describe_upstream(
         text += f" at {upstream_address(settings, upstream)}, by {model}"
     if upstream == "chatgpt-web":
         text += f" at {upstream_address(settings, upstream)}, with "
-        text += describe_accounts(settings, signed_in)
+        text += describe_accounts(settings, stored)
     return Line(logging.INFO, f"{text}.")
 
 
-def describe_accounts(settings: Settings, signed_in: Sequence[SignIn]) -> str:
+def describe_accounts(settings: Settings, stored: Sequence[Account]) -> str:
     """Whose accounts ChatGPT is asked with."""
     kinds = []
+    signed_in = [a for a in stored if a.sign_in and a.sign_in.source == "login"]
     for name, noun, count in (
         ("ACCESS_TOKEN", "token", len(settings.access_token)),
         ("login", "account", len(signed_in)),
+        ("the pool", "account", len(stored) - len(signed_in)),
     ):
         if count:
             kinds.append(f"{name} ({count} {noun}{'s' * (count > 1)})")

@@ -1,7 +1,8 @@
-"""Refresh tokens and their access tokens, kept in the store's database, with the leases of their exchanges."""
+"""The tokens of accounts, kept in the store's database, with the leases of the refresh tokens' exchanges."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, Row
 from relay import schema
 from relay.accounts import Source
 from relay.store import Store
-from relay.tables import tokens
+from relay.tables import revisions, tokens
 
 UNUSED_SECONDS = 60 * 86400.0  # after which a caller's own row is deleted
 
@@ -28,6 +29,7 @@ class StoredToken:
     began: float | None = None
     dead: str | None = None
     updated: float = 0.0
+    workspace: str = ""
 
 
 class TokenStore:
@@ -38,6 +40,8 @@ class TokenStore:
         self._database = store.database
         insert = self._database.insert(schema.tokens)
         self._put_statement = tokens.build_put_token(insert)
+        counting = self._database.insert(schema.revisions)
+        self._count_statement = revisions.build_count_change(counting)
 
     def now(self) -> float:
         """Seconds since 1970, by the database's clock. Does not block."""
@@ -57,12 +61,53 @@ class TokenStore:
         return [_to_token(row) for row in rows]
 
     def put(self, token: StoredToken) -> None:
-        """Add a row, or replace it. What it had before is erased from the database's files soon."""
+        """Add a row, or replace it; one of the pool that was removed meanwhile is not added again.
+
+        What it had before is erased from the database's files soon.
+        """
         parameters = {**asdict(token), "updated": self.now()}
-        self._database.write(
-            lambda connection: connection.execute(self._put_statement, parameters)
-        )
+
+        def work(connection: Connection) -> None:
+            if self._may_write(connection, token):
+                connection.execute(self._put_statement, parameters)
+
+        self._database.write(work)
         self._database.erase_soon()
+
+    def _may_write(self, connection: Connection, token: StoredToken) -> bool:
+        if token.source != "pool":
+            return True
+        return tokens.select_token(connection, token.id) is not None
+
+    def add(self, added: Sequence[StoredToken], removed: Sequence[str] = ()) -> None:
+        """Add accounts of the server's own, or replace them, and remove those of these ids.
+
+        Every process that shares the database learns of it.
+        """
+        now = self.now()
+        rows = [{**asdict(token), "updated": now} for token in added]
+
+        def work(connection: Connection) -> None:
+            for token_id in removed:
+                tokens.delete_token(connection, token_id)
+            if rows:
+                connection.execute(self._put_statement, rows)
+            revisions.count_change(connection, self._count_statement, "accounts")
+
+        self._database.write(work)
+        self._database.erase_soon()
+
+    def clear(self, source: Source) -> int:
+        """Delete all rows of a source and erase them from the database's files; how many there were."""
+
+        def work(connection: Connection) -> int:
+            count = tokens.delete_of_source(connection, source)
+            revisions.count_change(connection, self._count_statement, "accounts")
+            return count
+
+        count: int = self._database.write(work)
+        self._database.erase()
+        return count
 
     def begin(self, token: StoredToken) -> float:
         """Note that an exchange begins now, unless the outcome of an earlier one is not known either: when it began."""
@@ -70,11 +115,11 @@ class TokenStore:
         began = now if token.began is None else token.began
 
         def work(connection: Connection) -> None:
-            if tokens.select_token(connection, token.id) is None:
+            if tokens.select_token(connection, token.id) is not None:
+                tokens.update_token(connection, token.id, {"began": began})
+            elif token.source != "pool":
                 row = {**asdict(token), "began": began, "updated": now}
                 connection.execute(self._put_statement, row)
-            else:
-                tokens.update_token(connection, token.id, {"began": began})
 
         self._database.write(work)
         return began
@@ -88,9 +133,12 @@ class TokenStore:
 
     def delete(self, token_id: str) -> bool:
         """Delete a row and erase it from the database's files; whether there was one."""
-        found: bool = self._database.write(
-            lambda connection: tokens.delete_token(connection, token_id)
-        )
+
+        def work(connection: Connection) -> bool:
+            revisions.count_change(connection, self._count_statement, "accounts")
+            return tokens.delete_token(connection, token_id)
+
+        found: bool = self._database.write(work)
         self._database.erase()
         return found
 

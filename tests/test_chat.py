@@ -37,7 +37,10 @@ def chat_with(store: Store) -> Callable[..., Chat]:
     def make(*upstreams: Scripted, explicit: bool = False) -> Chat:
         by_name = {upstream.name: upstream for upstream in upstreams}
         return Chat(
-            by_name, Routing(upstreams[0].name, explicit), store, Leases(store.renew)
+            by_name,
+            Routing(lambda: upstreams[0].name, explicit),
+            store,
+            Leases(store.renew),
         )
 
     return make

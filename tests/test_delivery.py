@@ -46,7 +46,7 @@ def deliver(store: Store) -> Callable[..., DirectDelivery]:
     ) -> DirectDelivery:
         chat = Chat(
             {upstream.name: upstream},
-            Routing(upstream.name),
+            Routing(lambda: upstream.name),
             store,
             Leases(store.renew),
         )

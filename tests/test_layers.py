@@ -49,6 +49,11 @@ MAY_IMPORT = {
     "relay.accounts": VALUES,
     "relay.token_store": VALUES
     | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.rest_store": VALUES
+    | {"relay.schema", "relay.tables", "relay.store", "relay.accounts"},
+    "relay.account_watch": VALUES | {"relay.accounts", "relay.rest_store"},
+    "relay.pool": VALUES
+    | {"relay.accounts", "relay.token_store", "relay.signin.tokens"},
     "relay.signin.refresh": VALUES
     | {"relay.transports!", "relay.upstreams.http", "relay.upstreams.wording"},
     "relay.signin.renewal": VALUES
@@ -124,7 +129,7 @@ MAY_IMPORT = {
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
     | {"relay.window", "relay.attachments", "relay.downloads"}
-    | {"relay.file_passage"}
+    | {"relay.file_passage", "relay.pool"}
     | PROTOCOL,
 }
 

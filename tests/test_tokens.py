@@ -262,7 +262,12 @@ def test_a_dead_refresh_token_fails_fast_and_says_what_to_do(
             "chatgpt-web"
         ]
         name = SignIn.of(first, "setting").name
-        assert resting == {"account": name, "model": "", "until": ""}
+        assert resting == {
+            "account": name,
+            "model": "",
+            "until": "",
+            "reason": "token_rejected",
+        }
     assert oauth.asked == [first], "nobody asked again, not even after a restart"
     assert (
         first not in caplog.text and "ACCESS_TOKEN number 1 was rejected" in caplog.text

@@ -50,8 +50,10 @@ BROWSER_HINT = (
     "Sign in there. At its end the browser cannot open a page of http://localhost:1455:\n"
     "that is as it should be. Copy the whole address from the address bar."
 )
-TAKEN_AT_START = "A service that runs takes it at its next start: restart it."
-TAKEN_BY_ITSELF = "A service that runs takes it by itself: no restart is needed."
+TAKEN_BY_ITSELF = (
+    "A service that runs takes it by itself, within seconds; one that asks for no client\n"
+    "key yet, at its next start."
+)
 SPENT = (
     "The token that you gave is spent, and the one that replaces it is kept: another\n"
     "program that still has it must sign in again."
@@ -184,7 +186,7 @@ def keep(
     for each in replaced:
         terminal.say("It takes the place of a former sign-in of that account.")
         revoke(issuer, terminal, each.refresh_token)
-    terminal.say(TAKEN_BY_ITSELF if former else TAKEN_AT_START)
+    terminal.say(TAKEN_BY_ITSELF)
     return kept
 
 

@@ -34,7 +34,7 @@ def logout(settings: Settings, name: str | None) -> int:
         where = describe_database(settings)
         terminal.say(f"Its refresh token was removed from {where}.")
         revoke(open_issuer(settings, transport), terminal, last)
-    terminal.say("A service that runs may use its access token until a restart.")
+    terminal.say("A service that runs asks with it no more, within seconds.")
     return 0
 
 

@@ -51,7 +51,7 @@ class StoredSignIns:
             tokens.person.expires,
         )
         with self._unrenewed(stored.id):
-            self._tokens.put(stored)
+            self._tokens.add([stored])
         return KeptSignIn(
             stored.id, stored.account, tokens.person, tokens.refresh_token
         )

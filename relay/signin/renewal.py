@@ -37,6 +37,7 @@ NOTE_SECONDS = 86400.0  # between two notes that a row is used
 SIGN_IN_AGAIN: dict[Source, str] = {
     "caller": "Sign in again, and send the new refresh token.",
     "login": "Sign in again: python3 chatgpt_webapi.py login",
+    "pool": "Sign in again, and add the new token at /tokens.",
     "setting": (
         "Sign in again: python3 chatgpt_webapi.py login, or put a new token into ACCESS_TOKEN."
     ),
@@ -78,7 +79,8 @@ class Renewer:
         """The row, if there is one. Raises TokenRejected for a dead token, and for one that was there alone."""
         row = self._store.find(sign_in.id)
         if row is None and not sign_in.given:
-            raise TokenRejected(f"The account has signed out. {SIGN_IN_AGAIN['login']}")
+            again = SIGN_IN_AGAIN[sign_in.source]
+            raise TokenRejected(f"The account has signed out. {again}")
         if row is not None and row.dead is not None:
             raise rejection(row)
         return row

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import uuid
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event as Flag
 from threading import Lock, Thread
 from typing import Protocol
 
-from relay.accounts import Account, SignIn
+from relay.accounts import Account, SignIn, join_token
 from relay.deadline import Deadline
 from relay.errors import (
     InternalError,
@@ -28,12 +29,17 @@ from relay.token_store import StoredToken, TokenStore
 
 log = logging.getLogger(__name__)
 
+SIGNED_IN = "The account of login"
+POOLED = "An account of the pool"
 MOST_OF_CALLERS = 1000  # refresh tokens that are remembered
 MOST_RENEWALS = 32  # of callers' refresh tokens, at once
 FIRST_PAUSE = 2.0  # after a failure; twice as long after each further one
 LONGEST_PAUSE = 60.0
 DEAD_PAUSE = 10.0  # between two looks at the row of one that is dead
 DEAD_PAUSE_OF_CALLERS = 3600.0  # theirs may have no row, so it would be sent again
+SCHEDULE = "schedule"  # the name of the lease
+SCHEDULE_SECONDS = 3600.0
+REFRESH_SECONDS = 60.0  # that a scheduled refresh is waited for
 REJECTION_SECONDS = 60.0  # between two renewals that a refused access token asks for
 
 
@@ -66,34 +72,55 @@ class _State:
 
 
 class SignedInTokens:
-    """See `relay.accounts.AccessTokens`. `signed_in`: the accounts of the command `login`."""
+    """See `relay.accounts.AccessTokens`.
+
+    `signed_in`: the accounts of the command `login`; `pooled`: those that were added while the service ran.
+    """
 
     def __init__(self, renewer: Renews, store: TokenStore) -> None:
         self._renewer = renewer
         self._store = store
         self.signed_in: tuple[SignIn, ...] = ()
+        self.pooled: tuple[Account, ...] = ()
         self._states: OrderedDict[str, _State] = OrderedDict()
         self._lock = Lock()
 
     def load(self) -> None:
-        """Learn what the database has of the server's own accounts: those that signed in by the command `login`.
-
-        Called once, before anything else. Raises StoreFailed.
-        """
+        """Learn what the database has of the server's own accounts. Called before anything else. Raises StoreFailed."""
         for row in self._store.of_source("setting"):
-            self._learn(_State(SignIn(row.id, "setting")), row)
-        signed_in = self._store.of_source("login")
-        for row in signed_in:
-            self._learn(_State(SignIn(row.id, "login")), row)
-        self.signed_in = tuple(SignIn(row.id, "login") for row in signed_in)
+            self._learn(row)
+        self.reload()
 
-    def _learn(self, state: _State, row: StoredToken) -> None:
+    def reload(self) -> None:
+        """Learn which accounts signed in by the command `login`, and which are in the pool. Raises StoreFailed."""
+        signed_in = self._store.of_source("login")
+        pooled = self._store.of_source("pool")
+        for row in (*signed_in, *pooled):
+            if row.refresh_token:
+                self._learn(row)
+        self.signed_in = tuple(SignIn(row.id, "login") for row in signed_in)
+        self.pooled = tuple(map(account_of, sorted(pooled, key=lambda row: row.id)))
+
+    def _learn(self, row: StoredToken) -> None:
+        """Take what a row says, unless this process has used its account already."""
+        with self._lock:
+            known = self._states.get(row.id)
+            if known is None or known.sign_in.source == "caller":
+                self._take_row(_State(SignIn(row.id, row.source)), row)
+
+    def _take_row(self, state: _State, row: StoredToken) -> None:
         self._states[row.id] = state
         if row.access_token:
             self._take(state, row)
             state.due = min(state.due, state.expires - EARLY_SECONDS)
         if row.dead is not None:
             state.error = rejection(row)
+
+    @property
+    def stored(self) -> tuple[Account, ...]:
+        """The server's accounts that the database has."""
+        signed_in = (Account.of_sign_in(each, SIGNED_IN) for each in self.signed_in)
+        return (*signed_in, *self.pooled)
 
     def get(self, sign_in: SignIn, seconds: float) -> str | None:
         deadline = Deadline.after(seconds)
@@ -131,6 +158,22 @@ class SignedInTokens:
             state.rejected = token
             state.due = state.expires = 0.0
             return True
+
+    def take_night(self) -> bool:
+        """Whether this process is the one, of all that share the database, that refreshes this night. May block."""
+        return self._store.lease(SCHEDULE, str(uuid.uuid4()), SCHEDULE_SECONDS)
+
+    def refresh(self, sign_in: SignIn, forced: bool) -> None:
+        """Get an access token: a new one (`forced`), or one where none is valid. May block. Raises RelayError."""
+        with self._lock:
+            state = self._state(sign_in)
+            if forced and state.renewal is None:
+                state.due = 0.0
+                state.rejected = state.token
+        self.get(sign_in, REFRESH_SECONDS)
+        renewal = state.renewal
+        if renewal is not None:
+            renewal.wait(REFRESH_SECONDS)
 
     def close(self, seconds: float) -> None:
         """Wait until the renewals that are under way have ended, for `seconds` at most."""
@@ -221,6 +264,15 @@ class SignedInTokens:
         state.failures = min(state.failures + 1, 10)
         state.error = error
         state.next_try = Deadline.after(pause)
+
+
+def account_of(row: StoredToken) -> Account:
+    """The account of the pool that a row is."""
+    if not row.refresh_token:
+        token = join_token(row.access_token or "", row.workspace)
+        return replace(Account.of(token), label=POOLED)
+    sign_in = SignIn(row.id, "pool")
+    return Account.of_sign_in(sign_in, POOLED, row.workspace)
 
 
 def _again(error: RelayError, next_try: Deadline) -> RelayError:

@@ -1,14 +1,16 @@
-"""Refresh tokens in the database, with the access tokens that they got.
+"""Refresh tokens in the database, with the access tokens that they got, and the pool's access tokens.
 
 Each function works on a connection of the caller's own transaction. Times are seconds since 1970.
 
 A row is found by its id, which only who shows the refresh token knows: SHA-256 of the token as it was first given.
 `refresh_token` is the current one. `began`: when an exchange began whose outcome is not known. `dead`: the code by
 which the token server said that it gives no access token any more. `updated`: when it was last used, to the day.
+An access token of the pool that has no refresh token has "" as such. `workspace`: see `relay.accounts.Account`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, select, update
@@ -61,6 +63,11 @@ def update_token(
 def delete_token(connection: Connection, token_id: str) -> bool:
     """Delete a row; whether there was one."""
     return connection.execute(DELETE_TOKEN, {"token_id": token_id}).rowcount > 0
+
+
+def delete_of_source(connection: Connection, source: str) -> int:
+    """Delete all rows of a source; how many there were."""
+    return delete_unused(connection, source, math.inf)
 
 
 def delete_unused(connection: Connection, source: str, before: float) -> int:

@@ -7,11 +7,11 @@ and changes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from relay.accounts import AccessTokens, Account, Attempts, Resting, SignIn
+from relay.accounts import AccessTokens, Account, Attempts, Resting, RestNotes
 from relay.domain import Caller, Event, Model, Question, RemoteFile
 from relay.errors import UpstreamError
 from relay.server import Run, in_place
@@ -24,13 +24,15 @@ class Resources:
     """What upstreams are built with, beside the settings.
 
     `run`: runs slices of a computation where they stop nobody else. `tokens`: the access tokens of
-    accounts with a refresh token; without it none is taken. `signed_in`: the accounts of `login`.
+    accounts with a refresh token; without it none is taken. `stored`: the accounts that the database
+    has now. `notes`: is told who rests.
     """
 
     transport: Transport
     run: Run = field(default_factory=in_place)
     tokens: AccessTokens | None = None
-    signed_in: Sequence[SignIn] = ()
+    stored: Callable[[], Sequence[Account]] = tuple
+    notes: RestNotes | None = None
 
 
 class Stream(Protocol):
@@ -204,12 +206,14 @@ class Upstream(Protocol):
     """
 
     name: str
-    needs_client_key: bool
     accepts_caller_tokens: bool
     stores_conversations: bool
     accepts_options: bool
     accepts_files: bool
     has_responses: bool
+
+    @property
+    def needs_client_key(self) -> bool: ...
 
     @property
     def history(self) -> History | None: ...

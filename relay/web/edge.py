@@ -53,7 +53,7 @@ class Dialect:
     caller's own; the rules for browsers hold. `answers_head`: endpoints whose view a HEAD may run,
     because it asks no upstream. `token_in_body`: a POST may have its credential in a field, so the
     view authenticates. `recognizes`: whether the route has a use for a caller's own credential that
-    no upstream recognizes.
+    no upstream recognizes. `challenge`: how a browser is told to ask for a key.
     """
 
     routes: Blueprint
@@ -63,6 +63,7 @@ class Dialect:
     keyless: frozenset[str] = frozenset()
     answers_head: frozenset[str] = frozenset()
     token_in_body: bool = False
+    challenge: str = "Bearer"
     recognizes: Callable[[str, Incoming], bool] = lambda token, incoming: False
 
 
@@ -175,7 +176,7 @@ class Edge:
         incoming.failure = failure
         if isinstance(failure, Unauthorized) and failure.wrong_key:
             self._wrong_keys.add(incoming.caller_address)
-        response.headers.update(error_headers(failure))
+        response.headers.update(error_headers(failure, incoming.dialect.challenge))
         turn = incoming.delivery.turn if incoming.delivery else None
         if turn is not None and turn.conversation_id:  # it has the question
             response.headers["X-Conversation-Id"] = turn.conversation_id
@@ -202,13 +203,13 @@ class Edge:
         return response
 
 
-def error_headers(failure: RelayError) -> dict[str, str]:
-    """What goes with every failure, whatever its shape."""
+def error_headers(failure: RelayError, challenge: str = "Bearer") -> dict[str, str]:
+    """What goes with every failure, whatever its shape. `challenge`: see `Dialect`."""
     headers = {"X-Error-Source": failure.source, "X-Error-Code": failure.code}
     if failure.retry_after is not None:
         headers["Retry-After"] = str(failure.retry_after)
     if failure.status == 401 and failure.source == "caller":
-        headers["WWW-Authenticate"] = 'Bearer realm="chatgpt-webapi"'
+        headers["WWW-Authenticate"] = f'{challenge} realm="chatgpt-webapi"'
     return headers
 
 

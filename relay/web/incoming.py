@@ -37,6 +37,7 @@ TWO_CREDENTIALS = (
     "The headers Authorization and x-api-key hold two different credentials: send one "
     "of them."
 )
+WORKSPACE = "Chatgpt-Account-Id"
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 _PIECE = 64 * 1024
@@ -122,28 +123,40 @@ class Incoming(Request):
         settings = self.service.settings
         if settings.public_url:
             return settings.public_url.rstrip("/") + self.root_path.rstrip("/")
-        host = self.headers.get("Host", "")
+        host = self.fields.get("Host", "")
         if not _HOST.fullmatch(host):
             return ""
-        forwarded = self.headers.get("X-Forwarded-Proto", "")
+        forwarded = self.fields.get("X-Forwarded-Proto", "")
         scheme = self.proxies.scheme(self.remote_addr or "", forwarded, self.scheme)
         return f"{scheme}://{host}{self.root_path.rstrip('/')}"
 
-    def authenticate(self, access_token: str | None = None) -> None:
-        """Find out who asks. Raises RelayError for one who may not ask."""
-        if access_token is None and isinstance(self._shown, Caller):
-            self._caller = self._shown
-        else:
-            self._caller = self.service.access.caller(
-                self.credential, access_token, self.recognizes
-            )
+    def authenticate(
+        self, access_token: str | None = None, workspace: object = None
+    ) -> None:
+        """Find out who asks. Raises RelayError for one who may not ask.
+
+        `workspace`: the field Chatgpt-Account-Id; the header of that name is read as well.
+        """
+        shown = self._shown
+        if access_token is None and not workspace and isinstance(shown, Caller):
+            self._caller = shown
+            return
+        stated = workspace or self.fields.get(WORKSPACE, "")
+        if not isinstance(stated, str):
+            raise BadRequest(f"The field {WORKSPACE} must be a text.")
+        self._caller = self._caller_of(access_token, stated)
+
+    def _caller_of(self, access_token: str | None, workspace: str) -> Caller:
+        return self.service.access.caller(
+            self.credential, access_token, self.recognizes, workspace.strip()
+        )
 
     @cached_property
     def _shown(self) -> Caller | None:
         """Who asks, by the headers alone; None for one who may not ask by them. Raises BadRequest."""
-        credential = self.credential
+        _ = self.credential
         try:
-            return self.service.access.caller(credential, None, self.recognizes)
+            return self._caller_of(None, self.fields.get(WORKSPACE, ""))
         except RelayError:
             return None
 

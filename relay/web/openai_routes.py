@@ -14,7 +14,7 @@ from relay.upstreams import Forwarded, Forwarder, Upstream
 from relay.usage import PassageMeter
 from relay.web import links, passages, signin, stored_responses
 from relay.web.edge import Dialect
-from relay.web.incoming import Incoming
+from relay.web.incoming import WORKSPACE, Incoming
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -32,6 +32,8 @@ DEFAULTED = ("chat/completions", "completions", "responses")
 def chat_completions(incoming: Incoming) -> Response:
     body = incoming.whole_body()
     payload = wire.read(body)
+    if payload.get(WORKSPACE):  # chat2api's field
+        incoming.authenticate(workspace=payload.pop(WORKSPACE))
     upstream = incoming.service.upstream_for(incoming.caller)
     keyed = incoming.idempotency_key is not None
     keeps = chat.keeps(payload, not incoming.service.settings.history_disabled)

@@ -13,7 +13,7 @@ from relay.dialects import bodies, fields, form, ndjson, report
 from relay.dialects.bodies import Fields, FilePart
 from relay.errors import BadRequest, RelayError
 from relay.web import links
-from relay.web.incoming import Incoming, pause
+from relay.web.incoming import WORKSPACE, Incoming, pause
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -54,7 +54,8 @@ def authenticate_by_fields(
     content_type = incoming.content_type or ""
     found |= bodies.read(content_type, incoming.whole_body(), pause, files)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
-    incoming.authenticate(fields.text_of(found, "access_token").strip() or None)
+    token = fields.text_of(found, "access_token").strip()
+    incoming.authenticate(token or None, found.pop(WORKSPACE, None))
     return found
 
 

@@ -83,7 +83,7 @@ def rows(url: str) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
 
 def chat_of(store: Store, *upstreams: Scripted, budget: int = 0) -> Chat:
     by_name = {upstream.name: upstream for upstream in upstreams}
-    routing = Routing(upstreams[0].name)
+    routing = Routing(lambda: upstreams[0].name)
     return Chat(by_name, routing, store, Leases(store.renew), budget)
 
 

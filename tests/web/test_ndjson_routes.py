@@ -264,7 +264,7 @@ def test_every_failure_has_the_lines(
 def test_silence_has_an_empty_line(store: Store) -> None:
     upstream = Scripted(b"S|", Wait(0.3), b"Hi|F|")
     relay = Chat(
-        {"scripted": upstream}, Routing("scripted"), store, Leases(store.renew)
+        {"scripted": upstream}, Routing(lambda: "scripted"), store, Leases(store.renew)
     )
     printer = ndjson.Lines()
     request = Ask("Hi", Caller("owner", True), keep=False)

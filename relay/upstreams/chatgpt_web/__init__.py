@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from relay.accounts import (
     Account,
     AccountPool,
+    Rest,
     Resting,
+    Scope,
     SignIn,
+    is_chatgpt_token,
     is_refresh_token,
+    join_token,
 )
 from relay.domain import Caller, Model, Question
 from relay.server import Run
@@ -23,11 +27,7 @@ from relay.transports.public import resolve_public
 from relay.upstreams import Resources
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.backend import (
-    Backend,
-    anonymous_account,
-    is_anonymous,
-)
+from relay.upstreams.chatgpt_web.backend import Backend, anonymous_account
 from relay.upstreams.chatgpt_web.body import Extras, Place, place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.chatgpt_web.cookies import CookieTransport
@@ -68,7 +68,6 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         check_setting(name, address)
     if settings.arkose_token_url:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
-    accounts = accounts_for(settings, resources.signed_in)
     memory = GatewayMemory()
     storage = storage_transport(settings, resources.transport)
     backend = Backend(
@@ -76,11 +75,12 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
             CookieTransport(StorageTransport(resources.transport, storage)), memory
         ),
         places=places_of(settings),
-        pool=AccountPool(accounts, tokens=resources.tokens),
+        pool=pool_of(settings, resources),
         tokens=resources.tokens,
         memory=memory,
         auth_key=settings.auth_key,
-        device_id=str(uuid.uuid4()) if any(map(is_anonymous, accounts)) else "",
+        device_id=str(uuid.uuid4()),
+        limits_models=settings.enable_limit,
         preflight=preflight_of(settings, resources.run),
         allowed=allowed,
         path=settings.conversation_path,
@@ -91,7 +91,12 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         any_token=settings.allow_caller_tokens == "any",
         limits=limits_of(settings),
     )
-    return ChatGPTWeb(backend, settings.read_timeout, storage)
+    return ChatGPTWeb(
+        backend,
+        settings.read_timeout,
+        lambda: accounts_for(settings, resources.stored()),
+        storage,
+    )
 
 
 def storage_transport(settings: Settings, transport: Transport) -> Transport:
@@ -100,6 +105,15 @@ def storage_transport(settings: Settings, transport: Transport) -> Transport:
         return transport
     dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
     return DirectTransport(dialer, idle_seconds=0.0)
+
+
+def pool_of(settings: Settings, resources: Resources) -> AccountPool:
+    return AccountPool(
+        accounts_for(settings, resources.stored()),
+        tokens=resources.tokens,
+        notes=resources.notes,
+        remembers_limits=settings.enable_limit,
+    )
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -119,28 +133,40 @@ def places_of(settings: Settings) -> tuple[Place, ...]:
 
 
 def accounts_for(
-    settings: Settings, signed_in: Sequence[SignIn] = ()
+    settings: Settings, stored: Sequence[Account] = ()
 ) -> tuple[Account, ...]:
-    """The server's accounts: those of ACCESS_TOKEN, then those that signed in.
+    """The server's accounts: those of ACCESS_TOKEN, then those that the database has.
 
     Without any, that of who has none, where UPSTREAM asks for it.
     """
     accounts = []
-    given = Account.of_setting("ACCESS_TOKEN", settings.access_token, TOKEN_RENEWAL)
+    words = map(_with_workspace, settings.access_token)
+    given = Account.of_setting("ACCESS_TOKEN", words, TOKEN_RENEWAL)
     for account in given:
         if is_refresh_token(account.token):
             sign_in = SignIn.of(account.token, "setting")
-            account = Account.of_sign_in(sign_in, account.label)
+            label, workspace = account.label, account.workspace
+            account = Account.of_sign_in(sign_in, label, workspace)
         accounts.append(account)
-    known = {account.sign_in.id for account in accounts if account.sign_in}
-    for sign_in in signed_in:
-        if sign_in.id not in known:
-            accounts.append(Account.of_sign_in(sign_in, "The account of login"))
+    known = set(map(_identity, accounts))
+    accounts += [account for account in stored if _identity(account) not in known]
     if not accounts and may_ask_without_account(settings):
-        accounts.append(anonymous_account())
+        return (anonymous_account(),)
     return tuple(
-        replace(a, renewal=SIGN_IN_AGAIN) if a.sign_in else a for a in accounts
+        replace(account, renewal=SIGN_IN_AGAIN if account.sign_in else TOKEN_RENEWAL)
+        for account in accounts
     )
+
+
+def _identity(account: Account) -> str:
+    return account.sign_in.id if account.sign_in else account.token
+
+
+def _with_workspace(word: str) -> str:
+    """A token of ACCESS_TOKEN, where commas divide, so that a workspace follows a colon."""
+    token, colon, workspace = word.rpartition(":")
+    is_token = is_chatgpt_token(token) or is_refresh_token(token)
+    return join_token(token, workspace) if colon and is_token else word
 
 
 def may_ask_without_account(settings: Settings) -> bool:
@@ -160,8 +186,8 @@ def preflight_of(settings: Settings, run: Run) -> PreflightRules | None:
 class ChatGPTWeb:
     """Asks ChatGPT, which stores its conversations itself.
 
-    `seconds`: the longest wait for its history, and for its list of models. `storage`: what reaches
-    the hosts that it names for files.
+    `seconds`: the longest wait for its history, and for its list of models. `accounts`: the server's,
+    as they are now. `storage`: what reaches the hosts that it names for files.
     """
 
     name = "chatgpt-web"
@@ -176,11 +202,12 @@ class ChatGPTWeb:
         self,
         backend: Backend,
         seconds: float = 60.0,
+        accounts: Callable[[], tuple[Account, ...]] | None = None,
         storage: Transport | None = None,
     ) -> None:
         self._backend = backend
         self._seconds = seconds
-        self.needs_client_key = len(backend.pool) > 0
+        self._accounts = accounts
         self.history = WebHistory(backend, seconds, storage)
         self.gateway = ChatGPTGateway(backend)
 
@@ -190,6 +217,25 @@ class ChatGPTWeb:
     def listed_model(self, name: str) -> str:
         choice = choose_model(name)
         return "" if choice.gpt else choice.slug
+
+    @property
+    def needs_client_key(self) -> bool:
+        return len(self._backend.pool) > 0
+
+    @property
+    def sign_ins(self) -> tuple[SignIn, ...]:
+        """The refresh tokens of the server's accounts."""
+        signed = (account.sign_in for account in self._backend.pool.accounts)
+        return tuple(dict.fromkeys(each for each in signed if each is not None))
+
+    def take_accounts(self) -> None:
+        """Ask with the accounts that there are now."""
+        if self._accounts is not None:
+            self._backend.pool.replace(self._accounts())
+
+    def take_rests(self, rests: Mapping[Scope, Rest], own: Collection[Scope]) -> None:
+        """See `relay.accounts.AccountPool.take_rests`."""
+        self._backend.pool.take_rests(rests, own)
 
     def resting(self) -> Sequence[Resting]:
         return self._backend.pool.resting()

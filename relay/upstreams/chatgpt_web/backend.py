@@ -15,6 +15,7 @@ from relay.accounts import (
     SignIn,
     is_chatgpt_token,
     is_refresh_token,
+    split_token,
 )
 from relay.domain import Question
 from relay.errors import BadRequest, Challenged, Forbidden, Unauthorized
@@ -41,6 +42,7 @@ class Backend:
     looks for an answer that was handed off. `tokens`: of accounts with a refresh token; None: there
     are none. `auth_key`: that of a private gateway. `device_id`: who asks without an account, where
     that is what the pool has. `preflight`: what is asked before a question; None where nothing is.
+    `limits_models`: a model's limit leaves the account's other models.
     """
 
     transport: Transport
@@ -56,6 +58,7 @@ class Backend:
     tokens: AccessTokens | None = field(default=None, repr=False)
     auth_key: str = field(default="", repr=False)
     device_id: str = ""
+    limits_models: bool = True
     preflight: PreflightRules | None = None
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
     jars: Jars = field(default_factory=Jars, repr=False)
@@ -65,8 +68,17 @@ class Backend:
         default_factory=lambda: Recent(CHALLENGED_SECONDS), repr=False
     )
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the server asks without an account."""
+        return any(map(is_anonymous, self.pool.accounts))
+
     def recognizes(self, token: str) -> bool:
-        """Whether this has the form of ChatGPT's tokens; a reverse proxy may give out others."""
+        """Whether this has the form of ChatGPT's tokens; a reverse proxy may give out others.
+
+        A token may stand before the workspace that it asks in: see `relay.accounts.split_token`.
+        """
+        token, _ = split_token(token)
         if is_refresh_token(token):
             return self.tokens is not None
         return is_chatgpt_token(token) or (
@@ -80,8 +92,10 @@ class Backend:
                 "That is no access token of ChatGPT's, where this conversation lives: "
                 "leave it out."
             )
-        if is_refresh_token(token):
-            return Account.of_sign_in(SignIn.of(token, "caller"))
+        given, workspace = split_token(token)
+        if is_refresh_token(given):
+            sign_in = SignIn.of(given, "caller")
+            return Account.of_sign_in(sign_in, workspace=workspace)
         return Account.of(token)
 
     def places_for(self, requested: str | None) -> tuple[Place, ...]:
@@ -195,7 +209,12 @@ class Backend:
         accounts = tuple(
             sorted(accounts, key=lambda a: self.models.lacks(a.name, slug))
         )
-        return Attempts(pool, accounts, 0 if question.token else self.retries)
+        retries = 0 if question.token else self.retries
+        return Attempts(pool, accounts, retries, self.model_of(question))
+
+    def model_of(self, question: Question) -> str:
+        """The model that a question's limits are per; "" where they hold whatever the model."""
+        return choose_model(question.model).slug if self.limits_models else ""
 
 
 def anonymous_account() -> Account:

@@ -130,6 +130,8 @@ def headers(
     }
     if token:
         headers["Authorization"] = f"Bearer {token}"
+    if account.workspace:
+        headers["Chatgpt-Account-Id"] = account.workspace
     if request_id:
         headers["X-Request-Id"] = request_id
     names = {name.lower(): name for name in headers}

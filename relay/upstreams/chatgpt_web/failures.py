@@ -36,6 +36,9 @@ _LIMIT_CODES = (
     "rate_limit_exceeded",
     "usage_limit_reached",
 )
+_MODEL_LIMIT = (
+    "model_cap_exceeded"  # the one limit that leaves the account's other models
+)
 _TOKEN_CODES = ("token_expired", "invalid_jwt")
 _CLOSED_ACCOUNT_CODES = ("account_deactivated", "deactivated_workspace")
 _GONE_CODES = ("conversation_deleted", "conversation_inaccessible")
@@ -107,7 +110,7 @@ def _from_status(
         is_renewable = not code or code in _TOKEN_CODES
         return TokenRejected(sentence, quoted=message, is_renewable=is_renewable)
     if status == 429 or code in _LIMIT_CODES or _is_limit(status, message):
-        return _limit(message, payload, headers)
+        return _limit(message, payload, headers, code)
     if status == 403 and code in _CLOSED_ACCOUNT_CODES:
         sentence = f"The upstream has closed this account{suffix}"
         return TokenRejected(sentence, quoted=message)
@@ -124,12 +127,19 @@ def _is_limit(status: int, message: str) -> bool:
     return status == 400 and "too many requests" in message.lower()
 
 
-def _limit(message: str, payload: Any, headers: Mapping[str, str]) -> RateLimited:
+def _limit(
+    message: str, payload: Any, headers: Mapping[str, str], code: str
+) -> RateLimited:
     wait = stated_wait(payload) or retry_after(headers) or _wait_in(message)
     sentence = f"The upstream's limit is reached: {message or 'too many requests'}"
     if wait is None and "one message at a time" in message.lower():
         return OneAtATime(sentence, quoted=message)
-    return RateLimited(sentence, retry_after=wait, quoted=message)
+    return RateLimited(
+        sentence,
+        retry_after=wait,
+        quoted=message,
+        whole_account=code != _MODEL_LIMIT,
+    )
 
 
 def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
@@ -142,7 +152,12 @@ def from_event(message: str, code: str, payload: Any = None) -> UpstreamError:
     if code in _LIMIT_CODES:
         sentence = f"The upstream's limit is reached: {reason}"
         wait = stated_wait(payload)
-        return RateLimited(sentence, retry_after=wait, quoted=quoted)
+        return RateLimited(
+            sentence,
+            retry_after=wait,
+            quoted=quoted,
+            whole_account=code != _MODEL_LIMIT,
+        )
     if code in _TOKEN_CODES:
         sentence = f"The upstream rejects the access token: {reason}"
         return TokenRejected(sentence, quoted=quoted, is_renewable=True)

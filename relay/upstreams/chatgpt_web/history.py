@@ -49,7 +49,7 @@ class WebHistory:
 
     @property
     def has_accounts(self) -> bool:
-        return len(self._backend.pool) > 0 and not self._backend.device_id
+        return len(self._backend.pool) > 0 and not self._backend.is_anonymous
 
     def recognizes(self, token: str) -> bool:
         return self._backend.recognizes(token)

@@ -54,9 +54,7 @@ Lookup: TypeAlias = Generator[Yielded, WholeResponse | None, Tree]
 
 
 class WebProcedure:
-    """See `relay.upstreams.http.Procedure`. Limits are per account, whatever the model."""
-
-    model = ""
+    """See `relay.upstreams.http.Procedure`."""
 
     def __init__(
         self, backend: Backend, question: Question, decoder: WebDecoder
@@ -65,6 +63,7 @@ class WebProcedure:
         self._question = question
         self._decoder = decoder
         self._places = backend.places_for(question.reverse_proxy)
+        self.model = backend.model_of(question)
 
     def steps(self, account: Account) -> Steps:
         is_own = bool(self._question.token)
