@@ -159,7 +159,7 @@ def test_the_readmes_have_the_same_first_screens() -> None:
 
 
 def test_other_documents_links_and_examples_exist() -> None:
-    for name in (*READMES, "CONTRIBUTING.md", "docs/server.md"):
+    for name in (*READMES, "CONTRIBUTING.md", "docs/server.md", "docs/chatgpt.md"):
         text = (ROOT / name).read_text()
         for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", text):
             assert ((ROOT / name).parent / target).exists(), (name, target)
