@@ -216,10 +216,11 @@ def test_chats_last_line_has_no_line_end(build: Callable[..., Flask]) -> None:
         assert not answer.text.endswith("\n")
 
 
-def test_what_is_remembered_of_strangers_headers_is_short() -> None:
+def test_what_is_remembered_of_strangers_headers_is_short(
+    build: Callable[..., Flask],
+) -> None:
     """gunicorn takes names and values of 8 KB; each that is remembered stays."""
-    app = chatgpt_webapi.create_app(Settings(), upstreams={"offline": Scripted()})
-    with app.test_request_context(
+    with build(Scripted()).test_request_context(
         "/ask",
         headers={
             "X" * 8000: "a",
