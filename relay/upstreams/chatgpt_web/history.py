@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
 from relay.accounts import Account
 from relay.domain import Caller
-from relay.errors import NoConversation, Unauthorized, UpstreamFailed, UpstreamRefused
+from relay.errors import (
+    NoConversation,
+    Unauthorized,
+    UpstreamFailed,
+    UpstreamGone,
+    UpstreamRefused,
+)
 from relay.upstreams.chatgpt_web import body, failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
@@ -66,8 +73,7 @@ class WebHistory:
     ) -> dict[str, Any]:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         is_only_place = bool(account or caller.token)
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "GET", path)
+        for response in self._answers(caller, account, "GET", path):
             is_unknown = response.status == 404 and _has_reason(response)
             if is_only_place or not is_unknown:
                 return _printable(parse_tree(response))
@@ -82,8 +88,7 @@ class WebHistory:
     ) -> None:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         content = orjson.dumps(changes)
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "PATCH", path, content)
+        for response in self._answers(caller, account, "PATCH", path, content):
             if response.status == 200:
                 _check_changed(response)
                 return
@@ -104,8 +109,7 @@ class WebHistory:
         tree = self.read(caller, conversation_id, account)
         content = orjson.dumps({"message_id": tree.get("current_node")})
         path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "POST", path, content)
+        for response in self._answers(caller, account, "POST", path, content):
             payload = parse_json(response.body)
             if response.status == 200 and isinstance(payload, dict):
                 title = payload.get("title")
@@ -126,6 +130,31 @@ class WebHistory:
         if account:
             return self._backend.pool.only(account)
         return self._backend.pool.in_turn()
+
+    def _answers(
+        self,
+        caller: Caller,
+        account: str | None,
+        method: str,
+        path: str,
+        content: bytes = b"",
+    ) -> Iterator[WholeResponse]:
+        """What the accounts answer where the conversation may be, one after the other.
+
+        One that turns out to be another than the named one is not asked. Raises UpstreamGone where all are.
+        """
+        gone: UpstreamGone | None = None
+        asked = False
+        for candidate in self._accounts(caller, account):
+            try:
+                response = self._fetch(caller, candidate, method, path, content)
+            except UpstreamGone as error:
+                gone = error
+                continue
+            asked = True
+            yield response
+        if gone is not None and not asked:
+            raise gone
 
     def _fetch(
         self,
