@@ -338,6 +338,18 @@ def test_an_arkose_service_that_fails_is_named(
     assert "Turn 1." in text_of(ask(client)), "the account does not rest for it"
 
 
+def test_the_operators_arkose_service_is_asked_for_callers_with_a_key_alone(
+    start: Start, sentinel: Sentinel, arkose: ArkoseService
+) -> None:
+    sentinel.demand = "arkose"
+    client = start(arkose_token_url=arkose.url)
+    headers = {"Authorization": f"Bearer {OWN}"}
+    refused = client.post("/ask", data={"msg": "x"}, headers=headers, buffered=True)
+    assert refused.status_code == 403 and "client key" in refused.text
+    assert not arkose.asked
+    assert ask(client, access_token=OWN).status_code == 200 and arkose.asked
+
+
 def test_an_arkose_service_that_is_gone_is_named(
     start: Start, backend: Backend, sentinel: Sentinel
 ) -> None:

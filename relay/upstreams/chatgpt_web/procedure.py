@@ -166,6 +166,7 @@ class WebProcedure:
             ),
             user_agent_of(self._call(account, "POST", _turn)),
             self._backend.memory,
+            may_spend=self._question.may_spend,
         )
         return (yield from preflight.steps())
 

@@ -142,7 +142,11 @@ def _token(payload: dict[str, Any], name: str) -> str:
 
 
 class Preflight:
-    """The requests before one question. `call(path, content)`: a POST to the backend. `memory`: of its gateways."""
+    """The requests before one question.
+
+    `call(path, content)`: a POST to the backend. `memory`: of its gateways. `may_spend`: whether Arkose
+    tokens, which cost their operator something, may be had for this caller.
+    """
 
     def __init__(
         self,
@@ -150,11 +154,14 @@ class Preflight:
         call: Callable[[str, bytes], GatewayCall],
         user_agent: str,
         memory: GatewayMemory,
+        *,
+        may_spend: bool = True,
     ) -> None:
         self._rules = rules
         self._call = call
         self._user_agent = user_agent
         self._memory = memory
+        self._may_spend = may_spend
 
     def steps(self) -> Flow:
         """The headers of the question; none where the backend has no such route. Raises what refuses it."""
@@ -229,6 +236,11 @@ class Preflight:
                 "ChatGPT demands an Arkose token, and ARKOSE_TOKEN_URL names no service "
                 "that gives one.",
                 retry_after=CHALLENGED_SECONDS,
+            )
+        if not self._may_spend:
+            raise Challenged(
+                "ChatGPT demands an Arkose token, which this service gets for holders of "
+                "a client key alone: send one as well."
             )
         call = arkose_call(self._rules.arkose_url, requirements)
         try:
