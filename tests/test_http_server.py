@@ -173,6 +173,20 @@ def test_http_1_0_is_answered_in_its_own_way(talk: Talk) -> None:
     assert talk(kept + kept).count(b"Connection: keep-alive") == 2
 
 
+def test_a_body_that_is_cut_never_looks_whole_over_http_1_0() -> None:
+    server = HttpServer(echo, ("127.0.0.1", 80), 5)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+    ):
+        ours.settimeout(10)
+        ours.sendall(b"GET /broken HTTP/1.0\r\n\r\n")
+        server.serve(*listener.accept())
+        with pytest.raises(ConnectionResetError):
+            while ours.recv(65536):
+                pass
+
+
 def test_fields_as_wsgi_has_them(talk: Talk) -> None:
     fields = b"X-Named: a\r\nx-named: \xe4\r\nX_Named: c\r\n"
     received = talk(b"GET / HTTP/1.1\r\n" + fields + b"\r\n")
