@@ -16,7 +16,7 @@ from relay.accounts import (
 from relay.domain import Caller, Model, Question
 from relay.server import Run
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.transports import Call, Transport
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.transports.public import resolve_public
@@ -36,8 +36,9 @@ from relay.upstreams.chatgpt_web.gateways import FailoverTransport, GatewayMemor
 from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
-from relay.upstreams.chatgpt_web.sentinel import PreflightRules
-from relay.upstreams.chatgpt_web.storage import StorageTransport
+from relay.upstreams.chatgpt_web.routes import RoutedTransport
+from relay.upstreams.chatgpt_web.sentinel import ArkoseCall, PreflightRules
+from relay.upstreams.chatgpt_web.storage import StorageCall
 from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_with, parse_models
 
@@ -93,13 +94,16 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
 def transport_for(
     settings: Settings, transport: Transport, memory: GatewayMemory
 ) -> Transport:
-    """`transport` with what ChatGPT's requests need: gateways in turn, cookies, and storage of its own choosing."""
-    storage = transport
+    """`transport` with what ChatGPT's requests need: gateways in turn, cookies, other ways for what is not its own."""
+    seconds = settings.connect_timeout
+    # without idle connections there is nothing to close
+    direct = DirectTransport(DirectDialer(seconds), idle_seconds=0.0)
+    routes: dict[type[Call], Transport] = {ArkoseCall: direct}
     if not settings.proxy_url:  # which would look names up where we cannot see it
-        dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
-        storage = DirectTransport(dialer, idle_seconds=0.0)
+        dialer = DirectDialer(seconds, resolve=resolve_public)
+        routes[StorageCall] = DirectTransport(dialer, idle_seconds=0.0)
     return FailoverTransport(
-        CookieTransport(StorageTransport(transport, storage)), memory
+        CookieTransport(RoutedTransport(transport, routes)), memory
     )
 
 

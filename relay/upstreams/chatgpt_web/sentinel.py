@@ -268,12 +268,17 @@ def _headers(token: str, proofs: Proofs) -> dict[str, str]:
     return headers
 
 
-def arkose_call(url: str, requirements: Requirements) -> Call:
+@dataclass(frozen=True)
+class ArkoseCall(Call):
+    """A request to a service of the operator's own, to which no proxy leads."""
+
+
+def arkose_call(url: str, requirements: Requirements) -> ArkoseCall:
     """The request for an Arkose token; nothing of the account goes with it. Source: seed 4, ArkoseToken."""
     method = "chat35" if requirements.is_free else "chat4"
     content = orjson.dumps({"blob": requirements.blob, "method": method})
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
-    return Call("POST", url, headers, content)
+    return ArkoseCall("POST", url, headers, content)
 
 
 def parse_arkose(response: WholeResponse) -> str:

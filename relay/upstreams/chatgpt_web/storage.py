@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from relay.attachments import Attachment
 from relay.deadline import Deadline
 from relay.errors import UploadFailed
-from relay.transports import Call, Exchange, Transport
+from relay.transports import Call
 from relay.transports.public import is_public
 from relay.upstreams.chatgpt_web.cookies import origin_of
 
@@ -23,24 +23,6 @@ _HEADERS = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2020-04-08"}
 @dataclass(frozen=True)
 class StorageCall(Call):
     """A request to a host that the backend named: it must be a public one."""
-
-
-class StorageTransport:
-    """Another transport, but for what goes to storage: that is `public`'s. See `relay.transports.Transport`."""
-
-    def __init__(self, transport: Transport, public: Transport) -> None:
-        self._transport = transport
-        self._public = public
-
-    def send(self, call: Call) -> Exchange:
-        transport = self._transport
-        if isinstance(call, StorageCall):
-            transport = self._public
-        return transport.send(call)
-
-    def close(self) -> None:
-        self._transport.close()
-        self._public.close()
 
 
 def put(file: Attachment, address: str, bases: Sequence[str]) -> Call:
