@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +16,6 @@ from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model, UsageQuery, UsageRow
-from relay.errors import RelayError
 from relay.links import LinkedFiles
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
@@ -89,28 +89,39 @@ class Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
         check_private(Path(settings.data_dir))
-        transports = open_transports(settings, server)
-        store = Store(settings.database(), server.native)
+        with ExitStack() as opened:
+            transports = open_transports(settings, server)
+            opened.callback(transports.close)
+            store = Store(settings.database(), server.native)
+            opened.callback(store.close)
+            service = cls._assemble(settings, upstreams, server, transports, store)
+            service.upkeep.start()
+            opened.pop_all()
+        return service
+
+    @classmethod
+    def _assemble(
+        cls,
+        settings: Settings,
+        upstreams: Mapping[str, Upstream] | None,
+        server: Server,
+        transports: Transports,
+        store: Store,
+    ) -> Service:
+        """The service, of which nothing runs yet. Raises SettingsError or StoreFailed."""
         leases = Leases(store.renew)
         token_store = TokenStore(store)
-        try:
-            tokens = tokens_for(settings, transports.proxied, token_store, leases)
-            tokens.load()
-            if upstreams is None:
-                upstreams = open_upstreams(
-                    settings, transports, server.native(), tokens
-                )
-            keys = keys_for(settings, upstreams)
-            routing = routing_for(settings, keys, upstreams)
-        except (SettingsError, RelayError):
-            store.close()
-            raise
+        tokens = tokens_for(settings, transports.proxied, token_store, leases)
+        tokens.load()
+        if upstreams is None:
+            upstreams = open_upstreams(settings, transports, server.native(), tokens)
+        keys = keys_for(settings, upstreams)
+        routing = routing_for(settings, keys, upstreams)
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
-        budget = settings.history_budget
         usage = UsageCounter(UsageStore(store.database))
         tidy = (token_store.tidy, usage.store.expire)
-        upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
-        upkeep.start()
+        histories = histories_of(upstreams)
+        budget = settings.history_budget
         return cls(
             settings=settings,
             server=server,
@@ -121,25 +132,17 @@ class Service:
             chat=Chat(
                 upstreams, routing, store, leases, budget, catalog=catalog, usage=usage
             ),
-            conversations=Conversations(
-                store, histories_of(upstreams), routing.sole_owner
-            ),
+            conversations=Conversations(store, histories, routing.sole_owner),
             access=access_for(settings, keys, upstreams),
-            clocks=Clocks(
-                settings.first_byte_timeout,
-                settings.read_timeout,
-                settings.total_timeout,
-            ),
+            clocks=clocks_of(settings),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
             linked_files=linked_files_for(settings, server),
             transports=transports,
             tokens=tokens,
             background=Background(),
-            upkeep=upkeep,
-            platform=open_platform(
-                settings, transports.proxied, upstreams.get("openai")
-            ),
+            upkeep=Upkeep(store, settings.retention_days * DAY, tidy),
+            platform=platform_for(settings, transports, upstreams),
             logins=open_logins(settings),
             usage=usage,
         )
@@ -205,6 +208,19 @@ class Service:
         self.usage.close()
         self.store.close()
         self.transports.close()
+
+
+def clocks_of(settings: Settings) -> Clocks:
+    return Clocks(
+        settings.first_byte_timeout, settings.read_timeout, settings.total_timeout
+    )
+
+
+def platform_for(
+    settings: Settings, transports: Transports, upstreams: Mapping[str, Upstream]
+) -> Platform:
+    """Raises SettingsError."""
+    return open_platform(settings, transports.proxied, upstreams.get("openai"))
 
 
 def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:
