@@ -357,7 +357,7 @@ class AccountPool:
         # an opaque token that was renewed has another name; where it is the only one, it is meant
         if len(accounts) == 1 and name.startswith("token-"):
             return accounts
-        nameless = [account for account in accounts if not account.token]
+        nameless = [each for each in accounts if each.sign_in and not each.token]
         if nameless and name.startswith("account-"):
             return tuple(replace(account, wanted=name) for account in nameless)
         raise _gone(name)

@@ -600,6 +600,7 @@ class Chat:
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
             token=token,
+            may_spend=ask.caller.may_spend,
             keep=ask.keep and opened.remote,
             request_id=request_id,
         )

@@ -125,7 +125,7 @@ class Connection(socket.socket):
         while rest:
             if deadline.passed or silence.passed:
                 # what is unsent would stay in memory for as long as the caller wants
-                self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self.reset_at_close()
                 self.shutdown(socket.SHUT_RD)
                 raise BrokenPipeError(errno.EPIPE, "the caller does not read")
             self.settimeout(max(0.01, min(SEND_SILENCE / 4, deadline.left)))
@@ -138,6 +138,10 @@ class Connection(socket.socket):
                 silence = Deadline.after(SEND_SILENCE)
             queued = still_queued
             rest = rest[sent:]
+
+    def reset_at_close(self) -> None:
+        """Have the connection end without an end: what is unsent is dropped, and its reader sees an error."""
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def _queued(self) -> int:
         """Bytes that were sent and not yet received. A slow reader is seen here before there is room to send more."""

@@ -125,6 +125,7 @@ class Question:
     `messages`: all of them from the root to the prompt. For an upstream that stores conversations
     itself: only the new ones; then the ids are the upstream's own, and `account` is the one that
     has the conversation. `token`: a credential of the caller's own, to be used instead of ours.
+    `may_spend`: whether what else is the operator's may be spent for it.
     """
 
     messages: tuple[Message, ...] = field(repr=False)
@@ -137,6 +138,7 @@ class Question:
     reverse_proxy: str | None = None
     timeout: float | None = None
     token: str | None = field(default=None, repr=False)
+    may_spend: bool = True
     keep: bool = True
     request_id: str = ""
 

@@ -159,6 +159,10 @@ class ServedConnection:
             for piece in pieces:
                 response.write(piece)
             response.end()
+        except OSError:
+            if response.ends_with_connection:
+                self._connection.reset_at_close()
+            raise
         finally:
             if hasattr(pieces, "close"):
                 pieces.close()
@@ -283,6 +287,12 @@ class ResponseWriter:
         self._is_chunked = False
         self._has_body = request.method != "HEAD"
         self._left: int | None = None  # bytes that the Content-Length still promises
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether nothing but the connection's end tells that of the body: one that is cut would look whole."""
+        is_framed = self._is_chunked or self._left is not None
+        return self._is_begun and self._has_body and not is_framed
 
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None

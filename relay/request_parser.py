@@ -14,6 +14,7 @@ import httptools
 
 LARGEST_HEAD = 64 * 1024  # bytes; of the trailer after a chunked body, too
 MOST_FIELDS = 100
+LONGEST_NAME = 256  # bytes of a field's name; names are remembered
 LONGEST_CHUNK_LINE = 8 * 1024
 VERSIONS = frozenset(("1.0", "1.1"))
 CHUNKED = b"chunked"
@@ -105,6 +106,8 @@ class _HeadReader:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) > LONGEST_NAME:
+            raise BrokenRequest
         self.fields.append((name.lower(), value.rstrip(b" \t")))
 
 

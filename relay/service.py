@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,33 +99,46 @@ class Service:
         """Build and start it. Raises SettingsError or StoreFailed where it cannot start."""
         server = server or Server()
         check_private(Path(settings.data_dir))
-        transports = open_transports(settings, server)
-        store = Store(settings.database(), server.native)
+        with ExitStack() as opened:
+            transports = open_transports(settings, server)
+            opened.callback(transports.close)
+            store = Store(settings.database(), server.native)
+            opened.callback(store.close)
+            service = cls._assemble(settings, upstreams, server, transports, store)
+            service.upkeep.start()
+            service.watch.start()
+            opened.pop_all()
+        return service
+
+    @classmethod
+    def _assemble(
+        cls,
+        settings: Settings,
+        upstreams: Mapping[str, Upstream] | None,
+        server: Server,
+        transports: Transports,
+        store: Store,
+    ) -> Service:
+        """The service, of which nothing runs yet. Raises SettingsError or StoreFailed."""
         leases = Leases(store.renew)
         token_store = TokenStore(store)
         outbox = RestOutbox(RestStore(store), time.monotonic)
-        try:
-            tokens = tokens_for(settings, transports.proxied, token_store, leases)
-            tokens.load()
-            if upstreams is None:
-                upstreams = open_upstreams(
-                    settings, transports, server.native(), tokens, outbox
-                )
-            keys = keys_for(settings, upstreams)
-            routing = routing_for(settings, keys, upstreams)
-        except (SettingsError, RelayError):
-            store.close()
-            raise
+        tokens = tokens_for(settings, transports.proxied, token_store, leases)
+        tokens.load()
+        if upstreams is None:
+            upstreams = open_upstreams(
+                settings, transports, server.native(), tokens, outbox
+            )
+        keys = keys_for(settings, upstreams)
+        routing = routing_for(settings, keys, upstreams)
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
-        budget = settings.history_budget
         usage = UsageCounter(UsageStore(store.database))
         tidy = (token_store.tidy, usage.store.expire)
-        upkeep = Upkeep(store, settings.retention_days * DAY, tidy)
-        upkeep.start()
         links = Links(partial(secret_of, settings.link_key, Path(settings.data_dir)))
         accounts = ServerAccounts(tokens, upstreams, is_guarded(settings, keys))
         watch = accounts.watch(outbox, settings.scheduled_refresh)
-        watch.start()
+        histories = histories_of(upstreams)
+        budget = settings.history_budget
         return cls(
             settings=settings,
             server=server,
@@ -142,26 +156,18 @@ class Service:
                 usage=usage,
                 links=links,
             ),
-            conversations=Conversations(
-                store, histories_of(upstreams), routing.sole_owner
-            ),
+            conversations=Conversations(store, histories, routing.sole_owner),
             links=links,
             access=access_for(settings, keys, upstreams),
-            clocks=Clocks(
-                settings.first_byte_timeout,
-                settings.read_timeout,
-                settings.total_timeout,
-            ),
+            clocks=clocks_of(settings),
             newcomers=Newcomers(),
             body_memory=BodyMemory(),
             linked_files=linked_files_for(settings, server),
             transports=transports,
             tokens=tokens,
             background=Background(),
-            upkeep=upkeep,
-            platform=open_platform(
-                settings, transports.proxied, upstreams.get("openai")
-            ),
+            upkeep=Upkeep(store, settings.retention_days * DAY, tidy),
+            platform=platform_for(settings, transports, upstreams),
             logins=open_logins(settings),
             usage=usage,
             watch=watch,
@@ -230,6 +236,19 @@ class Service:
         self.usage.close()
         self.store.close()
         self.transports.close()
+
+
+def clocks_of(settings: Settings) -> Clocks:
+    return Clocks(
+        settings.first_byte_timeout, settings.read_timeout, settings.total_timeout
+    )
+
+
+def platform_for(
+    settings: Settings, transports: Transports, upstreams: Mapping[str, Upstream]
+) -> Platform:
+    """Raises SettingsError."""
+    return open_platform(settings, transports.proxied, upstreams.get("openai"))
 
 
 def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:

@@ -24,6 +24,7 @@ from relay.errors import (
     UpstreamGone,
     UpstreamRefused,
 )
+from relay.upstreams.chatgpt_web.backend import anonymous_account
 from tests.tokens import jwt
 
 
@@ -298,3 +299,11 @@ def test_an_account_rests_for_the_error_that_says_so() -> None:
     assert rest.status == 403 and "one caller" not in rest.message
     clock.now += 290
     assert pool.limit(A) is None
+
+
+def test_a_conversation_of_an_account_that_is_gone_is_not_asked_for_without_one() -> (
+    None
+):
+    pool = AccountPool((anonymous_account(),))
+    with pytest.raises(UpstreamGone):
+        pool.only(Account.of(jwt(sub="gone")).name)

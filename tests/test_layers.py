@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "relay.signin.device": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
     "relay.signin.browser": VALUES | {"relay.signin.issuer", "relay.signin.refresh"},
     "relay.signin.keeping": {"relay.signin.claims", "relay.signin.issuer"},
+    "relay.signin.grants": VALUES | {"relay.accounts"},
     "relay.signin": VALUES
     | {"relay.settings", "relay.upstreams.addresses", "relay.upstreams.wording"},
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},

@@ -116,6 +116,13 @@ def test_what_two_servers_could_read_differently_is_refused(sent: bytes) -> None
         parse_head(sent)
 
 
+def test_names_are_remembered_so_they_are_short() -> None:
+    longest = b"x" * request_parser.LONGEST_NAME
+    assert parse_head(head(longest + b": a")).fields == [(longest, b"a")]
+    with pytest.raises(BrokenRequest):
+        parse_head(head(longest + b"x: a"))
+
+
 def test_a_head_is_taken_once_it_is_whole_and_nothing_after_it() -> None:
     sent = head(b"Host: localhost")
     arrived = bytearray(b"\r\n\r\n")

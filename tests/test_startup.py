@@ -6,14 +6,18 @@ import json
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 from flask import Flask
 
 from relay.domain import Conversation
+from relay.service import Service as RunningService
+from relay.settings import Settings, SettingsError
 from relay.startup import describe_start
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import OpenAIBackend
@@ -22,6 +26,18 @@ from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
 Build = Callable[..., Flask]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"auth_url": "nowhere"}, {"platform_base_url": "nowhere"}]
+)
+def test_a_start_that_is_refused_leaves_nothing_running(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    before = threading.enumerate()
+    with pytest.raises(SettingsError):
+        RunningService.build(Settings(data_dir=str(tmp_path / "data"), **wrong))
+    assert threading.enumerate() == before
 
 
 def messages(service: Service) -> list[tuple[str, str]]:

@@ -180,6 +180,26 @@ def test_a_conversation_finds_its_account_by_a_token_that_was_never_used_here(
     assert gone.status_code == 409 and "not configured" in gone.text
 
 
+@pytest.mark.parametrize("change", [False, True])
+def test_a_conversation_is_looked_up_at_its_account_before_that_was_ever_used_here(
+    service: Callable[..., FlaskClient],
+    backend: Backend,
+    oauth: OAuthServer,
+    change: bool,
+) -> None:
+    opened = body_of(converse(service(oauth.sign_in("one"))))
+    again = service(oauth.sign_in("two"), oauth.sign_in("one"))
+    path = f"/conversation/{opened['conversation_id']}"
+    if change:
+        answer = again.post(f"{path}/title", data={"title": "x"}, headers=KEY)
+    else:
+        answer = again.get(path, headers=KEY, buffered=True)
+    assert answer.status_code == 200, answer.text
+    others = service(oauth.sign_in("two"), oauth.sign_in("three"))
+    gone = others.get(path, headers=KEY, buffered=True)
+    assert gone.status_code == 409 and "not configured" in gone.text
+
+
 def test_a_refused_access_token_is_renewed_once_in_the_same_ask(
     service: Callable[..., FlaskClient], backend: Backend, oauth: OAuthServer
 ) -> None:

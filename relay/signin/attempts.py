@@ -18,7 +18,7 @@ TOO_MANY = "Too many sign-ins came from this address. Keep the access token: it 
 TOO_MANY_AT_ONCE = "Too many sign-ins are in flight. Send this one again soon."
 
 
-class Attempts:
+class AttemptCounter:
     """Counts the sign-ins that are sent on. What is answered from memory is none."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

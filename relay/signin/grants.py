@@ -6,8 +6,6 @@ each process.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import secrets
 import time
@@ -19,6 +17,7 @@ from threading import Event, Lock
 
 import orjson
 
+from relay.accounts import expiry
 from relay.errors import InternalError, RelayError, UpstreamTimeout, WrongCredentials
 
 SPARE_SECONDS = 300.0  # so long before it expires, a grant is given out no more
@@ -59,20 +58,8 @@ def expiry_of(access_token: str, stated: object = None) -> float | None:
 
     `stated`: Unix seconds, or a date as ISO 8601 has it.
     """
-    known = [_claimed_expiry(access_token), _moment(stated)]
+    known = [expiry(access_token), _moment(stated)]
     return min((each for each in known if each is not None), default=None)
-
-
-def _claimed_expiry(token: str) -> float | None:
-    if token.count(".") != 2:
-        return None
-    payload = token.split(".")[1]
-    try:
-        decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-        claims = orjson.loads(decoded)
-    except (ValueError, binascii.Error):
-        return None
-    return _moment(claims.get("exp")) if isinstance(claims, dict) else None
 
 
 def _moment(value: object) -> float | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from relay.errors import Forbidden
 from relay.settings import Settings, SettingsError
-from relay.signin.attempts import Attempts
+from relay.signin.attempts import AttemptCounter
 from relay.signin.grants import Credentials, Grant, Grants
 from relay.upstreams.addresses import check_setting, parse_address
 
@@ -99,7 +99,7 @@ class Logins:
         )  # the platform's page may ask two, one after the other
         self._is_allowed = is_allowed
         self._grants = Grants()
-        self._attempts = Attempts()
+        self._attempts = AttemptCounter()
 
     def to_chatgpt(
         self, credentials: Credentials, address: str, *, fresh: bool = False

@@ -39,7 +39,7 @@ OTHER_REFUSAL = "refused_with_401"
 
 
 @dataclass(frozen=True)
-class Granted:
+class Renewed:
     """`refresh_token`: the one that is to be used next; None: the same. `lifetime`: seconds, where it is stated."""
 
     access_token: str = field(repr=False)
@@ -54,7 +54,7 @@ class Dead:
     code: str
 
 
-Outcome: TypeAlias = Granted | Dead
+Outcome: TypeAlias = Renewed | Dead
 
 
 class TokenServer:
@@ -114,7 +114,7 @@ def parse_outcome(response: WholeResponse) -> Outcome:
     payload = parse_json(response.body)
     status = response.status
     if status == 200:
-        return _granted(payload)
+        return _renewed(payload)
     if 400 <= status < 500:
         for code in _codes(payload):
             if _DEAD_CODE.fullmatch(code):
@@ -126,12 +126,12 @@ def parse_outcome(response: WholeResponse) -> Outcome:
     raise _failure(f"answered {status}", status >= 500, wait)
 
 
-def _granted(payload: Any) -> Granted:
+def _renewed(payload: Any) -> Renewed:
     fields = payload if isinstance(payload, dict) else {}
     access_token = _token(fields.get("access_token"))
     if access_token is None:
         raise _failure("answered 200 without an access token", True)
-    return Granted(
+    return Renewed(
         access_token,
         _token(fields.get("refresh_token")),
         _seconds(fields.get("expires_in")),

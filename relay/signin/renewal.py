@@ -18,7 +18,7 @@ from time import sleep
 from relay.accounts import Account, SignIn, Source, expiry
 from relay.deadline import Deadline
 from relay.errors import NotRenewed, StoreFailed, TokenRejected
-from relay.signin.refresh import REUSED, Granted, Outcome
+from relay.signin.refresh import REUSED, Outcome, Renewed
 from relay.token_store import StoredToken, TokenStore
 from relay.upkeep import LEASE_SECONDS, Leases
 
@@ -129,7 +129,7 @@ class Renewer:
             else:
                 self._store.change(row.id, began=row.began)
             raise
-        if isinstance(outcome, Granted):
+        if isinstance(outcome, Renewed):
             return self._keep(sign_in, row, outcome)
         if outcome.code == REUSED:
             newer = self._find(sign_in)
@@ -144,7 +144,7 @@ class Renewer:
         """Exchange a caller's refresh token that was not accepted yet: until it is, nothing is written for it."""
         row = _new_row(sign_in)
         outcome = self._exchange_token(sign_in.given)
-        if isinstance(outcome, Granted):
+        if isinstance(outcome, Renewed):
             return self._keep(sign_in, row, outcome)
         for _ in range(REUSE_LOOKS if outcome.code == REUSED else 0):
             if self._find(sign_in) is not None:  # another process was first
@@ -152,16 +152,16 @@ class Renewer:
             sleep(POLL_SECONDS)
         raise rejection(replace(row, dead=outcome.code))
 
-    def _keep(self, sign_in: SignIn, row: StoredToken, granted: Granted) -> StoredToken:
+    def _keep(self, sign_in: SignIn, row: StoredToken, renewed: Renewed) -> StoredToken:
         now = self._store.now()
-        token = granted.access_token
-        end = expiry(token) or now + (granted.lifetime or UNSTATED_SECONDS)
+        token = renewed.access_token
+        end = expiry(token) or now + (renewed.lifetime or UNSTATED_SECONDS)
         return self._write(
             replace(
                 row,
                 source=row.source if row.source != "caller" else sign_in.source,
                 account=Account.of_sign_in(sign_in).with_token(token).name,
-                refresh_token=granted.refresh_token or row.refresh_token,
+                refresh_token=renewed.refresh_token or row.refresh_token,
                 access_token=token,
                 expires=max(end, now + SHORTEST_LIFE),
                 began=None,

@@ -40,6 +40,7 @@ TWO_CREDENTIALS = (
 WORKSPACE = "Chatgpt-Account-Id"
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
+LONGEST_KEY = 300  # of a field that is looked at; gunicorn takes longer ones
 _PIECE = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -72,7 +73,11 @@ class Incoming(Request):
     @cached_property
     def fields(self) -> dict[str, str]:
         """The header's fields, by their names as `Content-Type` is written."""
-        named = [(field_name(key), value) for key, value in self.environ.items()]
+        named = [
+            (field_name(key), value)
+            for key, value in self.environ.items()
+            if len(key) <= LONGEST_KEY
+        ]
         return {name: value for name, value in named if name}
 
     def _own_id(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.errors import TooManyAttempts, WrongCredentials
-from relay.signin.attempts import MOST_IN_FLIGHT, MOST_OF_ONE, Attempts
+from relay.signin.attempts import MOST_IN_FLIGHT, MOST_OF_ONE, AttemptCounter
 from relay.signin.grants import (
     MOST_KEPT,
     SPARE_SECONDS,
@@ -126,7 +126,7 @@ def test_when_a_token_expires(
 
 
 def test_few_sign_ins_are_in_flight_at_once() -> None:
-    attempts = Attempts(Clock())
+    attempts = AttemptCounter(Clock())
     held = [attempts.counted("192.0.2.1") for _ in range(MOST_OF_ONE)]
     for each in held:
         each.__enter__()
@@ -145,7 +145,7 @@ def test_few_sign_ins_are_in_flight_at_once() -> None:
 
 def test_an_address_may_try_again_after_a_minute() -> None:
     clock = Clock()
-    attempts = Attempts(clock)
+    attempts = AttemptCounter(clock)
     for _ in range(10):
         with attempts.counted("192.0.2.1"):
             clock.now += 1

@@ -10,7 +10,7 @@ import pytest
 
 from relay.accounts import is_chatgpt_token, is_refresh_token
 from relay.errors import NotRenewed
-from relay.signin.refresh import Dead, Granted, TokenServer
+from relay.signin.refresh import Dead, Renewed, TokenServer
 from relay.transports import Call
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
@@ -35,12 +35,12 @@ def test_a_refresh_token_gets_an_access_token_and_the_next_refresh_token(
     oauth: OAuthServer, transport: DirectTransport
 ) -> None:
     first = oauth.sign_in()
-    granted = TokenServer(transport, oauth.url).exchange(first)
-    assert isinstance(granted, Granted)
-    assert list(oauth.granted) == [granted.access_token]
-    assert list(oauth.current) == [granted.refresh_token]
-    assert granted.lifetime == 36000.0
-    assert granted.access_token not in repr(granted)
+    renewed = TokenServer(transport, oauth.url).exchange(first)
+    assert isinstance(renewed, Renewed)
+    assert list(oauth.granted) == [renewed.access_token]
+    assert list(oauth.current) == [renewed.refresh_token]
+    assert renewed.lifetime == 36000.0
+    assert renewed.access_token not in repr(renewed)
     again = TokenServer(transport, oauth.url).exchange(first)
     assert again == Dead("refresh_token_reused")
 
@@ -49,8 +49,8 @@ def test_an_answer_without_a_refresh_token_keeps_the_old_one(
     oauth: OAuthServer, transport: DirectTransport
 ) -> None:
     oauth.behaviour.rotates = False
-    granted = TokenServer(transport, oauth.url).exchange(oauth.sign_in())
-    assert isinstance(granted, Granted) and granted.refresh_token is None
+    renewed = TokenServer(transport, oauth.url).exchange(oauth.sign_in())
+    assert isinstance(renewed, Renewed) and renewed.refresh_token is None
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,18 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from relay.accounts import Account
-from relay.attachments import from_bytes
+from relay.accounts import Account, AccountPool
+from relay.attachments import attached, from_bytes
+from relay.domain import Question
 from relay.errors import UploadFailed
-from relay.upstreams.chatgpt_web.storage import StorageCall, put
+from relay.transports import Head, Headers
+from relay.transports.direct import DirectTransport
+from relay.upstreams.chatgpt_web import backend as web_backend
+from relay.upstreams.chatgpt_web.body import place
+from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.chatgpt_web.procedure import WebProcedure
+from relay.upstreams.chatgpt_web.storage import Storage, StorageCall
+from relay.upstreams.http import Step, WholeResponse
 from tests.chatgpt_backend import Asked, Backend, Mode
 from tests.pictures import PDF, ZIP, data_url, file_part, image_part, png
 from tests.replies import body_of
@@ -24,6 +32,7 @@ from tests.tokens import jwt
 from tests.upstreams.test_web_failures import CHALLENGE, EXPIRED
 
 Build = Callable[..., Flask]
+STORAGE = Storage(("https://chat.example/backend-api",))
 KEY = {"Authorization": "Bearer the-client-key-0"}
 JSON = {"Content-Type": "application/json"}
 
@@ -270,6 +279,7 @@ def test_a_callers_own_token_uploads_at_its_account(
         "https://0.0.0.0/put",
         "https://169.254.169.254/latest",
         "https://user@files.example/put",
+        "https://:secret@files.example/put",
         "https://files.example/put#x",
         "https://files.example/p ut",
         "ftp://files.example/put",
@@ -280,7 +290,7 @@ def test_a_callers_own_token_uploads_at_its_account(
 )
 def test_nothing_is_put_where_the_backend_may_not_send_it(address: str) -> None:
     with pytest.raises(UploadFailed, match="nothing is sent to"):
-        put(from_bytes("a", png(), "It"), address, "https://chat.example/backend-api")
+        STORAGE.put(from_bytes("a", png(), "It"), address)
 
 
 @pytest.mark.attack
@@ -297,9 +307,8 @@ def test_a_private_host_that_the_backend_names_is_not_connected_to(
 
 def test_what_goes_to_storage() -> None:
     file = from_bytes("a.png", png(), "It")
-    bases = ["https://chat.example/backend-api"]
-    far = put(file, "https://files.example/put?sig=a%2Fb", bases)
-    own = put(file, "https://chat.example:444/put", bases)
+    far = STORAGE.put(file, "https://files.example/put?sig=a%2Fb")
+    own = STORAGE.put(file, "https://chat.example:444/put")
     assert isinstance(far, StorageCall) and not isinstance(own, StorageCall)
     assert far.url == "https://files.example/put?sig=a%2Fb" and far.length == file.size
     assert dict(far.headers) == {
@@ -399,3 +408,21 @@ def test_tools_and_images_of_others_are_refused_as_before(
     for message in (system, tool):
         assert completion(client, message, user(TEXT)).status_code == 400
     assert backend.asked == []
+
+
+def test_a_slow_storage_is_waited_for_no_longer_than_the_caller_waits() -> None:
+    account = Account("a", "token-1")
+    web = web_backend.Backend(
+        DirectTransport(), (place("https://chat.example"),), AccountPool((account,))
+    )
+    file = attached("x", [from_bytes("a.png", png(), "It")])
+    question = Question((file,), question_id="q", timeout=1e-9)
+    steps = WebProcedure(web, question, WebDecoder()).steps(account)
+    announced = next(steps)
+    assert isinstance(announced, Step)
+    answer = b'{"file_id": "file-1", "upload_url": "https://files.example/put"}'
+    head = Head(200, Headers(()))
+    put = steps.send(WholeResponse(head, answer, announced.call))
+    assert isinstance(put, Step) and not isinstance(put.call.body, bytes)
+    with pytest.raises(UploadFailed, match="did not take the file"):
+        list(put.call.body)

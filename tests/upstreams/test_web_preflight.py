@@ -12,6 +12,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from relay.settings import Settings
+from relay.transports.selection import open_transports
+from relay.upstreams import chatgpt_web
+from relay.upstreams.chatgpt_web.gateways import GatewayMemory
+from relay.upstreams.chatgpt_web.sentinel import Requirements, arkose_call
+from relay.upstreams.http import fetch
 from tests.chatgpt_backend import Backend, Mode
 from tests.conftest import running
 from tests.replies import body_of
@@ -336,6 +342,30 @@ def test_an_arkose_service_that_fails_is_named(
     assert "secret-blob" not in response.text and not backend.turns
     arkose.answer = None
     assert "Turn 1." in text_of(ask(client)), "the account does not rest for it"
+
+
+def test_the_operators_arkose_service_is_asked_for_callers_with_a_key_alone(
+    start: Start, sentinel: Sentinel, arkose: ArkoseService
+) -> None:
+    sentinel.demand = "arkose"
+    client = start(arkose_token_url=arkose.url)
+    headers = {"Authorization": f"Bearer {OWN}"}
+    refused = client.post("/ask", data={"msg": "x"}, headers=headers, buffered=True)
+    assert refused.status_code == 403 and "client key" in refused.text
+    assert not arkose.asked
+    assert ask(client, access_token=OWN).status_code == 200 and arkose.asked
+
+
+def test_the_operators_arkose_service_is_asked_past_all_proxies(
+    arkose: ArkoseService,
+) -> None:
+    """It is on this machine or beside it, where no proxy leads."""
+    settings = Settings(proxy_url=("http://127.0.0.1:1",))
+    proxied = open_transports(settings).chatgpt
+    transport = chatgpt_web.transport_for(settings, proxied, GatewayMemory())
+    call = arkose_call(arkose.url, Requirements("token"))
+    assert fetch(transport, call, 10).status == 200 and arkose.asked
+    transport.close()
 
 
 def test_an_arkose_service_that_is_gone_is_named(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, request
 from flask.testing import FlaskClient
 
 import chatgpt_webapi
@@ -18,6 +19,7 @@ from relay.settings import Settings
 from relay.web import edge
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
+from relay.web.own import ANSWER_FORMATS, choose_format
 from tests.scripted import Scripted
 
 forwarding = Blueprint("forwarding", __name__)
@@ -212,3 +214,21 @@ def test_chats_last_line_has_no_line_end(build: Callable[..., Flask]) -> None:
         answer = client.post("/chat", json=body, buffered=True)
         assert answer.text.splitlines()[-1].startswith('{"done":true')
         assert not answer.text.endswith("\n")
+
+
+def test_what_is_remembered_of_strangers_headers_is_short(
+    build: Callable[..., Flask],
+) -> None:
+    """gunicorn takes names and values of 8 KB; each that is remembered stays."""
+    with build(Scripted()).test_request_context(
+        "/ask",
+        headers={
+            "X" * 8000: "a",
+            "X-Short": "b",
+            "Accept": "text/plain," + "a/b," * 8000,
+        },
+    ):
+        incoming = cast(Incoming, request)
+        assert incoming.fields["X-Short"] == "b"
+        assert all(len(name) < 300 for name in incoming.fields)
+        assert choose_format(incoming, {}, ANSWER_FORMATS) == "text"

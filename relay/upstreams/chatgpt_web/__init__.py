@@ -20,7 +20,7 @@ from relay.accounts import (
 from relay.domain import Caller, Model, Question
 from relay.server import Run
 from relay.settings import Settings
-from relay.transports import Transport
+from relay.transports import Call, Transport
 from relay.transports.dialing import DirectDialer
 from relay.transports.direct import DirectTransport
 from relay.transports.public import resolve_public
@@ -37,8 +37,9 @@ from relay.upstreams.chatgpt_web.history import WebHistory
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.models import choose_model
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
-from relay.upstreams.chatgpt_web.sentinel import PreflightRules
-from relay.upstreams.chatgpt_web.storage import StorageTransport
+from relay.upstreams.chatgpt_web.routes import RoutedTransport
+from relay.upstreams.chatgpt_web.sentinel import ArkoseCall, PreflightRules
+from relay.upstreams.chatgpt_web.storage import StorageCall
 from relay.upstreams.http import HttpSession, Limits
 from relay.upstreams.listing import Models, list_of_all, parse_models
 
@@ -69,11 +70,8 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
     if settings.arkose_token_url:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
     memory = GatewayMemory()
-    storage = storage_transport(settings, resources.transport)
     backend = Backend(
-        transport=FailoverTransport(
-            CookieTransport(StorageTransport(resources.transport, storage)), memory
-        ),
+        transport=transport_for(settings, resources.transport, memory),
         places=places_of(settings),
         pool=pool_of(settings, resources),
         tokens=resources.tokens,
@@ -95,16 +93,7 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         backend,
         settings.read_timeout,
         lambda: accounts_for(settings, resources.stored()),
-        storage,
     )
-
-
-def storage_transport(settings: Settings, transport: Transport) -> Transport:
-    """What reaches the storage that the backend names: where no proxy dials, public addresses alone."""
-    if settings.proxy_url:
-        return transport
-    dialer = DirectDialer(settings.connect_timeout, resolve=resolve_public)
-    return DirectTransport(dialer, idle_seconds=0.0)
 
 
 def pool_of(settings: Settings, resources: Resources) -> AccountPool:
@@ -113,6 +102,22 @@ def pool_of(settings: Settings, resources: Resources) -> AccountPool:
         tokens=resources.tokens,
         notes=resources.notes,
         remembers_limits=settings.enable_limit,
+    )
+
+
+def transport_for(
+    settings: Settings, transport: Transport, memory: GatewayMemory
+) -> Transport:
+    """`transport` with what ChatGPT's requests need: gateways in turn, cookies, other ways for what is not its own."""
+    seconds = settings.connect_timeout
+    # without idle connections there is nothing to close
+    direct = DirectTransport(DirectDialer(seconds), idle_seconds=0.0)
+    routes: dict[type[Call], Transport] = {ArkoseCall: direct}
+    if not settings.proxy_url:  # which would look names up where we cannot see it
+        dialer = DirectDialer(seconds, resolve=resolve_public)
+        routes[StorageCall] = DirectTransport(dialer, idle_seconds=0.0)
+    return FailoverTransport(
+        CookieTransport(RoutedTransport(transport, routes)), memory
     )
 
 
@@ -187,7 +192,7 @@ class ChatGPTWeb:
     """Asks ChatGPT, which stores its conversations itself.
 
     `seconds`: the longest wait for its history, and for its list of models. `accounts`: the server's,
-    as they are now. `storage`: what reaches the hosts that it names for files.
+    as they are now.
     """
 
     name = "chatgpt-web"
@@ -203,12 +208,11 @@ class ChatGPTWeb:
         backend: Backend,
         seconds: float = 60.0,
         accounts: Callable[[], tuple[Account, ...]] | None = None,
-        storage: Transport | None = None,
     ) -> None:
         self._backend = backend
         self._seconds = seconds
         self._accounts = accounts
-        self.history = WebHistory(backend, seconds, storage)
+        self.history = WebHistory(backend, seconds)
         self.gateway = ChatGPTGateway(backend)
 
     def recognizes(self, token: str) -> bool:

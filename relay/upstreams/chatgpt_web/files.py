@@ -1,24 +1,19 @@
-"""Files that ChatGPT made: where they are asked for, and which addresses are followed. Pure.
+"""Files that ChatGPT made: where they are asked for, and what is answered. Pure.
 
 Source: protocol notes, files, download.
 """
 
 from __future__ import annotations
 
-import re
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 from relay.domain import RemoteFile
-from relay.errors import NoFile, UpstreamFailed
-from relay.transports import Call
+from relay.errors import NoFile
 from relay.upstreams.chatgpt_web import body
-from relay.upstreams.chatgpt_web.cookies import origin_of
 from relay.upstreams.http import WholeResponse
 from relay.upstreams.wording import parse_json
 
-LONGEST_ADDRESS = 8 * 1024
 LONGEST_NAME = 200
-_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 SANDBOX = "sandbox:"
 
 
@@ -67,34 +62,3 @@ def name_in(response: WholeResponse, file: RemoteFile) -> str:
     if not isinstance(name, str) or not name:
         name = file.pointer if file.pointer.startswith(SANDBOX) else ""
     return name.replace("\\", "/").rpartition("/")[2][:LONGEST_NAME]
-
-
-def call_for(address: str, base: str) -> Call:
-    """The request for a file's bytes: without the account's token, and without its cookies.
-
-    Raises UpstreamFailed for an address that is not followed.
-    """
-    refused = UpstreamFailed(
-        "The upstream named an address for the file that is not followed: it must be "
-        "https, or the upstream's own."
-    )
-    if len(address) > LONGEST_ADDRESS or not re.fullmatch("[!-~]+", address):
-        raise refused
-    try:
-        url = urljoin(f"{base}/", address)
-        parts = urlsplit(url)
-        is_usable = bool(parts.hostname) and parts.port != 0 and not parts.username
-    except ValueError:
-        raise refused from None
-    is_safe = parts.scheme == "https" or origin_of(url) == origin_of(base)
-    if not is_usable or not is_safe:
-        raise refused
-    return Call("GET", parts._replace(fragment="").geturl(), _HEADERS, unpack=False)
-
-
-def is_own_host(address: str, base: str) -> bool:
-    """Whether an address is at the backend's own host, which need not be a public one."""
-    try:
-        return urlsplit(address).hostname == urlsplit(base).hostname
-    except ValueError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import orjson
@@ -13,14 +14,15 @@ from relay.errors import (
     NoFile,
     Unauthorized,
     UpstreamFailed,
+    UpstreamGone,
     UpstreamRefused,
 )
-from relay.transports import Transport
 from relay.upstreams import FoundFile
 from relay.upstreams.chatgpt_web import body, failures, files
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.chatgpt_web.lookups import Lookup, look_up
 from relay.upstreams.chatgpt_web.procedure import parse_tree
+from relay.upstreams.chatgpt_web.storage import Storage
 from relay.upstreams.http import WholeResponse
 from relay.upstreams.wording import error_text, parse_json
 
@@ -33,19 +35,13 @@ MOST_PAGES = 10
 class WebHistory:
     """The history of the server's accounts, or of the one that a caller's own token opens.
 
-    `seconds`: the longest wait for one answer. `public`: what reaches the hosts that the backend
-    names, beside its own; None: they are not reached.
+    `seconds`: the longest wait for one answer.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        seconds: float = 60.0,
-        public: Transport | None = None,
-    ) -> None:
+    def __init__(self, backend: Backend, seconds: float = 60.0) -> None:
         self._backend = backend
         self._seconds = seconds
-        self._public = public
+        self._storage = Storage(tuple(place.base for place in backend.places))
 
     @property
     def has_accounts(self) -> bool:
@@ -81,8 +77,7 @@ class WebHistory:
     ) -> dict[str, Any]:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         is_only_place = bool(account or caller.token)
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "GET", path)
+        for response in self._answers(caller, account, "GET", path):
             is_unknown = response.status == 404 and _has_reason(response)
             if is_only_place or not is_unknown:
                 return _printable(parse_tree(response))
@@ -97,8 +92,7 @@ class WebHistory:
     ) -> None:
         path = f"conversation/{body.conversation_path(conversation_id)}"
         content = orjson.dumps(changes)
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "PATCH", path, content)
+        for response in self._answers(caller, account, "PATCH", path, content):
             if response.status == 200:
                 _check_changed(response)
                 return
@@ -119,8 +113,7 @@ class WebHistory:
         tree = self.read(caller, conversation_id, account)
         content = orjson.dumps({"message_id": tree.get("current_node")})
         path = f"conversation/gen_title/{body.conversation_path(conversation_id)}"
-        for candidate in self._accounts(caller, account):
-            response = self._fetch(caller, candidate, "POST", path, content)
+        for response in self._answers(caller, account, "POST", path, content):
             payload = parse_json(response.body)
             if response.status == 200 and isinstance(payload, dict):
                 title = payload.get("title")
@@ -143,24 +136,12 @@ class WebHistory:
                 response = self._fetch(caller, candidate, "GET", path)
                 address = files.address_in(response)
                 if address is not None:
-                    return self._found(address, files.name_in(response, file))
+                    name = files.name_in(response, file)
+                    call = self._storage.get(address)
+                    return FoundFile(call, self._backend.transport, name)
                 if not files.is_missing(response):
                     raise _failure(response)
         raise NoFile()
-
-    def _found(self, address: str, name: str) -> FoundFile:
-        """A file at an address. Raises UpstreamFailed for one that is not followed."""
-        bases = [place.base for place in self._backend.places]
-        own = (base for base in bases if files.is_own_host(address, base))
-        base = next(own, bases[0])
-        call = files.call_for(address, base)
-        if files.is_own_host(call.url, base):
-            return FoundFile(call, self._backend.transport, name)
-        if self._public is None:
-            raise UpstreamFailed(
-                "The upstream keeps the file at a host that is not reached here."
-            )
-        return FoundFile(call, self._public, name)
 
     def _accounts(self, caller: Caller, account: str | None) -> tuple[Account, ...]:
         if not caller.token and not caller.may_spend:
@@ -173,6 +154,31 @@ class WebHistory:
         if account:
             return self._backend.pool.only(account)
         return self._backend.pool.in_turn()
+
+    def _answers(
+        self,
+        caller: Caller,
+        account: str | None,
+        method: str,
+        path: str,
+        content: bytes = b"",
+    ) -> Iterator[WholeResponse]:
+        """What the accounts answer where the conversation may be, one after the other.
+
+        One that turns out to be another than the named one is not asked. Raises UpstreamGone where all are.
+        """
+        gone: UpstreamGone | None = None
+        asked = False
+        for candidate in self._accounts(caller, account):
+            try:
+                response = self._fetch(caller, candidate, method, path, content)
+            except UpstreamGone as error:
+                gone = error
+                continue
+            asked = True
+            yield response
+        if gone is not None and not asked:
+            raise gone
 
     def _fetch(
         self,

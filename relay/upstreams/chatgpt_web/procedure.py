@@ -37,6 +37,7 @@ from relay.upstreams.chatgpt_web.gateways import (
     with_headers,
 )
 from relay.upstreams.chatgpt_web.sentinel import Flow, Preflight
+from relay.upstreams.chatgpt_web.storage import UPLOAD_SECONDS, Storage
 from relay.upstreams.http import Step, Steps, WholeResponse, Yielded
 from relay.upstreams.wording import Secrets, error_text, parse_json
 
@@ -88,7 +89,7 @@ class WebProcedure:
             parent = _newest(tree)
         contents = yield from uploads.upload(
             self._question.messages,
-            [place.base for place in self._places],
+            Storage(tuple(place.base for place in self._places), self._upload_seconds),
             lambda method, path, content: self._call(
                 account, method, lambda place: f"{place.base}/{path}", content
             ),
@@ -102,6 +103,12 @@ class WebProcedure:
                 yield from self._continue(account, wanted)
             else:
                 yield from self._poll(account, wanted)
+
+    @property
+    def _upload_seconds(self) -> float:
+        """The longest time for one file: beyond that of the answer's first byte nobody waits for it."""
+        asked = self._question.timeout or UPLOAD_SECONDS
+        return min(UPLOAD_SECONDS, self._backend.limits.patience, asked)
 
     def decode_body(self, response: WholeResponse) -> bytes:
         raise failures.from_response(
@@ -166,6 +173,7 @@ class WebProcedure:
             ),
             user_agent_of(self._call(account, "POST", _turn)),
             self._backend.memory,
+            may_spend=self._question.may_spend,
         )
         return (yield from preflight.steps())
 

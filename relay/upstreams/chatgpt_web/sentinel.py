@@ -142,7 +142,11 @@ def _token(payload: dict[str, Any], name: str) -> str:
 
 
 class Preflight:
-    """The requests before one question. `call(path, content)`: a POST to the backend. `memory`: of its gateways."""
+    """The requests before one question.
+
+    `call(path, content)`: a POST to the backend. `memory`: of its gateways. `may_spend`: whether Arkose
+    tokens, which cost their operator something, may be had for this caller.
+    """
 
     def __init__(
         self,
@@ -150,11 +154,14 @@ class Preflight:
         call: Callable[[str, bytes], GatewayCall],
         user_agent: str,
         memory: GatewayMemory,
+        *,
+        may_spend: bool = True,
     ) -> None:
         self._rules = rules
         self._call = call
         self._user_agent = user_agent
         self._memory = memory
+        self._may_spend = may_spend
 
     def steps(self) -> Flow:
         """The headers of the question; none where the backend has no such route. Raises what refuses it."""
@@ -230,6 +237,11 @@ class Preflight:
                 "that gives one.",
                 retry_after=CHALLENGED_SECONDS,
             )
+        if not self._may_spend:
+            raise Challenged(
+                "ChatGPT demands an Arkose token, which this service gets for holders of "
+                "a client key alone: send one as well."
+            )
         call = arkose_call(self._rules.arkose_url, requirements)
         try:
             response = yield Step(call, seconds=ARKOSE_SECONDS)
@@ -256,12 +268,17 @@ def _headers(token: str, proofs: Proofs) -> dict[str, str]:
     return headers
 
 
-def arkose_call(url: str, requirements: Requirements) -> Call:
+@dataclass(frozen=True)
+class ArkoseCall(Call):
+    """A request to a service of the operator's own, to which no proxy leads."""
+
+
+def arkose_call(url: str, requirements: Requirements) -> ArkoseCall:
     """The request for an Arkose token; nothing of the account goes with it. Source: seed 4, ArkoseToken."""
     method = "chat35" if requirements.is_free else "chat4"
     content = orjson.dumps({"blob": requirements.blob, "method": method})
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
-    return Call("POST", url, headers, content)
+    return ArkoseCall("POST", url, headers, content)
 
 
 def parse_arkose(response: WholeResponse) -> str:

@@ -34,7 +34,7 @@ from relay.errors import (
 from relay.transports import Call
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.body import Content, text_content
-from relay.upstreams.chatgpt_web.storage import put
+from relay.upstreams.chatgpt_web.storage import Storage
 from relay.upstreams.http import Step, WholeResponse
 from relay.upstreams.wording import parse_json
 
@@ -63,9 +63,9 @@ class Uploaded:
 
 
 def upload(
-    messages: Sequence[Message], bases: Sequence[str], call: MakeCall
+    messages: Sequence[Message], storage: Storage, call: MakeCall
 ) -> Generator[Step, WholeResponse | None, list[Content]]:
-    """Upload the files of messages; the messages as the question has them. `bases`: of the backend's gateways.
+    """Upload the files of messages; the messages as the question has them.
 
     Of a long dialogue the newest MOST_FILES go up, and words stand for older ones. Raises BadRequest
     or TooLarge for a file that is none, before anything is sent.
@@ -75,7 +75,7 @@ def upload(
     for message, parts in zip(messages, read, strict=True):
         uploaded = []
         for file in parts.files:
-            uploaded.append(Uploaded((yield from _upload(file, bases, call)), file))
+            uploaded.append(Uploaded((yield from _upload(file, storage, call)), file))
         contents.append(_content(message, parts, uploaded))
     return contents
 
@@ -168,7 +168,7 @@ def _use_case(file: Attachment) -> str:
 
 
 def _upload(
-    file: Attachment, bases: Sequence[str], call: MakeCall
+    file: Attachment, storage: Storage, call: MakeCall
 ) -> Generator[Step, WholeResponse | None, str]:
     """Upload a file; its id."""
     announced = {
@@ -186,7 +186,7 @@ def _upload(
     is_id = isinstance(file_id, str) and _FILE_ID.fullmatch(file_id)
     if not is_id or not isinstance(address, str):
         raise UploadFailed("The upstream names no place for the file.")
-    yield from _store(put(file, address, bases))
+    yield from _store(storage.put(file, address))
     path = f"files/{file_id}"
     yield from _ask(Step(call("POST", f"{path}/uploaded", b"{}")))
     if _use_case(file) == "my_files":
