@@ -44,7 +44,7 @@ SETTINGS = {name for known in fields(Settings) for name in names_of(known)}
 def rows() -> dict[str, str]:
     """The README's table of chat2api's variables: name -> what stands behind it."""
     readme = (ROOT / "README.md").read_text()
-    section = readme.split("### chat2api's variables\n")[1].split("\n#")[0]
+    section = readme.split("## chat2api's variables\n")[1].split("\n## ")[0]
     return dict(re.findall(r"^\| `([A-Z0-9_]+)` \| (.+) \|$", section, re.MULTILINE))
 
 
