@@ -668,7 +668,14 @@ class Chat:
         if upstream.accepts_options:
             return window
         separated = tuple(m for each in window.messages for m in _separated(each))
-        payloads = [payload for message in separated for payload in message.payloads]
+        self._check_payloads(separated, upstream)
+        return replace(window, messages=separated)
+
+    def _check_payloads(
+        self, messages: tuple[Message, ...], upstream: Upstream
+    ) -> None:
+        """Raise BadRequest for what an upstream does not take that has no options."""
+        payloads = [payload for message in messages for payload in message.payloads]
         if payloads and not upstream.accepts_files:
             raise BadRequest(
                 f"The upstream {upstream.name} takes messages of text alone: no "
@@ -679,7 +686,6 @@ class Chat:
                 f"The upstream {upstream.name} takes text, and images and files in "
                 "messages of the user: no tools and no sound."
             )
-        return replace(window, messages=separated)
 
     def _ways_for_files(self) -> str:
         """Which upstreams take files, as a sentence."""

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from relay.access import OPEN, Access, Key, first_key, parse_keys
 from relay.account_watch import AccountWatch, RestOutbox
-from relay.accounts import Account, Rest, Resting, RestNotes, Scope
+from relay.accounts import Account, Resting, RestNotes
 from relay.chat import Chat, Routing
 from relay.conversations import Conversations
 from relay.database import check_private
 from relay.delivery import Background, Clocks
 from relay.domain import Caller, Model, UsageQuery, UsageRow
 from relay.downloads import Links, secret_of
-from relay.errors import RelayError
 from relay.links import LinkedFiles
 from relay.memory import BodyMemory
 from relay.models import ModelCatalog
@@ -28,6 +27,7 @@ from relay.newcomers import Newcomers
 from relay.pool import Pool
 from relay.rest_store import RestStore
 from relay.server import Run, Server
+from relay.server_accounts import ServerAccounts
 from relay.settings import Settings, SettingsError
 from relay.signin.logins import Logins, open_logins
 from relay.signin.refresh import TokenServer
@@ -62,6 +62,61 @@ UPSTREAMS: dict[str, Opener] = {
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What the parts of a service share."""
+
+    settings: Settings
+    server: Server
+    transports: Transports
+    store: Store
+    leases: Leases
+    token_store: TokenStore
+    tokens: SignedInTokens
+    outbox: RestOutbox
+
+    @classmethod
+    def open(cls, settings: Settings, server: Server, opened: ExitStack) -> Basis:
+        """Open all of it; `opened` closes it again. Raises SettingsError or StoreFailed."""
+        transports = open_transports(settings, server)
+        opened.callback(transports.close)
+        store = Store(settings.database(), server.native)
+        opened.callback(store.close)
+        leases = Leases(store.renew)
+        token_store = TokenStore(store)
+        tokens = tokens_for(settings, transports.proxied, token_store, leases)
+        tokens.load()
+        outbox = RestOutbox(RestStore(store), time.monotonic)
+        return cls(
+            settings, server, transports, store, leases, token_store, tokens, outbox
+        )
+
+    def open_upstreams(self) -> dict[str, Upstream]:
+        run = self.server.native()
+        return open_upstreams(
+            self.settings, self.transports, run, self.tokens, self.outbox
+        )
+
+    def chat(
+        self,
+        upstreams: Mapping[str, Upstream],
+        routing: Routing,
+        catalog: ModelCatalog,
+        usage: UsageCounter,
+        links: Links,
+    ) -> Chat:
+        return Chat(
+            upstreams,
+            routing,
+            self.store,
+            self.leases,
+            self.settings.history_budget,
+            catalog=catalog,
+            usage=usage,
+            links=links,
+        )
+
+
+@dataclass(frozen=True)
 class Service:
     """All parts of a running service."""
 
@@ -76,18 +131,18 @@ class Service:
     links: Links
     access: Access
     clocks: Clocks
-    newcomers: Newcomers
-    body_memory: BodyMemory
     linked_files: LinkedFiles
     transports: Transports
     tokens: SignedInTokens
-    background: Background
     upkeep: Upkeep
     platform: Platform
     logins: Logins
     usage: UsageCounter
     watch: AccountWatch
     pool: Pool
+    newcomers: Newcomers = field(default_factory=Newcomers)
+    body_memory: BodyMemory = field(default_factory=BodyMemory)
+    background: Background = field(default_factory=Background)
 
     @classmethod
     def build(
@@ -100,78 +155,49 @@ class Service:
         server = server or Server()
         check_private(Path(settings.data_dir))
         with ExitStack() as opened:
-            transports = open_transports(settings, server)
-            opened.callback(transports.close)
-            store = Store(settings.database(), server.native)
-            opened.callback(store.close)
-            service = cls._assemble(settings, upstreams, server, transports, store)
+            basis = Basis.open(settings, server, opened)
+            if upstreams is None:
+                upstreams = basis.open_upstreams()
+            service = cls._assemble(basis, upstreams)
             service.upkeep.start()
             service.watch.start()
             opened.pop_all()
         return service
 
     @classmethod
-    def _assemble(
-        cls,
-        settings: Settings,
-        upstreams: Mapping[str, Upstream] | None,
-        server: Server,
-        transports: Transports,
-        store: Store,
-    ) -> Service:
+    def _assemble(cls, basis: Basis, upstreams: Mapping[str, Upstream]) -> Service:
         """The service, of which nothing runs yet. Raises SettingsError or StoreFailed."""
-        leases = Leases(store.renew)
-        token_store = TokenStore(store)
-        outbox = RestOutbox(RestStore(store), time.monotonic)
-        tokens = tokens_for(settings, transports.proxied, token_store, leases)
-        tokens.load()
-        if upstreams is None:
-            upstreams = open_upstreams(
-                settings, transports, server.native(), tokens, outbox
-            )
+        settings, store, transports = basis.settings, basis.store, basis.transports
         keys = keys_for(settings, upstreams)
         routing = routing_for(settings, keys, upstreams)
         catalog = ModelCatalog(settings.model_aliases, settings.check_model)
         usage = UsageCounter(UsageStore(store.database))
-        tidy = (token_store.tidy, usage.store.expire)
+        tidy = (basis.token_store.tidy, usage.store.expire)
         links = Links(partial(secret_of, settings.link_key, Path(settings.data_dir)))
-        accounts = ServerAccounts(tokens, upstreams, is_guarded(settings, keys))
-        watch = accounts.watch(outbox, settings.scheduled_refresh)
+        accounts = ServerAccounts(basis.tokens, upstreams, is_guarded(settings, keys))
+        watch = accounts.watch(basis.outbox, settings.scheduled_refresh)
         histories = histories_of(upstreams)
-        budget = settings.history_budget
         return cls(
             settings=settings,
-            server=server,
+            server=basis.server,
             store=store,
             upstreams=upstreams,
             routing=routing,
             catalog=catalog,
-            chat=Chat(
-                upstreams,
-                routing,
-                store,
-                leases,
-                budget,
-                catalog=catalog,
-                usage=usage,
-                links=links,
-            ),
+            chat=basis.chat(upstreams, routing, catalog, usage, links),
             conversations=Conversations(store, histories, routing.sole_owner),
             links=links,
             access=access_for(settings, keys, upstreams),
             clocks=clocks_of(settings),
-            newcomers=Newcomers(),
-            body_memory=BodyMemory(),
-            linked_files=linked_files_for(settings, server),
+            linked_files=linked_files_for(settings, basis.server),
             transports=transports,
-            tokens=tokens,
-            background=Background(),
+            tokens=basis.tokens,
             upkeep=Upkeep(store, settings.retention_days * DAY, tidy),
             platform=platform_for(settings, transports, upstreams),
             logins=open_logins(settings),
             usage=usage,
             watch=watch,
-            pool=Pool(token_store, accounts.recognizes, watch.look, accounts.resting),
+            pool=accounts.pool(basis.token_store, watch),
         )
 
     def resting(self) -> dict[str, Sequence[Resting]]:
@@ -259,56 +285,6 @@ def linked_files_for(settings: Settings, server: Server) -> LinkedFiles:
     return LinkedFiles(
         DirectTransport(dialer, idle_seconds=0.0, wait_readable=server.wait_readable)
     )
-
-
-class ServerAccounts:
-    """The server's accounts at ChatGPT, as the database has them. See `relay.account_watch.Watched`.
-
-    `accepts_more`: whether accounts are taken while it runs; the first of a service that has neither a
-    client key nor AUTHORIZATION=none would be everybody's until the next start makes a key.
-    """
-
-    def __init__(
-        self,
-        tokens: SignedInTokens,
-        upstreams: Mapping[str, Upstream],
-        accepts_more: bool,
-    ) -> None:
-        found = upstreams.get("chatgpt-web")
-        self._web = found if isinstance(found, chatgpt_web.ChatGPTWeb) else None
-        self._tokens = tokens
-        self._accepts_more = accepts_more
-
-    def watch(self, outbox: RestOutbox, refreshes: bool) -> AccountWatch:
-        """What keeps them as the database has them. `refreshes`: as SCHEDULED_REFRESH says."""
-        return AccountWatch(outbox, self, self.refresh if refreshes else None)
-
-    def reload(self) -> None:
-        if self._web is not None and self._accepts_more:
-            self._tokens.reload()
-            self._web.take_accounts()
-
-    def take_rests(self, rests: Mapping[Scope, Rest], own: Collection[Scope]) -> None:
-        if self._web is not None:
-            self._web.take_rests(rests, own)
-
-    def recognizes(self, token: str) -> bool:
-        return self._web is not None and self._web.recognizes(token)
-
-    def resting(self) -> Sequence[Resting]:
-        return self._web.resting() if self._web is not None else ()
-
-    def refresh(self, forced: bool) -> None:
-        """Get access tokens for all accounts with a refresh token: new ones (`forced`), or where there is none."""
-        if self._web is None:
-            return
-        if forced and not self._tokens.take_night():
-            return
-        for sign_in in self._web.sign_ins:
-            try:
-                self._tokens.refresh(sign_in, forced)
-            except RelayError as error:
-                log.warning("A scheduled refresh failed: %s", error.reason)
 
 
 def is_guarded(settings: Settings, keys: tuple[Key, ...]) -> bool:

@@ -104,6 +104,9 @@ MAY_IMPORT = {
     "relay.dialects.openai": VALUES
     | {"relay.sse", "relay.window", "relay.dialects", "relay.attachments"},
     "relay.dialects": VALUES | {"relay.sse", "relay.attachments", "relay.shown"},
+    "relay.server_accounts": VALUES
+    | {"relay.accounts", "relay.account_watch", "relay.pool"}
+    | {"relay.signin.tokens", "relay.token_store", "relay.upstreams"},
     "relay.service": {"relay"},
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},

@@ -54,18 +54,7 @@ def tree(
     if isinstance(conversation, dict):
         links = {file.pointer: address(file) for file in _files(conversation)}
         return {**conversation, "download_links": links} if links else conversation
-    mapping: dict[str, dict[str, Any]] = {
-        ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}
-    }
-    for node in conversation.nodes:
-        mapping[node.id] = {
-            "id": node.id,
-            "message": _message(node),
-            "parent": node.parent or ROOT,
-            "children": [],
-        }
-    for node in conversation.nodes:
-        mapping[node.parent or ROOT]["children"].append(node.id)
+    mapping = _mapping(conversation)
     roots = [node.id for node in conversation.nodes if node.role in SYSTEM_ROLES]
     return {
         "title": conversation.title,
@@ -78,6 +67,23 @@ def tree(
         "is_archived": False,
         "name": conversation.name,
     }
+
+
+def _mapping(conversation: Conversation) -> dict[str, dict[str, Any]]:
+    """The nodes by their ids, below one root."""
+    mapping: dict[str, dict[str, Any]] = {
+        ROOT: {"id": ROOT, "message": None, "parent": None, "children": []}
+    }
+    for node in conversation.nodes:
+        mapping[node.id] = {
+            "id": node.id,
+            "message": _message(node),
+            "parent": node.parent or ROOT,
+            "children": [],
+        }
+    for node in conversation.nodes:
+        mapping[node.parent or ROOT]["children"].append(node.id)
+    return mapping
 
 
 def _messages(conversation: dict[str, Any]) -> list[dict[str, Any]]:

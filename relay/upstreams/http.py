@@ -306,12 +306,16 @@ class HttpSession:
         if not self._due.passed:
             self._interrupted.wait(min(self._due.left, deadline.left))
             return None
+        return self._take_step(self._step, deadline)
+
+    def _take_step(self, step: Step, deadline: Deadline) -> bytes | None:
+        """Send the step's request, or read on in its answer."""
         try:
-            if self._exchange is None and not self._send(self._step):
+            if self._exchange is None and not self._send(step):
                 return None
             if self._streaming:
-                return self._read_stream(self._step, deadline)
-            return self._read_answer(self._step, deadline)
+                return self._read_stream(step, deadline)
+            return self._read_answer(step, deadline)
         except (Unreachable, UpstreamCut) as error:
             if self._streaming or self._interrupted.is_set():
                 raise
@@ -349,13 +353,19 @@ class HttpSession:
         head = self._exchange.head(deadline.left)
         if head is None:
             return self._check_expiry()
-        if step.streams and _is_event_stream(head):
+        if not step.streams:
+            return self._take_body(step, self._body.read(deadline.left))
+        if _is_event_stream(head):
             self._accept(step, b"")
             return None
         response = self._body.read(deadline.left)
-        if step.streams and head.status == 200 and self._body.is_event_stream:
+        if head.status == 200 and self._body.is_event_stream:
             self._accept(step, self._body.body)
             return None
+        return self._take_body(step, response)
+
+    def _take_body(self, step: Step, response: WholeResponse | None) -> bytes | None:
+        """An answer that was read whole, or not to its end yet."""
         if response is None:
             return self._check_expiry()
         if self._interrupted.is_set():

@@ -146,9 +146,8 @@ class Edge:
             self._authenticate(incoming)
         if headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
-        is_head = incoming.method == "HEAD" and incoming.routing_exception is None
-        if is_head and incoming.endpoint not in dialect.answers_head:
-            return Response(mimetype="application/json")  # it asks nobody
+        if asks_nobody(incoming):
+            return Response(mimetype="application/json")
         return None
 
     def _authenticate(self, incoming: Incoming) -> None:
@@ -201,6 +200,12 @@ class Edge:
         write_line = partial(write_access_log, incoming, response.status_code)
         response.call_on_close(write_line)
         return response
+
+
+def asks_nobody(incoming: Incoming) -> bool:
+    """Whether a request is a HEAD of a view that would ask an upstream."""
+    is_head = incoming.method == "HEAD" and incoming.routing_exception is None
+    return is_head and incoming.endpoint not in incoming.dialect.answers_head
 
 
 def error_headers(failure: RelayError, challenge: str = "Bearer") -> dict[str, str]:

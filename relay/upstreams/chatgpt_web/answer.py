@@ -135,6 +135,11 @@ class Candidate:
         return self.status == "finished_successfully" and self.end_turn is True
 
     @property
+    def finish_reason(self) -> FinishReason:
+        is_partial = self.status == "finished_partial_completion"
+        return "length" if is_partial or self.finish == "max_tokens" else "stop"
+
+    @property
     def may_be_echo(self) -> bool:
         """Finished, but not the end of the turn."""
         return self.status == "finished_successfully" and not self.end_turn
@@ -334,11 +339,7 @@ class Answer:
 
         Raises UpstreamCut where the answer is not whole, UpstreamFailed where the upstream gave it up.
         """
-        events: list[Event] = []
-        if self._candidate is None and self._echo is not None:
-            candidate = Candidate(identifier_of(self._echo.get("id")))
-            candidate.update(self._echo)
-            events += self._switch(candidate, text_of(self._echo))
+        events = self._take_echo()
         last = self._candidate
         if last is None and self._others.images and ended:
             return events, "stop"
@@ -350,9 +351,15 @@ class Answer:
             raise UpstreamCut()
         events += self._give(last, last.citations.end())
         events += last.rendering.end()
-        if last.finish == "max_tokens" or last.status == "finished_partial_completion":
-            return events, "length"
-        return events, "stop"
+        return events, last.finish_reason
+
+    def _take_echo(self) -> list[Event]:
+        """No other candidate came: what looked like the echo of an earlier answer is this one."""
+        if self._candidate is not None or self._echo is None:
+            return []
+        candidate = Candidate(identifier_of(self._echo.get("id")))
+        candidate.update(self._echo)
+        return [*self._switch(candidate, text_of(self._echo))]
 
     def below(self) -> list[Event]:
         """What stands below the text once all of it was given: images that came later, and the sources."""

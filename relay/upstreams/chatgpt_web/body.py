@@ -120,24 +120,30 @@ def headers(
 
     Raises BadRequest for a token that no header can carry.
     """
-    token = account.token
-    if any(ord(character) < 33 or ord(character) > 126 for character in token):
-        raise BadRequest("The access token holds characters that no token has.")
     headers = {
         "User-Agent": extras.user_agent(account.name),
         "Accept": "text/event-stream" if stream else "application/json",
         "Accept-Encoding": "identity",
+        **_account_headers(account),
     }
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    if account.workspace:
-        headers["Chatgpt-Account-Id"] = account.workspace
     if request_id:
         headers["X-Request-Id"] = request_id
     names = {name.lower(): name for name in headers}
     for name, value in extras.headers.items():
         if not own or name.lower() in _HARMLESS:
             headers[names.get(name.lower(), name)] = value
+    return headers
+
+
+def _account_headers(account: Account) -> dict[str, str]:
+    """What says whose a request is; nothing for who has no account."""
+    if any(ord(character) < 33 or ord(character) > 126 for character in account.token):
+        raise BadRequest("The access token holds characters that no token has.")
+    headers = {}
+    if account.token:
+        headers["Authorization"] = f"Bearer {account.token}"
+    if account.workspace:
+        headers["Chatgpt-Account-Id"] = account.workspace
     return headers
 
 

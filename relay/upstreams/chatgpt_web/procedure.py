@@ -278,12 +278,9 @@ def complete_answers(tree: Tree, question_id: str) -> list[dict[str, Any]]:
     Raises UpstreamFailed where the turn is over and has neither a text nor an image.
     """
     messages = messages_below(tree, question_id)
-    answers = [message for message in messages if is_answer(message)]
+    answers = list(filter(is_answer, messages))
     has_image = any(map(shown.images_of, messages))
-    over = any(message.get("end_turn") is True for message in messages)
-    is_awaited = any(map(shown.awaits_image, messages))
-    # a task beside the stream is over once its outcome waits to be read
-    is_made = is_awaited and tree.get("async_status") in (None, "UNREAD")
+    over = any(map(_ends_turn, messages))
     if over and not answers and not has_image:
         raise UpstreamFailed(
             "ChatGPT answered with what is no text (a sound or a document): see it at "
@@ -291,10 +288,24 @@ def complete_answers(tree: Tree, question_id: str) -> list[dict[str, Any]]:
         )
     if answers and answers[-1].get("status") == "in_progress":
         return []
-    if is_awaited and not has_image and not (over and is_made):
-        return []
-    is_there = answers or (has_image and (over or is_made))
-    return messages if is_there else []
+    is_made = _is_made(tree, messages)
+    if not has_image and is_made is not None:
+        return messages if over and is_made else []
+    return messages if answers or over or is_made else []
+
+
+def _ends_turn(message: dict[str, Any]) -> bool:
+    return message.get("end_turn") is True
+
+
+def _is_made(tree: Tree, messages: list[dict[str, Any]]) -> bool | None:
+    """Whether an image that is made beside the stream is there; None where none is made.
+
+    Its task is over once its outcome waits to be read.
+    """
+    if not any(map(shown.awaits_image, messages)):
+        return None
+    return tree.get("async_status") in (None, "UNREAD")
 
 
 def messages_below(tree: Tree, question_id: str) -> list[dict[str, Any]]:
