@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import filetype
-import imagesize
 
 from relay.domain import Message
 from relay.errors import BadRequest, TooLarge
@@ -171,10 +170,18 @@ def _attachment(name: str, content: _Content, place: str, is_image: bool) -> Att
         media_type = UNKNOWN
     width, height = 0, 0
     if media_type in IMAGES:
-        width, height = imagesize.get(_Header(content))
-        _check_pixels(width, height, place)
+        width, height = _measured(content, place)
     name = _safe_name(name, media_type)
     return Attachment(name, media_type, content, width, height)
+
+
+def _measured(content: _Content, place: str) -> tuple[int, int]:
+    """An image's width and height, by its header. Raises BadRequest or TooLarge."""
+    import imagesize  # with the XML parser that it brings 1 MB, for services that get images
+
+    width, height = imagesize.get(_Header(content))
+    _check_pixels(width, height, place)
+    return width, height
 
 
 def _checked(url: str, start: int, place: str) -> _Content:
