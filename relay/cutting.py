@@ -14,6 +14,7 @@ from relay.domain import Delta, Event, Finished, FinishReason, Restarted
 from relay.errors import BadRequest, RelayError
 from relay.upstreams import Decoder
 from relay.window import tokens_of
+from relay.wrapping import WrappingDecoder
 
 TOKEN_OPTIONS = ("max_tokens", "max_completion_tokens")
 #: the options that have an effect here
@@ -71,30 +72,18 @@ def _tokens_of(name: str, value: Any) -> int | None:
     return value
 
 
-class CuttingDecoder:
+class CuttingDecoder(WrappingDecoder):
     """A decoder that ends another one's answer at its limits. See `relay.upstreams.Decoder`.
 
     What may be the beginning of a stop sequence is held back until that is known.
     """
 
     def __init__(self, decoder: Decoder, limits: AnswerLimits) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._limits = limits
         self._is_over = False
         self._stops = _StopSearch(limits.stops)
         self._allowance = _Allowance(limits.tokens)
-
-    @property
-    def started(self) -> bool:
-        return self._decoder.started
-
-    @property
-    def complete(self) -> bool:
-        return self._decoder.complete
-
-    @property
-    def message_id(self) -> str | None:
-        return self._decoder.message_id
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         return self._follow(lambda: self._decoder.feed(piece))

@@ -27,6 +27,7 @@ from relay.domain import Delta, Event, FileLink, RemoteFile, Started
 from relay.errors import InternalError, LinkExpired, NoFile
 from relay.settings import SettingsError
 from relay.upstreams import Decoder
+from relay.wrapping import WrappingDecoder
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def secret_of(key: str, folder: Path) -> bytes:
         raise InternalError() from None
 
 
-class LinkingDecoder:
+class LinkingDecoder(WrappingDecoder):
     """A decoder with addresses in the place of another one's `FileLink`s. See `relay.upstreams.Decoder`.
 
     `place`: the owner and the upstream; what the answer says of its conversation is added. `is_kept`:
@@ -157,22 +158,10 @@ class LinkingDecoder:
         *,
         is_kept: bool,
     ) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._place = place
         self._address = address
         self._is_kept = is_kept
-
-    @property
-    def started(self) -> bool:
-        return self._decoder.started
-
-    @property
-    def complete(self) -> bool:
-        return self._decoder.complete
-
-    @property
-    def message_id(self) -> str | None:
-        return self._decoder.message_id
 
     def feed(self, piece: bytes) -> Iterator[Event]:
         return self._linked(self._decoder.feed(piece))

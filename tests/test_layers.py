@@ -79,9 +79,12 @@ MAY_IMPORT = {
     | {"relay.server", "relay.attachments", "relay.shown", "relay.citations"},
     "relay.links": VALUES
     | {"relay.attachments", "relay.transports!", "relay.upstreams.http"},
-    "relay.cutting": VALUES | {"relay.window"} | PROTOCOL,
+    "relay.wrapping": PROTOCOL,
+    "relay.cutting": VALUES | {"relay.window", "relay.wrapping"} | PROTOCOL,
     "relay.models": VALUES | PROTOCOL,
-    "relay.downloads": VALUES | {"relay.access", "relay.settings"} | PROTOCOL,
+    "relay.downloads": VALUES
+    | {"relay.access", "relay.settings", "relay.wrapping"}
+    | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
     | {"relay.cutting", "relay.models", "relay.usage", "relay.attachments"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from relay.upstreams.chatgpt_web.gateways import GatewayMemory
 from relay.upstreams.chatgpt_web.sentinel import Requirements, arkose_call
 from relay.upstreams.http import fetch
 from tests.chatgpt_backend import Backend, Mode
-from tests.conftest import running
 from tests.replies import body_of
 from tests.sentinel import ArkoseService, Sentinel
 from tests.tokens import jwt
@@ -30,17 +29,6 @@ KEY = {"Authorization": "Bearer the-client-key-0"}
 TOKEN = jwt(sub="the-owners")
 OWN = jwt(sub="their-own")
 HTML = {"Content-Type": "text/html", "cf-mitigated": "challenge"}
-
-
-@pytest.fixture
-def sentinel(backend: Backend) -> Sentinel:
-    backend.sentinel = Sentinel()
-    return backend.sentinel
-
-
-@pytest.fixture
-def arkose(sentinel: Sentinel) -> Iterator[ArkoseService]:
-    yield from running(ArkoseService(sentinel))
 
 
 @pytest.fixture

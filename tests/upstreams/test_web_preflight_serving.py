@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +14,6 @@ import pytest
 import requests
 
 from tests.chatgpt_backend import Backend
-from tests.conftest import running
 from tests.processes import SERVERS, Service, outcomes
 from tests.sentinel import ArkoseService, Sentinel
 from tests.tokens import jwt
@@ -22,17 +21,6 @@ from tests.waiting import wait_for
 
 OWNER = "secret-of-the-owner"
 Start = Callable[..., Service]
-
-
-@pytest.fixture
-def sentinel(backend: Backend) -> Sentinel:
-    backend.sentinel = Sentinel()
-    return backend.sentinel
-
-
-@pytest.fixture
-def arkose(sentinel: Sentinel) -> Iterator[ArkoseService]:
-    yield from running(ArkoseService(sentinel))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from relay.errors import UpstreamCut, UpstreamFailed
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.procedure import complete_answers
 from tests.chatgpt_backend import classic, delta
+from tests.upstreams.test_web_decoder import decoded as decode
 
 DONE = b"data: [DONE]\n\n"
 
@@ -55,12 +57,7 @@ def wire(*messages: dict[str, Any]) -> bytes:
     return b"".join(b"data: %s\n\n" % json.dumps(each).encode() for each in payloads)
 
 
-def decoded(
-    *pieces: bytes, known: frozenset[str] = frozenset(("q",))
-) -> tuple[list[Event], WebDecoder]:
-    decoder = WebDecoder(known=known)
-    events = [event for piece in pieces for event in decoder.feed(piece)]
-    return events + ([] if decoder.wants else decoder.end()), decoder
+decoded = partial(decode, known=frozenset(("q",)))
 
 
 def said(events: list[Event]) -> str:
