@@ -126,7 +126,8 @@ class ServedConnection:
         if self._server.is_stopping:
             return None
         connection = self._connection
-        seconds = HEAD_SECONDS if self._arrived else IDLE_SECONDS
+        has_begun = bool(self._arrived)
+        seconds = HEAD_SECONDS if has_begun else IDLE_SECONDS
         connection.read_deadline = Deadline.after(seconds)
         self._server.idle.add(connection)
         try:
@@ -134,7 +135,8 @@ class ServedConnection:
                 piece = connection.recv(PIECE)
                 if not piece:
                     return None
-                if not self._arrived:
+                if not has_begun:  # once: line ends before a head are dropped
+                    has_begun = True
                     connection.read_deadline = Deadline.after(HEAD_SECONDS)
                 self._arrived += piece
             return head

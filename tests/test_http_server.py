@@ -209,3 +209,27 @@ def test_a_server_that_stops_takes_no_more_requests() -> None:
         assert ours.recv(65536) == b""
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_line_ends_before_a_head_do_not_stretch_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    ours, theirs = socket.socketpair()
+    server = HttpServer(echo, ("127.0.0.1", 80), 5)
+    thread = threading.Thread(target=server.serve, args=(theirs, ("::1", 1)))
+    thread.start()
+    ours.settimeout(0.05)
+    ended = False
+    with ours:
+        for _ in range(200):
+            try:
+                ours.sendall(b"\r\n")
+                ended = ours.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                ended = True
+            break
+    thread.join()
+    assert ended
