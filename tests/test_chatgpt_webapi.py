@@ -395,6 +395,7 @@ ROUTES = [
     ("POST", "/chat"),
     ("GET", "/readyz"),
     ("GET", "/models"),
+    ("GET", "/usage"),
 ]
 
 
@@ -406,7 +407,8 @@ def test_the_list_of_routes_is_complete(client: FlaskClient) -> None:
         if rule.endpoint.startswith(("own.", "ndjson."))
     }
     public = {("GET", "/healthz"), ("GET", "/"), ("GET", "/files/<link>")}
-    assert routes == {*ROUTES, *public}
+    keyless = {("POST", "/get_access_token")}
+    assert routes == {*ROUTES, *public, *keyless}
 
 
 def test_the_root_page_says_that_the_service_works(build: Build) -> None:

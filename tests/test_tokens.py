@@ -411,7 +411,10 @@ def test_nothing_is_written_for_a_token_that_the_exchange_has_not_accepted(
     service: Callable[..., FlaskClient], oauth: OAuthServer
 ) -> None:
     client = service()
-    database = client.application.extensions["service"].store.database
+    running = client.application.extensions["service"]
+    running.upkeep.stop()  # it writes, too
+    running.watch.stop()
+    database = running.store.database
     writes: list[Any] = []
     write = database.write
     database.write = lambda work: (writes.append(work), write(work))[1]

@@ -104,8 +104,9 @@ class HTTP(StreamRequestHandler):
             body = self.rfile.read(sum(sizes))
             upstream.sendall(b"\r\n".join([*lines, b"", body]))
             upstream.settimeout(10)
-            while received := upstream.recv(65536):
-                self.wfile.write(received)
+            status, _, rest = upstream.makefile("rb").read().partition(b"\r\n")
+            # or the next request may go into a connection that ends just then
+            self.wfile.write(status + b"\r\nConnection: close\r\n" + rest)
 
 
 @pytest.fixture(params=["socks5h", "socks5", "http"])
