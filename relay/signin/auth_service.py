@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from relay.errors import SignInChanged, WrongCredentials
 from relay.signin.auth_pages import refusal_by
 from relay.signin.grants import Credentials, Grant, expiry_of
-from relay.signin.pages import Page, Pages, Way, expect
+from relay.signin.pages import Page, Pages, Way, expect, text_in
 from relay.signin.platform import read_login
 from relay.upstreams.wording import error_text
 
@@ -36,8 +36,8 @@ class AuthService:
             raise refusal_by(words) or WrongCredentials()
         expect(page, STEP, 200)
         answer = page.json()
-        token = answer.get("accessToken") or answer.get("access_token")
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        token = text_in(answer, "accessToken") or text_in(answer, "access_token")
+        if not token:
             raise SignInChanged(NO_TOKEN)
         return Grant(token, expiry_of(token, answer.get("expires")))
 

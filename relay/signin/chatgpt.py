@@ -11,7 +11,15 @@ from urllib.parse import urljoin
 from relay.errors import RateLimited, SignInChanged
 from relay.signin.auth_pages import AuthPages
 from relay.signin.grants import Credentials, Grant, expiry_of
-from relay.signin.pages import LIMITED, Pages, Way, expect, path_of, query_of
+from relay.signin.pages import (
+    LIMITED,
+    Pages,
+    Way,
+    expect,
+    expect_text,
+    path_of,
+    query_of,
+)
 
 PROVIDER = "auth0"
 CALLBACK = f"/api/auth/callback/{PROVIDER}"
@@ -40,7 +48,7 @@ class ChatGPTFlow:
         step = "csrf"
         page = pages.get(f"{self.chatgpt}/api/auth/csrf", step)
         expect(page, step, 200)
-        token = _text_in(page.json(), "csrfToken", step)
+        token = expect_text(page.json(), "csrfToken", step)
         step = "signin"
         page = pages.post(
             f"{self.chatgpt}/api/auth/signin/{PROVIDER}?prompt=login",
@@ -48,7 +56,7 @@ class ChatGPTFlow:
             data={"callbackUrl": "/", "csrfToken": token, "json": "true"},
         )
         expect(page, step, 200)
-        url = _text_in(page.json(), "url", step)
+        url = expect_text(page.json(), "url", step)
         try:
             url = urljoin(page.url, url)
             is_error = path_of(url).endswith(ERROR) or "error" in query_of(url)
@@ -69,14 +77,5 @@ class ChatGPTFlow:
         page = pages.get(f"{self.chatgpt}/api/auth/session", step)
         expect(page, step, 200)
         session = page.json()
-        token = _text_in(session, "accessToken", step)
+        token = expect_text(session, "accessToken", step)
         return Grant(token, expiry_of(token, session.get("expires")))
-
-
-def _text_in(payload: dict[str, object], name: str, step: str) -> str:
-    text = payload.get(name)
-    if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-        text = ""
-    if not text:
-        raise SignInChanged(step=f"{step}, it has no {name}")
-    return text

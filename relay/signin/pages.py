@@ -246,6 +246,14 @@ def _body_of(response: requests.Response, step: str) -> bytes:
     return bytes(body)
 
 
+def text_in(payload: Mapping[str, Any], name: str) -> str:
+    """A text of a JSON object that a header can carry; "" where there is none."""
+    text = payload.get(name)
+    if not isinstance(text, str) or not text.isascii() or not text.isprintable():
+        return ""
+    return text
+
+
 def failure_of(page: Page, step: str) -> RelayError:
     """The error for a page that is not the expected one."""
     if page.status == 429:
@@ -261,3 +269,11 @@ def expect(page: Page, step: str, *statuses: int) -> None:
     """Raise the error for a page of another status, or for one that wants a browser to solve something."""
     if page.status not in statuses or page.headers.get("cf-mitigated"):
         raise failure_of(page, step)
+
+
+def expect_text(payload: Mapping[str, Any], name: str, step: str) -> str:
+    """The text that `text_in` finds. Raises SignInChanged where there is none."""
+    text = text_in(payload, name)
+    if not text:
+        raise SignInChanged(step=f"{step}, it has no {name}")
+    return text

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from relay.errors import SignInChanged
 from relay.signin.auth_pages import AuthPages
 from relay.signin.grants import Credentials, Grant, expiry_of
-from relay.signin.pages import Pages, Way, expect, query_of
+from relay.signin.pages import Pages, Way, expect, expect_text, query_of
 
 CLIENT_ID = "DRivsnm2Mu42T3KOpqdtwB3NYviHYzwD"
 REDIRECT_URI = "https://platform.openai.com/auth/callback"
@@ -65,10 +65,7 @@ class PlatformFlow:
         }
         page = pages.post(f"{self.auth}/oauth/token", step, json=fields)
         expect(page, step, 200)
-        token = page.json().get("access_token")
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise SignInChanged(step=f"{step}, it has no access_token")
-        return token
+        return expect_text(page.json(), "access_token", step)
 
 
 def read_login(pages: Pages, platform: str, token: str) -> bytes:

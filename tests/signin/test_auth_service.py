@@ -91,6 +91,7 @@ CASES = {
     "no-token": (payload({"ok": True}), SignInChanged),
     "no-json": (Answer(200, b"hello"), SignInChanged),
     "odd-token": (payload({"access_token": "a\r\nb"}), SignInChanged),
+    "empty-token": (payload({"accessToken": "", "access_token": ""}), SignInChanged),
     "redirect": (moved("/elsewhere"), SignInChanged),
 }
 
