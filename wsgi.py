@@ -114,11 +114,7 @@ class WatchedConnection:
         self._greenlet = gevent.spawn(self._look)
 
     def _look(self) -> None:
-        try:
-            ended = self._wait_for_end()
-        except OSError:
-            ended = True
-        if ended:
+        if self._wait_for_end():
             self._left()
             return
         gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
@@ -126,12 +122,7 @@ class WatchedConnection:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def _wait_for_end(self) -> bool:
-        """Whether the connection's other side ended it before the deadline."""
-        if self._deadline.passed:
-            return False
-        if not self._connection.recv(1, socket.MSG_PEEK):
-            return True
-        # the next request is here already, and hides its caller's end from a peek
+        """Whether the connection's other side ended it before the deadline. What else came is not for here to read."""
         poll = unpatched_poll()
         poll.register(self._connection, select.POLLRDHUP)
         while not self._deadline.passed:

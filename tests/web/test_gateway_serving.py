@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
@@ -244,3 +245,29 @@ def test_a_large_body_passes_both_ways_in_constant_memory(
     watching.join()
     assert (answer.status_code, received, upstream.size) == (200, size, size)
     assert max(peak) - before < 20
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_bodies_that_come_after_their_heads_keep_the_connection(
+    serve: Start, upstream: RawUpstream, server: str
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+    upstream.answers = [[answer + b"{}"]]
+    service = started(serve, upstream, server)
+    body = b'{"title": "a title"}'
+    head = (
+        "PUT /backend-api/files/upload HTTP/1.1\r\nHost: localhost\r\n"
+        "Authorization: Bearer the-client-key-0\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    address = ("127.0.0.1", service.port)
+    with socket.create_connection(address, timeout=5) as caller:
+        caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for number in range(200):
+            caller.sendall(head.encode())
+            time.sleep(number % 20 / 4000)
+            caller.sendall(body)
+            with contextlib.closing(HTTPResponse(caller)) as response:
+                response.begin()
+                assert (response.status, response.read()) == (200, b"{}")
+    assert [received.body for received in upstream.received] == [body] * 200
