@@ -15,12 +15,14 @@ from typing import Any
 REFUSED = {
     "detail": "Unusual activity has been detected from your device. Try again later."
 }
+#: what no search meets in a test's time; a service takes it up with POW_DIFFICULTY=00000000
+ENDLESS = "000000000001"
 #: what a demand of this name changes in the answer
 DEMANDS: dict[str, dict[str, Any]] = {
     "none": {},
     "proof": {"proofofwork": {"required": True, "difficulty": "0fff"}},
     "too hard": {"proofofwork": {"required": True, "difficulty": "000031"}},
-    "endless": {"proofofwork": {"required": True, "difficulty": "00003300000000"}},
+    "endless": {"proofofwork": {"required": True, "difficulty": ENDLESS}},
     "unreadable": {"proofofwork": {"required": True, "difficulty": "easy"}},
     "arkose": {"arkose": {"required": True, "dx": "secret-blob-of-arkose"}},
     "turnstile": {"turnstile": {"required": True, "dx": "dx"}},

@@ -73,7 +73,7 @@ def test_a_caller_that_leaves_before_the_question_is_gone_within_a_second(
     server: str,
     phase: str,
 ) -> None:
-    service = start(server, ARKOSE_TOKEN_URL=arkose.url)
+    service = start(server, ARKOSE_TOKEN_URL=arkose.url, POW_DIFFICULTY="00000000")
     sentinel.silent = phase == "requirements"
     sentinel.two_step = sentinel.silent_finalize = phase == "finalize"
     sentinel.demand = {"proof": "endless", "arkose": "arkose"}.get(phase, "none")
@@ -108,7 +108,7 @@ def test_ten_proofs_at_once_let_others_be_answered(
     start: Start, backend: Backend, sentinel: Sentinel
 ) -> None:
     sentinel.demand = "endless"
-    service = start()
+    service = start(POW_DIFFICULTY="00000000")
     callers = [begin_ask(service) for _ in range(10)]
     wait_for(lambda: len(backend.preflights) == 10)
     times = []
