@@ -10,6 +10,7 @@ import orjson
 
 from relay import shown
 from relay.domain import ROOT, SYSTEM_ROLES, Conversation, Node, RemoteFile
+from relay.shown import part_of
 
 #: where a file of ChatGPT's can be had
 Address: TypeAlias = Callable[[RemoteFile], str]
@@ -86,16 +87,15 @@ def _mapping(conversation: Conversation) -> dict[str, dict[str, Any]]:
     return mapping
 
 
-def _messages(conversation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of ChatGPT's own tree."""
-    mapping = conversation.get("mapping")
-    nodes = mapping.values() if isinstance(mapping, dict) else ()
-    messages = [node.get("message") for node in nodes if isinstance(node, dict)]
-    return [message for message in messages if isinstance(message, dict)]
+def _nodes(conversation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of ChatGPT's own tree that have a message."""
+    nodes = part_of(conversation, "mapping").values()
+    objects = [node for node in nodes if isinstance(node, dict)]
+    return [node for node in objects if isinstance(node.get("message"), dict)]
 
 
 def _files(conversation: dict[str, Any]) -> list[RemoteFile]:
-    messages = _messages(conversation)
+    messages = [node["message"] for node in _nodes(conversation)]
     return [file for message in messages for file in shown.files_of(message)]
 
 
@@ -160,11 +160,7 @@ def entries(
     """The messages with what exports show of them."""
     if isinstance(conversation, Conversation):
         return [_entry(node) for node in conversation.nodes]
-    mapping = conversation.get("mapping")
-    nodes = mapping.values() if isinstance(mapping, dict) else ()
-    objects = (node for node in nodes if isinstance(node, dict))
-    entries = (_remote_entry(node, address) for node in objects)
-    return [entry for entry in entries if entry is not None]
+    return [_remote_entry(node, address) for node in _nodes(conversation)]
 
 
 def _entry(node: Node) -> dict[str, Any]:
@@ -179,26 +175,19 @@ def _entry(node: Node) -> dict[str, Any]:
     }
 
 
-def _remote_entry(node: dict[str, Any], address: Address) -> dict[str, Any] | None:
+def _remote_entry(node: dict[str, Any], address: Address) -> dict[str, Any]:
     """A node of ChatGPT's own tree; one without text stays, because others hang on it."""
-    message = node.get("message")
-    if not isinstance(message, dict):
-        return None
+    message = node["message"]
     status = message.get("status")
     return {
         "id": node.get("id"),
         "parent": node.get("parent"),
-        "role": _part(message, "author").get("role", ""),
+        "role": part_of(message, "author").get("role", ""),
         "text": shown.markdown(message, address),
         "status": {"finished_successfully": "whole", None: "whole"}.get(status, status),
         "created": message.get("create_time"),
-        "model": _part(message, "metadata").get("model_slug"),
+        "model": part_of(message, "metadata").get("model_slug"),
     }
-
-
-def _part(message: dict[str, Any], name: str) -> dict[str, Any]:
-    value = message.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _message(node: Node) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from flask import Response
 
-from relay.domain import Caller, Conversation, RemoteFile
+from relay.dialects.tree import Address, no_address
+from relay.domain import Caller, Conversation
 from relay.downloads import PATH, Download
 from relay.errors import Unauthorized
 from relay.file_passage import SHOWN_TYPES, FilePassage
@@ -24,10 +24,10 @@ NEEDS_TOKEN = (
 
 def address_maker(
     incoming: Incoming, conversation_id: str, found: Conversation | dict[str, Any]
-) -> Callable[[RemoteFile], str]:
+) -> Address:
     """What gives the files of a conversation that was read their addresses. Raises NoConversation."""
     if isinstance(found, Conversation):  # its text is here, with its links
-        return lambda file: file.pointer
+        return no_address
     service, base = incoming.service, incoming.base_url
     place = service.conversations.place_of_files(incoming.caller, conversation_id)
     return lambda file: service.links.address(place.of(file), base)

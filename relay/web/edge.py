@@ -16,6 +16,7 @@ from flask.globals import request_ctx
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from relay import downloads
 from relay.access import WrongKeys
 from relay.errors import (
     BadRequest,
@@ -40,7 +41,6 @@ NO_WEBSOCKETS = (
 )
 OUTSIDE = "/outside/of/the/prefix"
 HEALTH = "/healthz"
-FILES = "/files/"
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def write_access_log(incoming: Incoming, status: int) -> None:
 
 def logged_path(path: str) -> str:
     """A request's path as the log has it: without a link, which is the right to read a file."""
-    return f"{FILES}..." if path.startswith(FILES) else path
+    return f"{downloads.PATH}..." if path.startswith(downloads.PATH) else path
 
 
 def _other_methods(error: Exception) -> str:

@@ -16,6 +16,7 @@ import orjson
 
 from relay.errors import Challenged, UpstreamError, UpstreamFailed
 from relay.server import Run, in_place
+from relay.shown import part_of
 from relay.transports import Call
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.gateways import GatewayCall, GatewayMemory
@@ -72,8 +73,8 @@ def parse_requirements(response: WholeResponse, token_name: str) -> Requirements
     """Raises what a refusal says, Challenged for what only a browser can give, UpstreamFailed for anything else."""
     payload = _object(response)
     _check_demands(payload)
-    proof = _member(payload, "proofofwork")
-    arkose = _member(payload, "arkose")
+    proof = part_of(payload, "proofofwork")
+    arkose = part_of(payload, "arkose")
     blob = arkose.get("dx")
     return Requirements(
         token=_token(payload, token_name),
@@ -101,18 +102,13 @@ def _check_demands(payload: dict[str, Any]) -> None:
             retry_after=CHALLENGED_SECONDS,
         )
     for name in payload:
-        if name not in _SOLVED_HERE and _is_required(_member(payload, name)):
+        if name not in _SOLVED_HERE and _is_required(part_of(payload, name)):
             check = _OTHER_CHECKS.get(name, "a check that only a browser passes")
             raise Challenged(
                 f"ChatGPT demands {check}, which this service never solves. Ask later, with "
                 "another account, or by a REVERSE_PROXY that takes care of it.",
                 retry_after=CHALLENGED_SECONDS,
             )
-
-
-def _member(payload: dict[str, Any], name: str) -> dict[str, Any]:
-    value = payload.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _is_required(member: dict[str, Any]) -> bool:
