@@ -17,6 +17,7 @@ import filetype
 
 from relay.domain import Message
 from relay.errors import BadRequest, TooLarge
+from relay.shown import fence_for
 
 LARGEST_FILE = 16 * 1024 * 1024  # bytes; in base64 it fits into the default MAX_BODY
 MOST_FILES = 10  # with one question
@@ -97,8 +98,7 @@ class Attachment:
     def fenced(self) -> str:
         """A text file as text: its name, and what it says between fences that do not stand in it."""
         text = b"".join(self.pieces()).decode().removeprefix("\ufeff").rstrip("\n")
-        ticks = max((len(run) for run in re.findall("`{3,}", text)), default=2)
-        fence = "`" * (ticks + 1)
+        fence = fence_for(text)
         return f"{self.name}:\n{fence}\n{text}\n{fence}"
 
 

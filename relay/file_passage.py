@@ -13,9 +13,9 @@ from relay.accounts import Account, AccountPool, Attempts
 from relay.delivery import Clocks
 from relay.errors import NoFile, RelayError, UpstreamError, UpstreamFailed
 from relay.passage import Passage
-from relay.transports import Call, Head, Transport
+from relay.transports import TOO_LARGE, Call, Head, Transport
 from relay.upstreams import Forwarded, FoundFile
-from relay.upstreams.http import TOO_LARGE, WholeResponse
+from relay.upstreams.http import WholeResponse
 
 #: what browsers may show: images that can hold no script
 SHOWN_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")

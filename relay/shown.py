@@ -224,10 +224,15 @@ def code_of(message: Mapping[str, Any]) -> str:
     return fenced(text, str(language) if is_known and language != "unknown" else "")
 
 
-def fenced(text: str, language: str = "") -> str:
-    """A fenced block with a line end; its fence is longer than those in the text."""
+def fence_for(text: str) -> str:
+    """A fence for a text: longer than those in it."""
     longest = max(map(len, _FENCES.findall(text)), default=2)
-    fence = "`" * (longest + 1)
+    return "`" * (longest + 1)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A fenced block with a line end."""
+    fence = fence_for(text)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
 
 

@@ -13,6 +13,7 @@ from relay.errors import UpstreamFailed
 
 LONGEST_NAME = 10  # characters of a line in which a field's known name ends
 LONGEST_EVENT = 8 * 1024 * 1024
+OPENING_SIZE = 64  # bytes by which `opens_stream` knows a stream
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
 
@@ -106,3 +107,8 @@ def event(data: bytes, name: str = "") -> bytes:
     """One event on the wire. `data` is one line (JSON as orjson prints it)."""
     head = f"event: {name}\n".encode() if name else b""
     return b"%sdata: %s\n\n" % (head, data)
+
+
+def opens_stream(opening: bytes) -> bool:
+    """Whether the first bytes of a body are those of an event stream, for one that does not say its type."""
+    return opening.lstrip().startswith((b"data:", b"event:", b":"))

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     },
     "relay.logs": set(),
     "relay.sse": VALUES,
-    "relay.attachments": VALUES,
+    "relay.attachments": VALUES | {"relay.shown"},
     "relay.citations": set(),
     "relay.shown": VALUES | {"relay.citations"},
     "relay.window": VALUES,
@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "relay.access": VALUES | {"relay.settings", "relay.accounts"},
     "relay.transports.selection": {"relay.server", "relay.settings"}
     | {"relay.transports"},
-    "relay.transports": VALUES | {"relay.server"},
+    "relay.transports": VALUES | {"relay.server", "relay.sse"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
     | {"relay.server", "relay.attachments", "relay.shown", "relay.citations"},

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
+TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
+
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
 
 

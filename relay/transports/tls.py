@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from relay import sse
 from relay.deadline import Deadline
 from relay.errors import (
     BadRequest,
@@ -33,7 +34,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamFailed,
 )
-from relay.transports import Call, Exchange, Head, Headers, Transport
+from relay.transports import TOO_LARGE, Call, Exchange, Head, Headers, Transport
 from relay.transports.direct import (
     LARGEST_READ,
     LONGEST_HEAD,
@@ -51,11 +52,8 @@ Library: TypeAlias = Callable[[bytes], Mapping[str, Any]]
 LARGEST_IN_MEMORY = 1024 * 1024  # of a body that is kept until its head comes
 BLOCK_SIZE = 16 * 1024
 NO_TIMEOUT = 7 * 86_400_000  # ms; the clocks are ours, and 0 means 30 s
-EVENT_STREAM_BEGINNINGS = (b"data:", b"event:", b":")
-LONGEST_BEGINNING = 64
 EVENT_STREAM = Head(200, Headers((("content-type", "text/event-stream"),)))
 UNPACKED = ("gzip", "deflate", "br", "zstd")
-TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 
 _REQUEST_LINE = re.compile(r'^failed to do request: \w+ "[^"]*": ')
 _DISTRUST = re.compile(r"x509:|failed to verify certificate")
@@ -258,9 +256,9 @@ class TLSExchange:
         """A piece whose head is not known. Raises UpstreamFailed where there are too many."""
         self._kept.write(piece)
         self._size += len(piece)
-        if len(self._beginning) < LONGEST_BEGINNING:
-            self._beginning += piece[:LONGEST_BEGINNING]
-            if self._beginning.lstrip().startswith(EVENT_STREAM_BEGINNINGS):
+        if len(self._beginning) < sse.OPENING_SIZE:
+            self._beginning += piece[: sse.OPENING_SIZE]
+            if sse.opens_stream(self._beginning):
                 self._head = EVENT_STREAM
                 self._kept.seek(0)
         if self._size > self._transport.bounds.answer:

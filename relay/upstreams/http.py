@@ -27,6 +27,7 @@ from functools import partial
 from threading import Event as Flag
 from typing import Protocol, TypeAlias
 
+from relay import sse
 from relay.accounts import Account, AccountPool, Attempts
 from relay.deadline import Deadline
 from relay.errors import (
@@ -38,25 +39,18 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.server import Run
-from relay.transports import Call, Exchange, Head, Transport
+from relay.transports import TOO_LARGE, Call, Exchange, Head, Transport
 from relay.upstreams.wording import Secrets
 
 LARGEST_ERROR = 64 * 1024
 LARGEST_ANSWER = 32 * 1024 * 1024
 LARGEST_UNSTREAMED = 4 * 1024 * 1024
 REPETITION = 32  # so many bytes that repeat earlier ones count as one
-TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 NOT_STREAMED = "The upstream's answer is larger than one may be that is not streamed."
 READY_SECONDS = 0.25  # between two looks at an account whose access token is being got
 ADMISSION_SECONDS = 0.1  # between two looks at an account that has enough to do
 SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep busy
 LONGEST_PAUSE = 8.0  # and one that others keep busy
-LONGEST_OPENING = 64
-FIRST_BYTES = (
-    b"data:",
-    b"event:",
-    b":",
-)  # of an event stream that does not say its type
 
 
 def never() -> bool:
@@ -156,7 +150,7 @@ class BodyReader:
     @property
     def is_event_stream(self) -> bool:
         """Whether its first bytes are those of an event stream."""
-        return self._opening.lstrip().startswith(FIRST_BYTES)
+        return sse.opens_stream(self._opening)
 
     @property
     def body(self) -> bytes:
@@ -185,8 +179,8 @@ class BodyReader:
     def _add(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self._size += len(piece)
-        if len(self._opening) < LONGEST_OPENING:
-            self._opening += piece[:LONGEST_OPENING]
+        if len(self._opening) < sse.OPENING_SIZE:
+            self._opening += piece[: sse.OPENING_SIZE]
 
     def _piece(self, head: Head, seconds: float) -> bytes | None:
         try:
