@@ -20,10 +20,9 @@ from relay.signin.issuer import (
     AuthorizationCode,
     not_entitled,
 )
-from relay.signin.refresh import CLIENT_ID
+from relay.signin.refresh import CLIENT_ID, SCOPE
 
 REDIRECT_URI = "http://localhost:1455/auth/callback"
-SCOPE = "openid profile email offline_access"
 LONGEST_REDIRECT = 8192
 NOT_A_REDIRECT = (
     "That is not the address that the browser was sent to. Copy the whole address bar: "

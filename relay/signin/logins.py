@@ -6,7 +6,7 @@ The password is sent to AUTH_BASE_URL's origin alone, or to AUTH_URL alone where
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from relay.errors import Forbidden
@@ -43,7 +43,7 @@ def open_logins(settings: Settings) -> Logins:
             "AUTH_BASE_URL cannot be read: it must be an origin, without a path."
         )
     return Logins(
-        lru_cache(maxsize=1)(lambda: open_flows(settings)),
+        lambda: open_flows(settings),
         longest(settings),
         is_allowed=bool(settings.allow_caller_tokens),
     )
@@ -83,23 +83,27 @@ def page_base(address: str) -> str:
 class Logins:
     """What callers sign in with.
 
-    `flows`: called at the first login. `seconds`: the longest that one set of pages takes.
+    `open_flows`: called at the first login. `seconds`: the longest that one set of pages takes.
     """
 
     def __init__(
         self,
-        flows: Callable[[], Flows],
+        open_flows: Callable[[], Flows],
         seconds: float,
         *,
         is_allowed: bool = True,
     ) -> None:
-        self._flows = flows
+        self._open_flows = open_flows
         self._seconds = (
             2 * seconds
         )  # the platform's page may ask two, one after the other
         self._is_allowed = is_allowed
         self._grants = Grants()
         self._attempts = AttemptCounter()
+
+    @cached_property
+    def _flows(self) -> Flows:
+        return self._open_flows()
 
     def to_chatgpt(
         self, credentials: Credentials, address: str, *, fresh: bool = False
@@ -124,7 +128,7 @@ class Logins:
 
         def sign_in() -> Grant:
             with self._attempts.counted(address):
-                flow: Flow = getattr(self._flows(), place)
+                flow: Flow = getattr(self._flows, place)
                 return flow(credentials)
 
         return self._grants.get(place, credentials, sign_in, self._seconds, fresh=fresh)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -18,23 +17,7 @@ from relay.signin.browser import (
     read_redirect,
 )
 from relay.signin.issuer import Issuer
-from relay.transports.dialing import DirectDialer
-from relay.transports.direct import DirectTransport
 from tests.signin.oauth_server import OAuthServer
-
-
-@pytest.fixture
-def server() -> Iterator[OAuthServer]:
-    server = OAuthServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def issuer(server: OAuthServer) -> Iterator[Issuer]:
-    transport = DirectTransport(DirectDialer(2))
-    yield Issuer(transport, server.url, server.token_url, seconds=5)
-    transport.close()
 
 
 def test_a_pasted_redirect_leads_to_tokens(server: OAuthServer, issuer: Issuer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -34,20 +33,6 @@ from tests.signin.oauth_server import (
     Canned,
     OAuthServer,
 )
-
-
-@pytest.fixture
-def server() -> Iterator[OAuthServer]:
-    server = OAuthServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def issuer(server: OAuthServer) -> Iterator[Issuer]:
-    transport = DirectTransport(DirectDialer(2))
-    yield Issuer(transport, server.url, server.token_url, seconds=5)
-    transport.close()
 
 
 class Hands:

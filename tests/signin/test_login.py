@@ -39,13 +39,6 @@ DATABASE = {"conversations.db", "conversations.db-wal", "conversations.db-shm"}
 
 
 @pytest.fixture
-def server() -> Iterator[OAuthServer]:
-    server = OAuthServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def start(tmp_path: Path, server: OAuthServer) -> Iterator[Start]:
     """Starts a command at a terminal."""
     started: list[Typist] = []
