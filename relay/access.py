@@ -20,10 +20,9 @@ from typing import Literal, TypeAlias
 
 from relay.accounts import (
     Account,
-    is_chatgpt_token,
-    is_refresh_token,
     is_workspace,
     join_token,
+    may_be_chatgpt_token,
     split_token,
 )
 from relay.domain import Caller
@@ -340,7 +339,7 @@ class Access:
 def _in_workspace(token: str, workspace: str) -> str:
     """A token with the workspace that was stated apart from it. Raises BadRequest."""
     given, stated = split_token(token)
-    if not workspace or not is_chatgpt_token(given) and not is_refresh_token(given):
+    if not workspace or not may_be_chatgpt_token(given):
         return token
     if not is_workspace(workspace) or stated not in ("", workspace):
         raise BadRequest(
@@ -363,8 +362,7 @@ def parse_authorization(header: str) -> list[Credential]:
         password = _basic_password(rest)
         return [Credential(password, may_be_token=False)] if password else []
     bare = header.strip()
-    is_token = is_chatgpt_token(bare) or is_refresh_token(bare)
-    return [Credential(bare, is_token)] if bare else []
+    return [Credential(bare, may_be_chatgpt_token(bare))] if bare else []
 
 
 def _basic_password(encoded: str) -> str:

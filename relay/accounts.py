@@ -220,6 +220,11 @@ def is_refresh_token(token: str) -> bool:
     return not is_other and _AUTH0_REFRESH_TOKEN.fullmatch(token) is not None
 
 
+def may_be_chatgpt_token(token: str) -> bool:
+    """Whether a token has one of ChatGPT's forms, of which auth0's refresh tokens may be something else's too."""
+    return is_chatgpt_token(token) or is_refresh_token(token)
+
+
 def split_token(text: str) -> tuple[str, str]:
     """A token and the id of the team workspace that it asks in, "" where none is stated: `token,workspace`."""
     token, comma, workspace = text.rpartition(",")
@@ -518,6 +523,8 @@ class AccountPool:
 
         `began`: when it was asked; what it was refused later still holds.
         """
+        if not self._rests:
+            return
         scopes = (
             Scope(account.name),
             Scope(account.name, model),

@@ -207,10 +207,7 @@ def _describes_chatgpt(settings: Settings) -> bool:
 
 
 def _asks_by_https(settings: Settings) -> bool:
-    addresses = settings.chatgpt_base_url
-    if settings.reverse_proxy:
-        addresses = (settings.reverse_proxy,)
-    addresses += settings.reverse_proxy_allow
+    addresses = (*settings.chatgpt_addresses, *settings.reverse_proxy_allow)
     return any(address.startswith("https://") for address in addresses)
 
 

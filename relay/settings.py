@@ -612,6 +612,11 @@ class Settings:
                 given.setdefault(name, value)
         return cls.from_env(given)
 
+    @property
+    def chatgpt_addresses(self) -> tuple[str, ...]:
+        """Where ChatGPT is asked: at REVERSE_PROXY alone, where that is set."""
+        return (self.reverse_proxy,) if self.reverse_proxy else self.chatgpt_base_url
+
     def database(self) -> str:
         """The database's URL, with its default filled in."""
         return (

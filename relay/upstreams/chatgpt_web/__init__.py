@@ -13,9 +13,9 @@ from relay.accounts import (
     Resting,
     Scope,
     SignIn,
-    is_chatgpt_token,
     is_refresh_token,
     join_token,
+    may_be_chatgpt_token,
 )
 from relay.domain import Caller, Model, Question
 from relay.server import Run
@@ -58,14 +58,11 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
 
     Raises SettingsError for an address that cannot be used.
     """
-    addresses = settings.chatgpt_base_url
-    name = "CHATGPT_BASE_URL"
+    name = "REVERSE_PROXY" if settings.reverse_proxy else "CHATGPT_BASE_URL"
     allowed = settings.reverse_proxy_allow
     if settings.reverse_proxy:
-        addresses = (settings.reverse_proxy,)
-        name = "REVERSE_PROXY"
         allowed = allowed or (settings.reverse_proxy,)
-    for address in addresses:
+    for address in settings.chatgpt_addresses:
         check_setting(name, address)
     if settings.arkose_token_url:
         check_setting("ARKOSE_TOKEN_URL", settings.arkose_token_url)
@@ -131,10 +128,8 @@ def limits_of(settings: Settings) -> Limits:
 
 def places_of(settings: Settings) -> tuple[Place, ...]:
     """Where ChatGPT is, as the settings say. Raises ValueError for an address that cannot be used."""
-    addresses = settings.chatgpt_base_url
-    if settings.reverse_proxy:
-        addresses = (settings.reverse_proxy,)
-    return tuple(place(each, settings.conversation_path) for each in addresses)
+    path = settings.conversation_path
+    return tuple(place(each, path) for each in settings.chatgpt_addresses)
 
 
 def accounts_for(
@@ -170,8 +165,8 @@ def _identity(account: Account) -> str:
 def _with_workspace(word: str) -> str:
     """A token of ACCESS_TOKEN, where commas divide, so that a workspace follows a colon."""
     token, colon, workspace = word.rpartition(":")
-    is_token = is_chatgpt_token(token) or is_refresh_token(token)
-    return join_token(token, workspace) if colon and is_token else word
+    is_token = colon and may_be_chatgpt_token(token)
+    return join_token(token, workspace) if is_token else word
 
 
 def may_ask_without_account(settings: Settings) -> bool:
