@@ -42,15 +42,18 @@ from relay.server import Run, Server
 from relay.service import Service
 from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
+from relay.stream_pump import StreamPump
 
 WORKER_BOOT_ERROR = (
     3  # gunicorn's: the master ends, where it would start workers for ever
 )
 
 READABLE = 1  # libev's EV_READ
+FOREVER = 3600.0  # seconds, to whoever looks again afterwards
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_poll = monkey.get_original("select", "poll")
+unpatched_epoll = monkey.get_original("select", "epoll")
 start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
 # An error of ours that leaves a native thread goes to its caller; gevent would also print it.
@@ -151,6 +154,11 @@ def wait_readable(connection: Any, seconds: float) -> bool:
     watcher = connection._read_event
     if watcher is None:
         raise OSError(errno.EBADF, "the connection was closed")
+    return wait_for(watcher, seconds)
+
+
+def wait_for(watcher: Any, seconds: float) -> bool:
+    """Whether the loop's watcher notices something within `seconds`."""
     hub = gevent.get_hub()
     timer = hub.loop.timer(seconds)
     switch = gevent.getcurrent().switch
@@ -162,6 +170,34 @@ def wait_readable(connection: Any, seconds: float) -> bool:
         watcher.stop()
         timer.stop()
         timer.close()
+
+
+class PumpWaiter:
+    """See `relay.stream_pump.Waiter`. The poll is a descriptor itself, which the loop watches."""
+
+    def __init__(self, poll: Any) -> None:
+        loop = gevent.get_hub().loop
+        self._ready = loop.io(poll.fileno(), READABLE)
+        self._woken = loop.async_()
+        self._is_waiting = False
+
+    def wait(self, seconds: float | None) -> None:
+        self._is_waiting = True
+        self._woken.start(self._end_wait, gevent.getcurrent().switch)
+        try:
+            wait_for(self._ready, FOREVER if seconds is None else seconds)
+        finally:
+            self._is_waiting = False
+            self._woken.stop()
+
+    def _end_wait(self, switch: Callable[[], object]) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            switch()
+
+    def wake(self) -> None:
+        if self._is_waiting:
+            self._woken.send()
 
 
 def broken_input() -> tuple[type[Exception], ...]:
@@ -181,14 +217,26 @@ def redact_request(record: logging.LogRecord) -> bool:
 class GracefulServer(StreamServer):
     """Accepts connections, each for a greenlet of its own, and lets running answers end."""
 
-    def __init__(self, listener: socket.socket, server: HttpServer) -> None:
-        super().__init__(listener, server.serve, spawn=Pool())
-        self._server = server
+    def __init__(
+        self, listener: socket.socket, address: tuple[str, int], send_seconds: float
+    ) -> None:
+        connections = Pool()
+        poll = unpatched_epoll()
+        self._pump = StreamPump(poll, PumpWaiter(poll))
+        self._server = HttpServer(
+            app, address, send_seconds, wait_readable, self._pump, connections.spawn
+        )
+        super().__init__(listener, self._server.serve, spawn=connections)
+        gevent.spawn(self._pump.run)
 
     def finish(self, seconds: float) -> None:
         """Take no more requests, and wait for the running ones."""
+        deadline = Deadline.after(seconds)
         self._server.let_idle_go()
-        self.stop(timeout=seconds)
+        self.stop_accepting()
+        while len(self._pump) and not deadline.passed:
+            gevent.sleep(0.05)
+        self.stop(timeout=deadline.left)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -210,9 +258,7 @@ def serve(settings: Settings) -> None:
         address = f"{settings.host}:{settings.port}"
         sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
     host, port = listener.getsockname()[:2]
-    server = GracefulServer(
-        listener, HttpServer(app, (host, port), settings.total_timeout, wait_readable)
-    )
+    server = GracefulServer(listener, (host, port), settings.total_timeout)
     if is_public(host):
         log.warning(
             "Listening on %s without TLS: put nginx before it, or use gunicorn with "

@@ -113,9 +113,17 @@ def classic_events(pieces: list[str]) -> str:
 
 def delta_events(pieces: list[str]) -> str:
     message = web_message("", "in_progress")
-    first = {"p": "", "o": "add", "v": {"message": message, "conversation_id": CONVERSATION}, "c": 0}
+    first = {
+        "p": "",
+        "o": "add",
+        "v": {"message": message, "conversation_id": CONVERSATION},
+        "c": 0,
+    }
     path = "/message/content/parts/0"
-    appended = [{"p": path, "o": "append", "v": pieces[0]}, *({"v": piece} for piece in pieces[1:])]
+    appended = [
+        {"p": path, "o": "append", "v": pieces[0]},
+        *({"v": piece} for piece in pieces[1:]),
+    ]
     last = {
         "p": "",
         "o": "patch",
@@ -153,7 +161,9 @@ def as_json(path: str, **fields: object) -> bytes:
 
 
 def as_form(path: str, **fields: str) -> bytes:
-    return http(path, urlencode(fields, safe="@").encode(), "application/x-www-form-urlencoded")
+    return http(
+        path, urlencode(fields, safe="@").encode(), "application/x-www-form-urlencoded"
+    )
 
 
 def messages(text: str = "hello there") -> list[dict[str, str]]:
@@ -171,7 +181,13 @@ def web_question() -> bytes:
     """As ChatGPT's own page asks."""
     content = {"content_type": "text", "parts": [MARK]}
     message = {"id": "b2", "author": {"role": "user"}, "content": content}
-    fields = {"action": "next", "messages": [message], "parent_message_id": "p1", "model": "auto", "stream": True}
+    fields = {
+        "action": "next",
+        "messages": [message],
+        "parent_message_id": "p1",
+        "model": "auto",
+        "stream": True,
+    }
     return as_json("/chatgpt/backend-api/conversation", **fields)
 
 
@@ -187,20 +203,44 @@ class Scenario:
 
 SCENARIOS = (
     Scenario("/v1/chat/completions, openai", "openai", completion()),
-    Scenario("/chat (not kept), openai", "openai", as_json("/chat", messages=messages())),
+    Scenario(
+        "/chat (not kept), openai", "openai", as_json("/chat", messages=messages())
+    ),
     Scenario("/ask (form, kept), openai", "openai", as_form("/ask", msg="hello there")),
-    Scenario("/send_message (form, kept), openai", "openai", as_form("/send_message", prompt="hello there")),
-    Scenario("/v1/responses (kept), openai", "openai", as_json("/v1/responses", model=MODEL, input="hello there")),
+    Scenario(
+        "/send_message (form, kept), openai",
+        "openai",
+        as_form("/send_message", prompt="hello there"),
+    ),
+    Scenario(
+        "/v1/responses (kept), openai",
+        "openai",
+        as_json("/v1/responses", model=MODEL, input="hello there"),
+    ),
     Scenario("/v1/chat/completions, web classic", "classic", completion()),
     Scenario("/v1/chat/completions, web delta", "delta", completion()),
     Scenario("/ask (form), web classic", "classic", as_form("/ask", msg="hello there")),
     Scenario("/ask (form), web delta", "delta", as_form("/ask", msg="hello there")),
-    Scenario("/send_message (form), web delta", "delta", as_form("/send_message", prompt="hello there")),
+    Scenario(
+        "/send_message (form), web delta",
+        "delta",
+        as_form("/send_message", prompt="hello there"),
+    ),
     Scenario("/v1/chat/completions, openai", "openai", completion(True), True),
-    Scenario("/send_message (form, kept), openai", "openai", as_form("/send_message", prompt=MARK, stream="true"), True),
+    Scenario(
+        "/send_message (form, kept), openai",
+        "openai",
+        as_form("/send_message", prompt=MARK, stream="true"),
+        True,
+    ),
     Scenario("/v1/chat/completions, web classic", "classic", completion(True), True),
     Scenario("/v1/chat/completions, web delta", "delta", completion(True), True),
-    Scenario("/send_message (form), web delta", "delta", as_form("/send_message", prompt=MARK, stream="true"), True),
+    Scenario(
+        "/send_message (form), web delta",
+        "delta",
+        as_form("/send_message", prompt=MARK, stream="true"),
+        True,
+    ),
     Scenario("/chatgpt/backend-api, web classic", "classic", web_question(), True),
 )
 
@@ -217,12 +257,19 @@ class Gateway:
 
     def cpu(self) -> float:
         """Seconds that its threads have run so far."""
-        files = (task / "schedstat" for pid in self.pids for task in Path(f"/proc/{pid}/task").iterdir())
+        files = (
+            task / "schedstat"
+            for pid in self.pids
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        )
         return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
     def resident(self) -> float:
         """Kilobytes."""
-        sizes = (Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0] for pid in self.pids)
+        sizes = (
+            Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]
+            for pid in self.pids
+        )
         return sum(map(int, sizes))
 
 
@@ -233,7 +280,9 @@ def free_port() -> int:
         return port
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for_port(
+    port: int, process: subprocess.Popen[bytes], seconds: float = 60
+) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         with socket.socket() as probe:
@@ -244,7 +293,9 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 
 
 
 def children_of(pid: int) -> tuple[int, ...]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid)], capture_output=True, text=True
+    ).stdout.split()
     return tuple(map(int, found))
 
 
@@ -256,16 +307,28 @@ class Bench:
         self._stack = stack
         self._workers = workers
         self._load = self.folder / "load"
-        compiled = [wanted("gcc", "gcc"), "-O2", "-o", str(self._load), str(Path(__file__).with_name("load.c"))]
+        compiled = [
+            wanted("gcc", "gcc"),
+            "-O2",
+            "-o",
+            str(self._load),
+            str(Path(__file__).with_name("load.c")),
+        ]
         subprocess.run(compiled, check=True)
 
-    def start(self, command: list[str], core: int | None = 0, **environ: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, command: list[str], core: int | None = 0, **environ: str
+    ) -> subprocess.Popen[bytes]:
         """A process, on a core of its own. Its output goes to a file: a log is part of what a service does."""
         program = Path(command[0]).name
-        output = self._stack.enter_context((self.folder / f"{program}-{free_port()}.log").open("wb"))
+        output = self._stack.enter_context(
+            (self.folder / f"{program}-{free_port()}.log").open("wb")
+        )
         pinned = command if core is None else ["taskset", "-c", str(core), *command]
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.folder), **environ}
-        process = subprocess.Popen(pinned, stdout=output, stderr=output, env=environ, cwd=self.folder)
+        process = subprocess.Popen(
+            pinned, stdout=output, stderr=output, env=environ, cwd=self.folder
+        )
         self._stack.callback(process.wait)
         self._stack.callback(process.terminate)
         return process
@@ -278,7 +341,10 @@ class Bench:
         if kind == "openai":
             plain = str(self.folder / "plain.json")
             Path(plain).write_text(openai_answer(TEXT))
-        process = self.start([str(self._load), "upstream", str(port), plain, str(events), str(pace)], core=1)
+        process = self.start(
+            [str(self._load), "upstream", str(port), plain, str(events), str(pace)],
+            core=1,
+        )
         wait_for_port(port, process)
         return port
 
@@ -298,22 +364,37 @@ class Bench:
             'proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s; } }\n}\n'
         )
         program = wanted("nginx", "nginx-light")
-        process = self.start([program, "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"])
+        process = self.start(
+            [program, "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
+        )
         wait_for_port(port, process)
         return Gateway(port, children_of(process.pid))
 
     def service(self, kind: str, upstream: int) -> Gateway:
         port = free_port()
-        environ = {"PORT": str(port), "DATA_DIR": str(self.folder / f"data-{port}"), "AUTHORIZATION": KEY}
+        environ = {
+            "PORT": str(port),
+            "DATA_DIR": str(self.folder / f"data-{port}"),
+            "AUTHORIZATION": KEY,
+        }
         if kind == "openai":
-            environ |= {"OPENAI_BASE_URL": f"http://127.0.0.1:{upstream}/v1", "OPENAI_MODEL": MODEL}
+            environ |= {
+                "OPENAI_BASE_URL": f"http://127.0.0.1:{upstream}/v1",
+                "OPENAI_MODEL": MODEL,
+            }
         else:
             address = f"http://127.0.0.1:{upstream}/backend-api/conversation"
-            environ |= {"REVERSE_PROXY": address, "ACCESS_TOKEN": "token-of-the-server", "MAX_CONCURRENCY": "0"}
+            environ |= {
+                "REVERSE_PROXY": address,
+                "ACCESS_TOKEN": "token-of-the-server",
+                "MAX_CONCURRENCY": "0",
+            }
         if self._workers > 1:
             environ["WORKERS"] = str(self._workers)
         core = 0 if self._workers == 1 else None
-        process = self.start([sys.executable, str(ROOT / "chatgpt_webapi.py")], core=core, **environ)
+        process = self.start(
+            [sys.executable, str(ROOT / "chatgpt_webapi.py")], core=core, **environ
+        )
         wait_for_port(port, process)
         time.sleep(1)
         return Gateway(port, (process.pid, *children_of(process.pid)))
@@ -325,23 +406,52 @@ class Bench:
         config.write_text(
             f"model_list: [{{model_name: {MODEL}, litellm_params: {parameters}}}]\ngeneral_settings: {{master_key: {KEY}}}\n"
         )
-        command = [wanted("litellm", "(pip) litellm[proxy]"), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-        process = self.start(command, LITELLM_LOG="ERROR", LITELLM_TELEMETRY="False", DO_NOT_TRACK="1")
+        command = [
+            wanted("litellm", "(pip) litellm[proxy]"),
+            "--config",
+            str(config),
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+        ]
+        process = self.start(
+            command, LITELLM_LOG="ERROR", LITELLM_TELEMETRY="False", DO_NOT_TRACK="1"
+        )
         wait_for_port(port, process, 120)
         return Gateway(port, (process.pid, *children_of(process.pid)))
 
     def portkey(self, upstream: int) -> Gateway:
         """Told by headers where to go, which the requests for it carry."""
-        command = [wanted("gateway", "(npm) @portkey-ai/gateway"), f"--port={(port := free_port())}", "--headless"]
-        process = self.start(command, NODE_ENV="production", TRUSTED_CUSTOM_HOSTS="localhost,127.0.0.1")
+        command = [
+            wanted("gateway", "(npm) @portkey-ai/gateway"),
+            f"--port={(port := free_port())}",
+            "--headless",
+        ]
+        process = self.start(
+            command, NODE_ENV="production", TRUSTED_CUSTOM_HOSTS="localhost,127.0.0.1"
+        )
         wait_for_port(port, process)
         return Gateway(port, (process.pid, *children_of(process.pid)))
 
-    def calls(self, port: int, request: bytes, connections: int, total: int, rate: int = 0) -> dict[str, Any]:
+    def calls(
+        self, port: int, request: bytes, connections: int, total: int, rate: int = 0
+    ) -> dict[str, Any]:
         """What the caller found: see load.c. Ends the run where an answer was wrong."""
         file = self.folder / "request"
         file.write_bytes(request)
-        command = ["taskset", "-c", "1", str(self._load), "calls", str(port), str(file), str(connections), str(total), str(rate)]
+        command = [
+            "taskset",
+            "-c",
+            "1",
+            str(self._load),
+            "calls",
+            str(port),
+            str(file),
+            str(connections),
+            str(total),
+            str(rate),
+        ]
         finished = subprocess.run(command, capture_output=True, text=True)
         found: dict[str, Any] = json.loads(finished.stdout or "null") or {}
         if not found or found["failed"] or found["wrong"]:
@@ -373,7 +483,9 @@ class Figures:
         return f"{middle:9.1f} us {middle / self.median(what, base):7.1f} x{wide}"
 
 
-def measure_cpu(bench: Bench, gateway: Gateway, request: bytes, streams: bool, calls: int) -> tuple[float, float]:
+def measure_cpu(
+    bench: Bench, gateway: Gateway, request: bytes, streams: bool, calls: int
+) -> tuple[float, float]:
     """Microseconds of CPU for an answer or a chunk, and the share of its core that the caller had."""
     connections = STREAMING if streams else CONNECTIONS
     total = connections if streams else calls
@@ -390,7 +502,11 @@ def compare_cpu(bench: Bench, options: argparse.Namespace) -> None:
     plain = {kind: bench.upstream(kind, [TEXT], 0) for kind in EVENTS}
     paced = {kind: bench.upstream(kind, [f"{MARK} "] * CHUNKS, PACE) for kind in EVENTS}
     if options.only:
-        chosen = tuple(s for s in SCENARIOS if options.only in f"{s.name} {'chunk' if s.streams else 'plain'}")
+        chosen = tuple(
+            s
+            for s in SCENARIOS
+            if options.only in f"{s.name} {'chunk' if s.streams else 'plain'}"
+        )
     else:
         chosen = SCENARIOS
     gateways: dict[tuple[str, bool], Gateway] = {}
@@ -415,27 +531,45 @@ def compare_cpu(bench: Bench, options: argparse.Namespace) -> None:
             place = scenario.upstream, scenario.streams
             what = str(chosen.index(scenario))
             running = {"nginx": nginx[place], "service": gateways[place]}
-            is_passage = scenario.request in (completion(), completion(True)) and scenario.upstream == "openai"
+            is_passage = (
+                scenario.request in (completion(), completion(True))
+                and scenario.upstream == "openai"
+            )
             if is_passage:
-                running |= {name: peer for (name, streams), peer in peers.items() if streams == scenario.streams}
+                running |= {
+                    name: peer
+                    for (name, streams), peer in peers.items()
+                    if streams == scenario.streams
+                }
             for who, gateway in running.items():
-                request = completion(scenario.streams) if who == "nginx" else scenario.request
+                request = (
+                    completion(scenario.streams) if who == "nginx" else scenario.request
+                )
                 if who == "portkey":
                     base = f"http://127.0.0.1:{(paced if scenario.streams else plain)['openai']}/v1"
                     told = f"x-portkey-provider: openai\r\nx-portkey-custom-host: {base}\r\n".encode()
                     request = request.replace(b"Accept:", told + b"Accept:", 1)
-                calls = options.calls if who == "nginx" else max(200, options.calls // 4)
-                spent, share = measure_cpu(bench, gateway, request, scenario.streams, calls)
+                calls = (
+                    options.calls if who == "nginx" else max(200, options.calls // 4)
+                )
+                spent, share = measure_cpu(
+                    bench, gateway, request, scenario.streams, calls
+                )
                 if number:
                     figures.add(what, who, spent)
                     shares.append(share)
-    for streams, title in ((False, "CPU per plain answer"), (True, "CPU per chunk of a stream")):
+    for streams, title in (
+        (False, "CPU per plain answer"),
+        (True, "CPU per chunk of a stream"),
+    ):
         shown = [s for s in chosen if s.streams is streams]
         if shown:
             print(f"\n{title}")
         for scenario in shown:
             what = str(chosen.index(scenario))
-            print(f"  {scenario.name:40} {figures.ratio(what, 'service')}   (nginx {figures.median(what, 'nginx'):.1f} us)")
+            print(
+                f"  {scenario.name:40} {figures.ratio(what, 'service')}   (nginx {figures.median(what, 'nginx'):.1f} us)"
+            )
             for name in {name for name, _ in peers}:
                 if (what, name) in figures._found:
                     print(f"  {'':4}{name:36} {figures.ratio(what, name)}")
@@ -448,7 +582,11 @@ def compare_latency(bench: Bench, options: argparse.Namespace) -> None:
     paced = bench.upstream("openai", [f"{MARK} "] * CHUNKS, PACE)
     quick = {"direct": plain, "nginx": bench.nginx(plain).port}
     service = bench.service("openai", plain)
-    streaming = {"direct": paced, "nginx": bench.nginx(paced).port, "service": bench.service("openai", paced).port}
+    streaming = {
+        "direct": paced,
+        "nginx": bench.nginx(paced).port,
+        "service": bench.service("openai", paced).port,
+    }
     asks = {"passage": completion(), "/ask, kept": as_form("/ask", msg="hello there")}
     figures = Figures()
     for number in range(options.rounds + 1):
@@ -466,12 +604,22 @@ def compare_latency(bench: Bench, options: argparse.Namespace) -> None:
                 figures.add("chunk p99", name, found["chunk_p99"])
     print(f"\nAdded latency, {RATE} requests a second: p50, p99 (us); x of nginx's")
     for name in ("nginx", *asks):
-        values = [figures.median(what, name) - figures.median(what, "direct") for what in ("p50", "p99")]
+        values = [
+            figures.median(what, name) - figures.median(what, "direct")
+            for what in ("p50", "p99")
+        ]
         nginx = figures.median("p50", "nginx") - figures.median("p50", "direct")
-        print(f"  {name:40} {values[0]:9.0f} {values[1]:9.0f} {values[0] / max(nginx, 1):7.1f} x")
-    print("A chunk on its way, 2,000 a second: p50, p99 (us), less those of none between")
+        print(
+            f"  {name:40} {values[0]:9.0f} {values[1]:9.0f} {values[0] / max(nginx, 1):7.1f} x"
+        )
+    print(
+        "A chunk on its way, 2,000 a second: p50, p99 (us), less those of none between"
+    )
     for name in ("nginx", "service"):
-        values = [figures.median(what, name) - figures.median(what, "direct") for what in ("chunk p50", "chunk p99")]
+        values = [
+            figures.median(what, name) - figures.median(what, "direct")
+            for what in ("chunk p50", "chunk p99")
+        ]
         print(f"  {name:40} {values[0]:9.0f} {values[1]:9.0f}")
 
 
@@ -484,7 +632,9 @@ def health_looked_at(port: int) -> Iterator[list[float]]:
     def look() -> None:
         while not is_over.wait(0.1):
             begun = time.monotonic()
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30).read()
+            urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/healthz", timeout=30
+            ).read()
             times.append((time.monotonic() - begun) * 1000)
 
     looking = threading.Thread(target=look)
@@ -500,10 +650,15 @@ def hold_streams(bench: Bench, options: argparse.Namespace) -> None:
     """Streams of one chunk a second: each arrives, in its order, at its own caller."""
     print(f"\n{options.streams} open streams, one chunk a second, {options.seconds} s")
     pieces = [f"{MARK} "] * options.seconds
-    kinds = {"passage": ("openai", completion(True)), "translated": ("delta", completion(True))}
+    kinds = {
+        "passage": ("openai", completion(True)),
+        "translated": ("delta", completion(True)),
+    }
     for name, (kind, request) in {"nginx": kinds["passage"], **kinds}.items():
         upstream = bench.upstream(kind, pieces, HELD_PACE)
-        gateway = bench.nginx(upstream) if name == "nginx" else bench.service(kind, upstream)
+        gateway = (
+            bench.nginx(upstream) if name == "nginx" else bench.service(kind, upstream)
+        )
         idle = before = gateway.resident()
         if name != "nginx":  # what is loaded with the first asks is not the streams'
             few = bench.upstream(kind, [f"{MARK} "], 1000)
@@ -512,7 +667,11 @@ def hold_streams(bench: Bench, options: argparse.Namespace) -> None:
         peak = [before]
         is_over = threading.Event()
 
-        def watch(gateway: Gateway = gateway, peak: list[float] = peak, is_over: threading.Event = is_over) -> None:
+        def watch(
+            gateway: Gateway = gateway,
+            peak: list[float] = peak,
+            is_over: threading.Event = is_over,
+        ) -> None:
             while not is_over.wait(0.5):
                 peak.append(gateway.resident())
 
@@ -525,7 +684,9 @@ def hold_streams(bench: Bench, options: argparse.Namespace) -> None:
             health = "-"
         else:
             with health_looked_at(port) as times:
-                found = bench.calls(port, request, options.streams, options.streams, 500)
+                found = bench.calls(
+                    port, request, options.streams, options.streams, 500
+                )
             times.sort()
             health = f"{times[len(times) // 2]:.1f} / {times[-1]:.0f} ms"
         spent = gateway.cpu() - spent
@@ -545,7 +706,11 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=int, default=20)
-    parser.add_argument("--only", default="", help="scenarios whose name has this, with 'plain' or 'chunk' after it")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="scenarios whose name has this, with 'plain' or 'chunk' after it",
+    )
     parser.add_argument("--peers", default="")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--parts", default="cpu,latency,streams")

@@ -108,14 +108,20 @@ class Connection(socket.socket):
         elif not self._wait_readable(self, seconds):
             raise TimeoutError(TOO_SLOW)
 
-    def sendall(self, data: Any, flags: int = 0, /) -> None:
-        self.settimeout(0)
+    def send_now(self, data: bytes) -> bytes:
+        """Send what can be sent without waiting; the rest."""
+        if self.gettimeout() != 0:
+            self.settimeout(0)
         try:
-            sent = self.send(data, flags)
+            sent = self.send(data)
         except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._send_slowly(memoryview(data)[sent:], flags)
+            return data
+        return data[sent:]
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        rest = self.send_now(data)
+        if rest:
+            self._send_slowly(memoryview(rest), flags)
 
     def _send_slowly(self, rest: memoryview, flags: int) -> None:
         """Send to a caller whose buffers are full. Raises BrokenPipeError where it does not read."""

@@ -109,7 +109,13 @@ class Delivery:
     Used by one thread: `reply` or `stream` once, then `close`; only `leave` may be called from
     others. `turn` is there once it was opened. `outcome`: "open", "whole", or an error's code;
     `failure` is that error.
+
+    A stream whose head was sent can be parked, while there is something `awaited`: then it never
+    waits, and gives b"" where nothing has arrived. It is taken up once that descriptor is readable,
+    or at `wakes_at`. Before whatever may block it gives b"" and is parked no more.
     """
+
+    is_parked = False
 
     def __init__(
         self, printer: Printer, clocks: Clocks, timeout: float | None = None
@@ -120,6 +126,9 @@ class Delivery:
         self.seconds = min(clocks.total, timeout or clocks.total)
         self._deadline = Deadline.after(self.seconds)
         self._caller_left = Flag()
+        self._silence = SilenceClock(clocks)
+        self._keep_alive = Deadline.after(clocks.keep_alive)
+        self._was_parked = False
         self.turn: Turn | None = None
         self.outcome = "open"
         self.failure: RelayError | None = None
@@ -128,6 +137,28 @@ class Delivery:
     def seconds_left(self) -> float:
         """Seconds until the total clock has run out."""
         return self._deadline.left
+
+    @property
+    def awaited(self) -> int | None:
+        """The descriptor that is readable as soon as there is more output; None where it cannot be parked."""
+        return None
+
+    @property
+    def wakes_at(self) -> Deadline:
+        """When something is to be done, whatever arrives."""
+        return min(self._deadline, self._silence.deadline, self._keep_alive)
+
+    def park(self) -> None:
+        self.is_parked = self._was_parked = True
+
+    def unpark(self) -> None:
+        self.is_parked = False
+
+    def _wait_unparked(self) -> Iterator[bytes]:
+        """Let what comes next be done where it may block."""
+        if self.is_parked:
+            self.unpark()
+            yield b""
 
     def chunks(self) -> Iterator[bytes | None]:
         """The output, read by read; None for a time of silence. Every failure is a RelayError."""
@@ -148,7 +179,7 @@ class Delivery:
         assert self.turn is not None and self.turn.reply is not None
         return self.turn.reply
 
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Generator[bytes, None, None]:
         """The output as it comes. Waits for the first event, but not beyond one keep-alive.
 
         Raises RelayError for what fails until then; later failures are printed in the output.
@@ -162,16 +193,20 @@ class Delivery:
                 break
         return self._body(first or self._printer.keep_alive, chunks)
 
-    def _body(self, first: bytes, chunks: Iterator[bytes | None]) -> Iterator[bytes]:
-        keep_alive = Deadline.after(self._clocks.keep_alive)
+    def _body(
+        self, first: bytes, chunks: Iterator[bytes | None]
+    ) -> Generator[bytes, None, None]:
+        self._keep_alive = Deadline.after(self._clocks.keep_alive)
         yield first
         try:
             for chunk in chunks:
-                if not chunk and keep_alive.passed:
+                if not chunk and self._keep_alive.passed:
                     chunk = self._printer.keep_alive
                 if chunk:
+                    self._keep_alive = Deadline.after(self._clocks.keep_alive)
                     yield chunk
-                    keep_alive = Deadline.after(self._clocks.keep_alive)
+                elif self._was_parked:
+                    yield b""
         except RelayError:
             if self._last_chunk is None:
                 raise BodyAborted() from None
@@ -179,6 +214,8 @@ class Delivery:
 
     def _patience(self, silence: SilenceClock) -> float:
         """Seconds that one read may wait: to the next clock, and no longer than between two keep-alives."""
+        if self.is_parked:
+            return 0.0
         next_clock = min(self._deadline, silence.deadline)
         return min(next_clock.left, self._clocks.keep_alive)
 
@@ -186,14 +223,15 @@ class Delivery:
         """Raise CallerLeft, or UpstreamTimeout where a clock ran out."""
         if self._caller_left.is_set():
             raise CallerLeft()
+        if not min(self._deadline, silence.deadline).passed:
+            return
         if self._deadline.passed:
             raise UpstreamTimeout(
                 f"The answer was not whole within {self.seconds:g} s; it was given up."
             )
-        if silence.deadline.passed:
-            raise UpstreamTimeout(
-                f"The upstream was silent for {silence.limit:g} s; it was given up."
-            )
+        raise UpstreamTimeout(
+            f"The upstream was silent for {silence.limit:g} s; it was given up."
+        )
 
 
 class DirectDelivery(Delivery):
@@ -232,16 +270,25 @@ class DirectDelivery(Delivery):
         """If the question still waits for its conversation, it is not asked any more."""
         self._waiting_is_over.set()
 
+    @property
+    def awaited(self) -> int | None:
+        turn = self.turn
+        if turn is None or turn.over or turn.ended or not turn.started:
+            return None
+        return turn.stream.awaited
+
     def chunks(self) -> Iterator[bytes | None]:
         try:
             turn = yield from self._open()
             yield from self._read(turn)
             self.outcome = "whole"
         except RelayError as error:
+            yield from self._wait_unparked()
             self._fail(error)
             raise
         except Exception as error:
             log.exception("Request %s failed unexpectedly", self._request_id)
+            yield from self._wait_unparked()
             failure = InternalError()
             self._fail(failure)
             raise failure from error
@@ -265,7 +312,7 @@ class DirectDelivery(Delivery):
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
-        silence = SilenceClock(self._clocks)
+        silence = self._silence = SilenceClock(self._clocks)
         while not turn.over:
             piece = self._read_piece(turn, silence)
             if piece == b"":
@@ -282,6 +329,7 @@ class DirectDelivery(Delivery):
             silence.restart(turn.complete)
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
+        yield from self._wait_unparked()
         yield turn.end()
 
     def _read_piece(self, turn: Turn, silence: SilenceClock) -> bytes | None:

@@ -13,7 +13,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from time import time
 from typing import Any, TypeAlias
@@ -29,6 +29,8 @@ from relay.request_parser import (
     parse_head,
     take_head,
 )
+from relay.server import in_thread
+from relay.stream_pump import StreamPump
 
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
@@ -45,7 +47,10 @@ log = logging.getLogger("chatgpt_webapi")
 
 
 class HttpServer:
-    """Serves connections that somebody else accepts. `send_seconds`, `wait_readable`: see `Connection`."""
+    """Serves connections that somebody else accepts. `send_seconds`, `wait_readable`: see `Connection`.
+
+    `pump`: takes streams over; `spawn`: does work in a thread of its own, when one comes back.
+    """
 
     def __init__(
         self,
@@ -53,8 +58,12 @@ class HttpServer:
         address: tuple[str, int],
         send_seconds: float,
         wait_readable: Callable[[Any, float], bool] | None = None,
+        pump: StreamPump | None = None,
+        spawn: Callable[[Callable[[], None]], object] = in_thread,
     ) -> None:
         self.application = application
+        self._pump = pump
+        self._spawn = spawn
         self.is_stopping = False
         self.idle: set[Connection] = set()
         self._send_seconds = send_seconds
@@ -73,7 +82,7 @@ class HttpServer:
         }
 
     def serve(self, accepted: socket.socket, address: Any) -> None:
-        """Serve a connection to its end."""
+        """Serve a connection to its end, or until a stream of its is parked."""
         connection = Connection.adopt(accepted, self._send_seconds, self._wait_readable)
         host, port = (address[0], str(address[1])) if address else ("", "")
         environ = {
@@ -82,17 +91,42 @@ class HttpServer:
             "REMOTE_PORT": port,
             "relay.socket": connection,
         }
-        with (
-            connection,
-            contextlib.suppress(OSError),
-        ):  # the caller left, or is too slow
-            try:
-                ServedConnection(self, connection, environ).serve()
-            except BrokenRequest:
-                # its own words may be anything
-                log.warning("A request from %s could not be read", host or "-")
+        served = ServedConnection(self, connection, environ)
+        self._go_on(served, served.serve)
+
+    def _go_on(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
+        """Serve a connection, and close it, unless it is parked in the end."""
+        connection = served.connection
+        is_parked = False
+        try:
+            is_parked = serve()
+        except BrokenRequest:
+            # its own words may be anything
+            log.warning("A request from %s could not be read", served.caller)
+            with contextlib.suppress(OSError):
                 connection.sendall(BAD_REQUEST)
                 connection.linger()
+        except OSError:
+            pass  # the caller left, or is too slow
+        finally:
+            if not is_parked:
+                connection.close()
+
+    def park(self, response: RunningResponse) -> bool:
+        """Have the pump go on with a response, if that is a stream of which something is awaited."""
+        delivery = response.delivery
+        if self._pump is None or delivery is None or delivery.awaited is None:
+            return False
+        self._pump.park(response)
+        return True
+
+    def take_up(
+        self, response: RunningResponse, rest: bytes, failure: Exception | None
+    ) -> None:
+        """Go on with a response that was parked, in a thread of its own."""
+        served = response.served
+        resume = partial(served.resume, response, rest, failure)
+        self._spawn(partial(self._go_on, served, resume))
 
     def let_idle_go(self) -> None:
         """Take no more requests."""
@@ -108,24 +142,44 @@ class ServedConnection:
     def __init__(
         self, server: HttpServer, connection: Connection, environ: dict[str, Any]
     ) -> None:
+        self.connection = connection
         self._server = server
-        self._connection = connection
         self._environ = environ
         self._arrived = bytearray()
 
-    def serve(self) -> None:
-        """Raises BrokenRequest, and OSError for a caller that left or is too slow."""
+    @property
+    def caller(self) -> str:
+        """Its address, for the log."""
+        return self._environ["REMOTE_ADDR"] or "-"
+
+    def serve(self) -> bool:
+        """Serve requests to the connection's end; whether it is parked instead.
+
+        Raises BrokenRequest, and OSError for a caller that left or is too slow.
+        """
         while (head := self._next_head()) is not None:
             request = parse_head(head)
-            self._connection.pause()  # many requests may have come in one packet
-            if not self._answer(request):
-                return
+            self.connection.pause()  # many requests may have come in one packet
+            response = self._answer(request)
+            if self._send(response):
+                return True
+            if response.writer.closes:
+                break
+        return False
+
+    def resume(
+        self, response: RunningResponse, rest: bytes, failure: Exception | None
+    ) -> bool:
+        """The same, from the middle of a response on that was parked. See `ParkedStream.leave`."""
+        if self._send(response, rest, failure):
+            return True
+        return False if response.writer.closes else self.serve()
 
     def _next_head(self) -> bytes | None:
         """The next request's head; None at the end of the connection."""
         if self._server.is_stopping:
             return None
-        connection = self._connection
+        connection = self.connection
         has_begun = bool(self._arrived)
         seconds = HEAD_SECONDS if has_begun else IDLE_SECONDS
         connection.read_deadline = Deadline.after(seconds)
@@ -144,33 +198,91 @@ class ServedConnection:
             self._server.idle.discard(connection)
             connection.read_deadline = None
 
-    def _answer(self, request: Request) -> bool:
-        """Let the application answer; whether another request may follow."""
-        source = BodySource(self._connection, self._arrived, request)
+    def take_up(
+        self, response: RunningResponse, rest: bytes, failure: Exception | None
+    ) -> None:
+        """Go on with a response that was parked."""
+        self._server.take_up(response, rest, failure)
+
+    def _answer(self, request: Request) -> RunningResponse:
+        """Let the application answer."""
+        source = BodySource(self.connection, self._arrived, request)
         body: BytesIO | RequestBody
         if source.has_arrived:
             body = BytesIO(source.read(len(self._arrived)))
         else:
-            body = RequestBody(source, self._connection, request.length)
+            body = RequestBody(source, self.connection, request.length)
         environ = {**self._environ, **environ_of(request), "wsgi.input": body}
-        response = ResponseWriter(
-            self._connection, request, body, self._server.is_stopping
+        writer = ResponseWriter(
+            self.connection, request, body, self._server.is_stopping
         )
-        pieces = self._server.application(environ, response.start)
+        answer = self._server.application(environ, writer.start)
+        return RunningResponse(self, writer, answer)
+
+    def _send(
+        self,
+        response: RunningResponse,
+        rest: bytes = b"",
+        failure: Exception | None = None,
+    ) -> bool:
+        """Send a response to its end; whether it is parked instead."""
+        writer = response.writer
+        is_parked = False
         try:
-            for piece in pieces:
-                response.write(piece)
-            response.end()
+            if failure is not None:
+                raise failure
+            if rest:
+                self.connection.sendall(rest)
+            for piece in response.pieces:
+                writer.write(piece)
+                is_parked = self._server.park(response)
+                if is_parked:
+                    return True
+            writer.end()
         except OSError:
-            if response.ends_with_connection:
-                self._connection.reset_at_close()
+            if writer.ends_with_connection:
+                self.connection.reset_at_close()
             raise
         finally:
-            if hasattr(pieces, "close"):
-                pieces.close()
-        if not is_read(body):
-            self._connection.linger()
-        return not response.closes
+            if not is_parked:
+                response.close()
+        if not is_read(writer.body):
+            self.connection.linger()
+        return False
+
+
+class RunningResponse:
+    """A response on its way. See `relay.stream_pump.ParkedStream`; `delivery` is None for one that is no stream."""
+
+    __slots__ = (
+        "_answer",
+        "delivery",
+        "descriptor",
+        "pieces",
+        "served",
+        "tick",
+        "writer",
+    )
+
+    def __init__(
+        self, served: ServedConnection, writer: ResponseWriter, answer: Iterable[bytes]
+    ) -> None:
+        self.served = served
+        self.writer = writer
+        self.delivery: Any = getattr(answer, "delivery", None)
+        self.pieces = iter(answer)
+        self.descriptor = self.tick = -1
+        self._answer = answer
+
+    def write(self, piece: bytes) -> bytes:
+        return self.served.connection.send_now(self.writer.framed(piece))
+
+    def leave(self, rest: bytes, failure: Exception | None) -> None:
+        self.served.take_up(self, rest, failure)
+
+    def close(self) -> None:
+        if hasattr(self._answer, "close"):
+            self._answer.close()
 
 
 class BodySource:
@@ -280,9 +392,9 @@ class ResponseWriter:
         closes: bool,
     ) -> None:
         self.closes = closes or not request.keeps_alive
+        self.body = body
         self._connection = connection
         self._request = request
-        self._body = body
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._is_begun = False
@@ -308,8 +420,14 @@ class ResponseWriter:
 
     def write(self, piece: bytes) -> None:
         """Send a piece of the body; the first one goes out with the head."""
+        framed = self.framed(piece)
+        if framed:
+            self._connection.sendall(framed)
+
+    def framed(self, piece: bytes) -> bytes:
+        """A piece of the body as it is sent."""
         if not piece:
-            return
+            return b""
         head = b"" if self._is_begun else self._head()
         if not self._has_body:
             piece = b""
@@ -318,8 +436,7 @@ class ResponseWriter:
         elif self._left is not None:
             piece = piece[: self._left]
             self._left -= len(piece)
-        if head or piece:
-            self._connection.sendall(head + piece)
+        return head + piece
 
     def end(self) -> None:
         """The application has given all of it. A body that is shorter than was said breaks the connection off."""
@@ -339,7 +456,7 @@ class ResponseWriter:
         added = self._frame(given.get("content-length"), is_empty)
         if "date" not in given:
             added.append(("Date", date_at(int(time()))))
-        self.closes = self.closes or not is_read(self._body)
+        self.closes = self.closes or not is_read(self.body)
         if self.closes:
             added.append(("Connection", "close"))
         elif self._request.version == "1.0":

@@ -43,6 +43,12 @@ class TurnObserver:
         self._decoder = decoder
         self._text = TextCount()
         self._failed = False
+        self._is_indexed = row is None
+
+    @property
+    def may_block(self) -> bool:
+        """The conversation is written when the answer names it."""
+        return not self._is_indexed
 
     @property
     def has_failed(self) -> bool:
@@ -79,6 +85,7 @@ class TurnObserver:
         if self._row is not None and conversation_id:
             self._row = replace(self._row, id=conversation_id)
             self._write(self._row)
+            self._is_indexed = True
 
     def end(self) -> None:
         newest = self._decoder.message_id
@@ -94,6 +101,8 @@ class TurnObserver:
 
 class ChangeObserver:
     """Renames or deletes an index row with its conversation. `title`: the new one; None deletes it."""
+
+    may_block = False
 
     def __init__(self, store: Store, row: Conversation, title: str | None) -> None:
         self._store = store
@@ -116,6 +125,8 @@ class ChangeObserver:
 
 class ClearingObserver:
     """Deletes all index rows of an owner's conversations at the account whose conversations were deleted."""
+
+    may_block = False
 
     def __init__(self, store: Store, owner: str, upstream: str) -> None:
         self._store = store

@@ -15,7 +15,7 @@ import orjson
 
 from relay.accounts import Account
 from relay.deadline import Deadline
-from relay.delivery import BodyAborted, Clocks, Delivery, SilenceClock, Silent
+from relay.delivery import BodyAborted, Clocks, Delivery, Silent
 from relay.errors import (
     CallerLeft,
     RelayError,
@@ -79,8 +79,11 @@ class Watch(Protocol):
 class Observer(Protocol):
     """Learns from a passage what is kept of it; never a reason to withhold an answer.
 
-    Nothing is called where the upstream refused the request.
+    Nothing is called where the upstream refused the request. `may_block`: what is fed next may be written.
     """
+
+    @property
+    def may_block(self) -> bool: ...
 
     def accepted(self, account: Account) -> None:
         """The upstream took the request, which was sent with this account. Before anything goes to the caller."""
@@ -115,12 +118,12 @@ class Passage(Delivery):
         self._watch = watch
         self._streams = streams
         self._attempts = forwarder.attempts(request)
-        self._silence = SilenceClock(clocks)
         self._exchange: Exchange | None = None
         self._opening = self._open()
         self._refusal: WholeResponse | None = None
         self._head: Head | None = None
         self._began_late = False  # the caller was promised an event stream
+        self._is_watched = False
 
     def start(self) -> Head | None:
         """Send the request; the answer's head. None for an event stream that has not begun yet.
@@ -150,6 +153,14 @@ class Passage(Delivery):
     def accepted(self) -> bool:
         """The upstream answered the request, so it took the credential."""
         return self._head is not None and self._head.status < 400
+
+    @property
+    def awaited(self) -> int | None:
+        if self._exchange is None or not self._is_watched:
+            return None
+        if self._observer is not None and self._observer.may_block:
+            return None
+        return self._exchange.awaited
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -248,9 +259,11 @@ class Passage(Delivery):
             if self._head is None:
                 yield from self._begin_late()
             yield from self._pass_on()
+            yield from self._wait_unparked()
             self._observe_end()
             self.outcome = "whole"
         except RelayError as error:
+            yield from self._wait_unparked()
             self._fail(error)
             if not (self._began_late or self.is_event_stream):
                 raise BodyAborted() from None
@@ -284,23 +297,33 @@ class Passage(Delivery):
 
     def _pass_on(self) -> Iterator[bytes]:
         self._observe_begin()
-        watches = self.is_event_stream
+        watches = self._is_watched = self.is_event_stream
         while True:
             piece = self._read()
             if piece == b"":
                 break
             if piece is None:
-                if watches and self._watch.is_between_events:
-                    yield self._watch.keep_alive
+                chunk = self._silent(watches)
+                if chunk or self._was_parked:
+                    yield chunk
                 continue
             passed = self._watch.feed(piece) if watches else piece
             if passed:
+                self._keep_alive = Deadline.after(self._clocks.keep_alive)
                 yield self._observe(passed)
         if watches:
             rest = self._watch.end()
             if not self._watch.is_whole:
                 raise UpstreamCut()
             yield self._observe(rest)
+
+    def _silent(self, watches: bool) -> bytes:
+        """What the caller gets where nothing has come: a keep-alive, if it is time and can stand here."""
+        if self.is_parked and not self._keep_alive.passed:
+            return b""
+        self._keep_alive = Deadline.after(self._clocks.keep_alive)
+        can_stand = watches and self._watch.is_between_events
+        return self._watch.keep_alive if can_stand else b""
 
     def _read(self) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end."""

@@ -81,6 +81,7 @@ class ReplayedAnswer:
     """A recorded answer as a stream and its decoder, so that it is printed in the format now asked for."""
 
     dispatched = True
+    awaited = None
     started = True
     complete = True
     message_id = None

@@ -183,6 +183,9 @@ class AnswerReader(Protocol):
     @property
     def has_failed(self) -> bool: ...
 
+    @property
+    def may_block(self) -> bool: ...
+
     def tokens(self, prompt_tokens: int) -> Tokens:
         """What was used so far. `prompt_tokens`: those estimated of the request."""
 
@@ -201,6 +204,10 @@ class PassageMeter:
         self._reader = reader
         self._prompt_tokens = prompt_tokens
         self._is_accepted = False
+
+    @property
+    def may_block(self) -> bool:
+        return self._reader.may_block
 
     def accepted(self, account: Any) -> None:
         self._is_accepted = True

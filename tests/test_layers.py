@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "relay.server": set(),
     "relay.connection": {"relay.deadline"},
     "relay.request_parser": set(),
+    "relay.stream_pump": {"relay.deadline", "relay.delivery"},
     "relay.http_server": {
+        "relay.server",
+        "relay.stream_pump",
         "relay.connection",
         "relay.deadline",
         "relay.request_parser",

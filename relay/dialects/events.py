@@ -33,6 +33,8 @@ class EventWatch:
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events that have come."""
+        if not self._held and piece.endswith(b"\n\n"):
+            return self._look(piece)
         held = self._held + piece
         last = _last_boundary(held, len(self._held))
         if not last and len(held) > LONGEST_HELD:

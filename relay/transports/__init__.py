@@ -76,7 +76,11 @@ class Exchange(Protocol):
     BadRequest for what no HTTP can carry. No message names the host: callers may be strangers.
 
     Lets other threads and greenlets run, also where data is always there and no call has to wait.
+    `awaited`: the descriptor that is readable as soon as `read` has more to give; None where there is none such.
     """
+
+    @property
+    def awaited(self) -> int | None: ...
 
     def head(self, seconds: float) -> Head | None:
         """Status and headers; None if they have not come within `seconds`. The first call sends.

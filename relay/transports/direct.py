@@ -186,6 +186,10 @@ class Body:
         """From now on, what is taken is unpacked: gzip or deflate."""
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
+    @property
+    def is_packed(self) -> bool:
+        return self._unpacker is not None
+
     def add(self, piece: bytes) -> None:
         self._pieces.append(piece)
 
@@ -194,6 +198,8 @@ class Body:
 
         What follows the end of a packed body is dropped.
         """
+        if not self._pieces:
+            return b""
         if self._unpacker is None:
             if len(self._pieces) == 1:
                 return self._pieces.popleft()
@@ -265,8 +271,10 @@ class DirectExchange:
         return self._head
 
     def read(self, seconds: float) -> bytes | None:
-        deadline = Deadline.after(seconds)
         arrived = self._take()
+        if arrived or self._complete:
+            return arrived
+        deadline = Deadline.after(seconds)
         while not arrived and not self._complete:
             if not self._receive(deadline):
                 return None
@@ -274,6 +282,13 @@ class DirectExchange:
             if deadline.passed and not arrived and not self._complete:
                 return None  # what comes is no body, and it may come for ever
         return arrived
+
+    @property
+    def awaited(self) -> int | None:
+        """None also for a packed body, of which more may be here already."""
+        if self._connection is None or self._complete or self._body.is_packed:
+            return None
+        return self._connection.fileno()
 
     def _take(self) -> bytes:
         try:
@@ -410,6 +425,8 @@ class DirectExchange:
         wait = self._transport.wait_readable
         if wait is None or self._has_more or isinstance(connection, ssl.SSLSocket):
             piece = receive(connection, deadline)
+        elif deadline.passed:
+            piece = receive_now(connection)
         elif wait(connection, deadline.left):
             self._slice.begin_anew()
             piece = receive_now(connection)

@@ -40,11 +40,15 @@ class Stream(Protocol):
 
     Owned by the thread that reads; only `interrupt` may be called from others. Raises only
     RelayError. `dispatched`: the question itself was sent; until then a model may be looked up,
-    or an account waited for.
+    or an account waited for. `awaited`: the descriptor that is readable as soon as `read` has more
+    to give, and needs nothing else for that; None where there is none such.
     """
 
     @property
     def dispatched(self) -> bool: ...
+
+    @property
+    def awaited(self) -> int | None: ...
 
     def read(self, seconds: float) -> bytes | None:
         """What has arrived, at the latest after `seconds`; b"" at the end, None if nothing came.

@@ -274,6 +274,13 @@ class HttpSession:
         self._steps = self._procedure.steps(account)
         return self._resume(None)
 
+    @property
+    def awaited(self) -> int | None:
+        """There is one while an event stream is read, and no more than that is to be done."""
+        if not self._streaming or self._first or self._exchange is None:
+            return None
+        return self._exchange.awaited
+
     def read(self, seconds: float) -> bytes | None:
         deadline = Deadline.after(seconds)
         while not self._interrupted.is_set():

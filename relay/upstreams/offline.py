@@ -167,6 +167,7 @@ class OfflineStream:
     """The server's side: what it sends, and when."""
 
     dispatched = True
+    awaited = None
 
     def __init__(self, messages: tuple[Message, ...], refusals: Refusals) -> None:
         self._prompt = messages[-1].text

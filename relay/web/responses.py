@@ -98,11 +98,10 @@ def deliver_stream(
     with ExitStack() as on_failure:
         on_failure.callback(delivery.close)
         on_failure.callback(_watch(incoming, delivery))
-        response = Response(
-            delivery.stream(),
-            content_type=f"{mimetype}; charset=utf-8",
-            headers=STREAM_HEADERS,
+        response = StreamedResponse(
+            content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS
         )
+        response.response = StreamedBody(delivery.stream(), delivery, response)
         if delivery.turn is not None:
             response.headers.update(_turn_headers(delivery.turn))
         response.call_on_close(on_failure.pop_all().close)
@@ -123,24 +122,28 @@ def deliver_passage(incoming: Incoming, passage: Passage) -> Response:
         return response
 
 
-class PassedResponse(Response):
-    """The answer of a passage as the server takes it, without what Flask would put around its head and its pieces."""
+class StreamedResponse(Response):
+    """A response as the server takes it, without what Flask would put around its head and its pieces."""
 
     default_mimetype = None
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        if not isinstance(self.response, PassedBody):
+        if not isinstance(self.response, StreamedBody):
             return super().__call__(environ, start_response)
         start_response(self.status, self.headers.to_wsgi_list())
         return self.response
 
 
-class PassedBody:
-    """The body of a passed response; to close it closes that."""
+class StreamedBody:
+    """The body of such a response; to close it closes that. `delivery`: what gives it, which a server may park."""
 
     def __init__(
-        self, pieces: Generator[bytes, None, None], response: Response
+        self,
+        pieces: Generator[bytes, None, None],
+        delivery: Delivery,
+        response: Response,
     ) -> None:
+        self.delivery = delivery
         self._pieces = pieces
         self._response = response
         self._is_closed = False
@@ -158,10 +161,10 @@ class PassedBody:
 def _passed_response(incoming: Incoming, passage: Passage) -> Response:
     head = passage.start()
     if head is None:
-        response = PassedResponse(content_type=EVENT_STREAM)
+        response = StreamedResponse(content_type=EVENT_STREAM)
     else:
-        response = PassedResponse(status=head.status, headers=passage.headers)
-    response.response = PassedBody(passage.body(), response)
+        response = StreamedResponse(status=head.status, headers=passage.headers)
+    response.response = StreamedBody(passage.body(), passage, response)
     if passage.is_event_stream:
         response.headers.update(STREAM_HEADERS)
     elif passage.length is not None:

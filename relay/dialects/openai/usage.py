@@ -129,6 +129,8 @@ class PassedAnswer:
     are counted, of a stream as they pass.
     """
 
+    may_block = False
+
     def __init__(self, path: str, *, streams: bool) -> None:
         self._words = _WORDS.get((path, streams), ())
         self._streams = streams

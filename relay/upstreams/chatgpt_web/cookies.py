@@ -186,6 +186,10 @@ class CookieExchange:
             self._jar = None  # once
         return head
 
+    @property
+    def awaited(self) -> int | None:
+        return self._exchange.awaited
+
     def read(self, seconds: float) -> bytes | None:
         return self._exchange.read(seconds)
 

@@ -111,6 +111,10 @@ class FailoverExchange:
         if self._interrupted.is_set():  # it came before there was this exchange
             self._exchange.interrupt()
 
+    @property
+    def awaited(self) -> int | None:
+        return self._exchange.awaited
+
     def read(self, seconds: float) -> bytes | None:
         return self._exchange.read(seconds)
 

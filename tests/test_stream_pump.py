@@ -1,0 +1,306 @@
+"""The same streams read by a thread each and by one pump for all: nothing that a caller sees may differ."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from chatgpt_webapi import create_app
+from relay.delivery import Clocks
+from relay.http_server import HttpServer
+from relay.server import Server
+from relay.service import Service
+from relay.settings import Settings
+from relay.stream_pump import StreamPump
+from tests.raw_upstream import RawUpstream, chunked
+from tests.waiting import wait_for
+
+KEY = "the-client-key-0"
+CLOCKS = Clocks(first_byte=2, silence=1, total=4, keep_alive=0.3)
+Step: TypeAlias = bytes | float
+
+
+class ThreadWaiter:
+    """A pump's waiter for plain threads."""
+
+    def __init__(self, poll: Any) -> None:
+        self._poll = poll
+        self._woken, self._waker = socket.socketpair()
+
+    def wait(self, seconds: float | None) -> None:
+        ready, _, _ = select.select([self._poll.fileno(), self._woken], [], [], seconds)
+        if self._woken in ready:
+            self._woken.recv(100)
+
+    def wake(self) -> None:
+        self._waker.send(b"x")
+
+
+class ScriptedUpstream(RawUpstream):
+    """Answers with the steps of its script: bytes of a stream, or seconds of silence. `left`: callers who hung up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.script: list[Step] = []
+        self.ends = True
+        self.left: list[float] = []
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, EOFError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            file = connection.makefile("rb")
+            while True:
+                self.received.append(self._read(file))
+                self._answer(connection)
+                if not self.ends:
+                    return
+
+    def _answer(self, connection: socket.socket) -> None:
+        head, *_, end = chunked([b"x"])
+        connection.sendall(head)
+        for step in list(self.script):
+            if isinstance(step, bytes):
+                connection.sendall(chunked([step])[1])
+            elif select.select([connection], [], [], step)[0]:
+                self.left.append(time.monotonic())
+                raise EOFError
+        if self.ends:
+            connection.sendall(end)
+
+
+def words(*texts: str, reason: str | None = None) -> bytes:
+    choices = [
+        {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        for text in texts
+    ]
+    if reason:
+        choices.append({"index": 0, "delta": {}, "finish_reason": reason})
+    return b"".join(
+        b"data: %b\n\n" % json.dumps({"choices": [each]}).encode() for each in choices
+    )
+
+
+END = words(reason="stop") + b"data: [DONE]\n\n"
+WHOLE: list[Step] = [
+    words("One "),
+    0.05,
+    words("two — "),
+    0.05,
+    words("三 "),
+    words("four "),
+    0.05,
+    END,
+]
+
+
+@dataclass
+class Served:
+    """The service under a server of ours. `pump`: None where each stream has a thread."""
+
+    port: int
+    upstream: ScriptedUpstream
+    pump: StreamPump | None
+    parked: list[int]
+    connections: list[HTTPConnection]
+
+    def connect(self, timeout: float = 10) -> HTTPConnection:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        self.connections.append(connection)
+        return connection
+
+    def ask(self, path: str, connection: HTTPConnection | None = None) -> HTTPResponse:
+        fields = (
+            {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+            if path.startswith("/v1")
+            else {"prompt": "Hi"}
+        )
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        connection = connection or self.connect()
+        connection.request(
+            "POST", path, json.dumps({**fields, "stream": True}), headers
+        )
+        return connection.getresponse()
+
+
+PATHS = ["/v1/chat/completions", "/send_message"]
+
+
+@pytest.fixture(params=["pump", "thread"])
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    upstream = ScriptedUpstream()
+    settings = Settings(
+        data_dir=tmp_path,
+        authorization=(KEY,),
+        openai_base_url=upstream.url,
+        openai_model="m",
+    )
+    app = create_app(settings, server=Server())
+    service: Service = app.extensions["service"]
+    service.__dict__["clocks"] = CLOCKS
+    listener = socket.create_server(("127.0.0.1", 0))
+    pump, parked = None, []
+    if request.param == "pump":
+        poll = select.epoll()
+        pump = StreamPump(poll, ThreadWaiter(poll))
+        threading.Thread(target=pump.run, daemon=True).start()
+        park = pump.park
+
+        def count(stream: Any) -> None:
+            parked.append(1)
+            park(stream)
+
+        pump.park = count  # type: ignore[method-assign]
+    server = HttpServer(app, ("127.0.0.1", 80), 10, pump=pump)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, address = listener.accept()
+                threading.Thread(
+                    target=server.serve, args=(connection, address), daemon=True
+                ).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    served = Served(listener.getsockname()[1], upstream, pump, parked, [])
+    yield served
+    for connection in served.connections:
+        connection.close()
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    if pump is not None:
+        wait_for(lambda: not len(pump))
+        assert not pump._wheel
+    upstream.close()
+    service.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_arrives_as_it_comes_and_its_connection_goes_on(
+    served: Served, path: str
+) -> None:
+    served.upstream.script = WHOLE
+    connection = served.connect()
+    for _ in range(3):
+        response = served.ask(path, connection)
+        first = response.read1(65536)
+        assert b"One" in first and b"four" not in first
+        body = first + response.read()
+        assert response.status == 200 and "三".encode() in body.replace(
+            b"\\u4e09", "三".encode()
+        )
+        assert body.endswith(b"data: [DONE]\n\n" if path == PATHS[0] else b"\n\n")
+        assert b"error" not in body
+    assert len(served.parked) == (0 if served.pump is None else 3)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_cut_stream_ends_with_an_error(served: Served, path: str) -> None:
+    served.upstream.script = WHOLE[:3]
+    served.upstream.ends = False
+    body = served.ask(path).read()
+    assert b"two" in body and b"ended in the middle" in body and b"[DONE]" not in body
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_silence_is_filled_and_ends(served: Served, path: str) -> None:
+    served.upstream.script = [words("One "), 0.8, words("two "), 5.0, END]
+    begun = time.monotonic()
+    body = served.ask(path).read()
+    assert body.count(b": keep-alive") >= 2 + 1
+    assert b"two" in body and b"silent for 1 s" in body and b"[DONE]" not in body
+    assert 1.5 < time.monotonic() - begun < 3.5
+    wait_for(lambda: served.upstream.left)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_answer_without_end_ends(served: Served, path: str) -> None:
+    served.upstream.script = [
+        step for _ in range(100) for step in (words("more "), 0.1)
+    ]
+    begun = time.monotonic()
+    body = served.ask(path).read()
+    assert b"not whole within 4 s" in body and time.monotonic() - begun < 6
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_caller_that_reads_slowly_gets_all_of_it(served: Served, path: str) -> None:
+    text = "x" * 20_000
+    served.upstream.script = [
+        words("One "),
+        0.05,
+        *[words(text) for _ in range(300)],
+        words("last "),
+        END,
+    ]
+    response = served.ask(path)
+    time.sleep(0.5)
+    body = response.read()
+    assert body.count(b"x") >= 300 * len(text)
+    assert b"last" in body and b"error" not in body
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_caller_that_left_is_met_at_the_next_piece(served: Served, path: str) -> None:
+    served.upstream.script = [
+        words("One "),
+        *[step for _ in range(20) for step in (0.1, words("more "))],
+        END,
+    ]
+    connection = served.connect()
+    response = served.ask(path, connection)
+    response.read1(100)
+    response.close()
+    connection.close()
+    wait_for(lambda: served.upstream.left, 5)
+
+
+def test_two_hundred_streams_at_once_are_not_mixed(served: Served) -> None:
+    upstream = served.upstream
+    lock = threading.Lock()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError, EOFError):
+            asked = upstream._read(connection.makefile("rb"))
+            name = json.loads(asked.body)["messages"][0]["content"]
+            connection.sendall(chunked([b"x"])[0])
+            for number in range(20):
+                connection.sendall(chunked([words(f"{name}.{number} ")])[1])
+                time.sleep(0.01)
+            connection.sendall(chunked([END])[1] + chunked([b"x"])[-1])
+            with lock:
+                upstream.received.append(asked)
+
+    upstream._serve = answer  # type: ignore[method-assign]
+
+    def ask(number: int) -> bool:
+        connection = served.connect(30)
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        question = {
+            "model": "m",
+            "stream": True,
+            "messages": [{"role": "user", "content": f"n{number}"}],
+        }
+        connection.request("POST", PATHS[0], json.dumps(question), headers)
+        body = connection.getresponse().read()
+        connection.close()
+        texts = [
+            json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+            for line in body.decode().splitlines()
+            if line.startswith("data: {")
+        ]
+        return "".join(texts) == "".join(f"n{number}.{each} " for each in range(20))
+
+    with ThreadPoolExecutor(50) as callers:
+        assert all(callers.map(ask, range(200)))
