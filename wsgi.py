@@ -15,6 +15,7 @@ monkey.patch_all()  # before anything is imported that it has to patch
 import atexit
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -23,6 +24,8 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import gevent
@@ -49,10 +52,14 @@ WORKER_BOOT_ERROR = (
 )
 
 READABLE = 1  # libev's EV_READ
+GARBAGE = (
+    3000,
+    10,
+    50,
+)  # objects before a collection, and collections before the next older ones
 FOREVER = 3600.0  # seconds, to whoever looks again afterwards
 
 log = logging.getLogger("chatgpt_webapi")
-unpatched_poll = monkey.get_original("select", "poll")
 unpatched_epoll = monkey.get_original("select", "epoll")
 start_native_thread = monkey.get_original("_thread", "start_new_thread")
 
@@ -84,66 +91,81 @@ def connection_of(environ: Mapping[str, Any]) -> Any:
     return environ.get("relay.socket") or environ.get("gunicorn.socket")
 
 
-def watch(
-    environ: Mapping[str, Any], left: Callable[[], None], seconds: float
-) -> Callable[[], None]:
-    """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
-    connection = connection_of(environ)
-    # through TLS of our own, an end cannot be peeked at
-    if connection is None or hasattr(connection, "getpeercert"):
-        return lambda: None
-    watched = WatchedConnection(connection, left, seconds)
-    return watched.stop
+def spare_collections() -> None:
+    """Have the garbage collector look at what was built since the start alone, and less often: a fifth of a request."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
-class WatchedConnection:
-    """Sees that something comes from a caller, or that its time is over, without a greenlet that waits for it."""
+@dataclass(frozen=True)
+class Watched:
+    """A caller's connection. `left`: called when its other side ends it; `until`: when it is ended here."""
 
-    def __init__(
-        self, connection: socket.socket, left: Callable[[], None], seconds: float
-    ) -> None:
-        self._connection = connection
-        self._left = left
-        self._deadline = Deadline.after(seconds)
-        self._greenlet: gevent.Greenlet[[], None] | None = None
+    connection: socket.socket
+    left: Callable[[], None]
+    until: Deadline
+
+
+class Departures:
+    """Sees callers leave, and ends connections whose time is over: one poll and one timer for all of them.
+
+    What arrives on a connection is not for here to read: a body may be awaited, or the next request.
+    """
+
+    def __init__(self) -> None:
+        self._watched: dict[int, Watched] = {}
+        self._poll: Any = None
+        self._io: Any = None
+        self._timer: Any = None
+
+    def watch(
+        self, environ: Mapping[str, Any], left: Callable[[], None], seconds: float
+    ) -> Callable[[], None]:
+        """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
+        connection = connection_of(environ)
+        # through TLS of our own, an end cannot be seen
+        if connection is None or hasattr(connection, "getpeercert"):
+            return lambda: None
+        if self._poll is None:  # gunicorn forks after the import
+            self._begin()
+        # the turn's own clock comes first, with an error of its own
+        watched = Watched(connection, left, Deadline.after(seconds + 1))
+        descriptor = connection.fileno()
+        self._watched[descriptor] = watched
+        self._poll.register(descriptor, select.EPOLLRDHUP)
+        if not self._timer.active:
+            self._timer.start(self._look_at_clocks)
+        return partial(self._forget, descriptor, watched)
+
+    def _begin(self) -> None:
         loop = gevent.get_hub().loop
-        self._waiting = [loop.io(connection.fileno(), READABLE), loop.timer(seconds)]
-        for watcher in self._waiting:
-            watcher.start(self._notice)
+        self._poll = unpatched_epoll()
+        self._io = loop.io(self._poll.fileno(), READABLE)
+        self._timer = loop.timer(1, 1)
+        self._io.start(self._notice)
 
     def _notice(self) -> None:
         """What the loop calls must not block."""
-        self._stop_waiting()
-        self._greenlet = gevent.spawn(self._look)
+        for descriptor, _ in self._poll.poll(0):
+            watched = self._watched.get(descriptor)
+            if watched is not None:
+                self._forget(descriptor, watched)
+                gevent.spawn(watched.left)
 
-    def _look(self) -> None:
-        if self._wait_for_end():
-            self._left()
-            return
-        gevent.sleep(1)  # the turn's own clock comes first, with an error of its own
-        with contextlib.suppress(OSError):  # it may be gone by now
-            self._connection.shutdown(socket.SHUT_RDWR)
+    def _look_at_clocks(self) -> None:
+        if not self._watched:
+            self._timer.stop()
+        for watched in tuple(self._watched.values()):
+            if watched.until.passed:
+                with contextlib.suppress(OSError):  # it may be gone by now
+                    watched.connection.shutdown(socket.SHUT_RDWR)
 
-    def _wait_for_end(self) -> bool:
-        """Whether the connection's other side ended it before the deadline. What else came is not for here to read."""
-        poll = unpatched_poll()
-        poll.register(self._connection, select.POLLRDHUP)
-        while not self._deadline.passed:
-            if poll.poll(0):
-                return True
-            gevent.sleep(0.5)
-        return False
-
-    def _stop_waiting(self) -> None:
-        for watcher in self._waiting:
-            watcher.stop()
-            watcher.close()
-        self._waiting.clear()
-
-    def stop(self) -> None:
-        self._stop_waiting()
-        if self._greenlet is not None:
-            self._greenlet.kill(block=False)
+    def _forget(self, descriptor: int, watched: Watched) -> None:
+        if self._watched.get(descriptor) is watched:
+            del self._watched[descriptor]
+            with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+                self._poll.unregister(descriptor)
 
 
 def wait_readable(connection: Any, seconds: float) -> bool:
@@ -271,6 +293,7 @@ def serve(settings: Settings) -> None:
         gevent.signal_handler(number, stop.set)
         for number in (signal.SIGTERM, signal.SIGINT)
     ]
+    spare_collections()
     server.start()
     log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
     startup.log_start(service, (host, port))
@@ -321,6 +344,7 @@ def adapt_gunicorn(worker_class: Any, service: Service) -> None:
         for address in addresses:
             if isinstance(address, tuple):  # a UNIX socket has a path
                 warn_if_open(address[0], service)
+        spare_collections()
         # one of the workers that start together says it for all
         if (worker.age - 1) % worker.cfg.workers == 0:
             startup.log_start(service, address_of(addresses[0]))
@@ -348,7 +372,9 @@ try:
         log.warning("%s", warning)
     app = create_app(
         settings,
-        server=Server(native, start_thread, watch, broken_input(), wait_readable),
+        server=Server(
+            native, start_thread, Departures().watch, broken_input(), wait_readable
+        ),
     )
 except (SettingsError, StoreFailed, OSError) as error:
     refuse_start(error)

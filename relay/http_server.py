@@ -161,10 +161,10 @@ class ServedConnection:
             request = parse_head(head)
             self.connection.pause()  # many requests may have come in one packet
             response = self._answer(request)
-            if self._send(response):
-                return True
-            if response.writer.closes:
-                break
+            is_parked = self._send(response)
+            if is_parked or response.writer.closes:
+                return is_parked
+            del request, response  # nothing of them is kept for the next one's time
         return False
 
     def resume(

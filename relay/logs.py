@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 import threading
+import time
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +16,27 @@ import orjson
 log = logging.getLogger("chatgpt_webapi")
 
 
-class TextLines(logging.Formatter):
+class Lines(logging.Formatter):
+    """A line for each event, with its time."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return f"{_second(int(record.created))},{int(record.msecs):03d}"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """A second of the local time; most lines have that of the one before."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+class LineHandler(logging.StreamHandler[Any]):
+    """Each line is one write, so it needs no lock."""
+
+    def createLock(self) -> None:
+        self.lock = None
+
+
+class TextLines(Lines):
     """`time LEVEL message key=value ...`; what a caller sent is quoted, so that it can forge no line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,7 +50,7 @@ class TextLines(logging.Formatter):
         return line
 
 
-class JsonLines(logging.Formatter):
+class JsonLines(Lines):
     """One JSON object per event."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -79,7 +101,7 @@ def formatter(form: str) -> logging.Formatter:
 
 def configure(level: str, form: str) -> None:
     """Send the whole process's log to standard error, from `level` on; warnings and uncaught exceptions too."""
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -179,7 +179,7 @@ class Body:
     """The pieces of a body that have arrived, unpacked as they are taken."""
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._unpacker: zlib._Decompress | None = None
 
     def unpack(self) -> None:
@@ -202,18 +202,18 @@ class Body:
             return b""
         if self._unpacker is None:
             if len(self._pieces) == 1:
-                return self._pieces.popleft()
+                return self._pieces.pop()
             arrived = b"".join(self._pieces)
             self._pieces.clear()
             return arrived
         unpacked = b""
         while self._pieces and not unpacked:
-            packed = self._pieces.popleft()
+            packed = self._pieces.pop(0)
             if self._unpacker.eof:
                 continue
             unpacked = self._unpacker.decompress(packed, LARGEST_READ)
             if self._unpacker.unconsumed_tail:
-                self._pieces.appendleft(self._unpacker.unconsumed_tail)
+                self._pieces.insert(0, self._unpacker.unconsumed_tail)
         return unpacked
 
 
