@@ -45,7 +45,7 @@ from relay.server import Run, Server
 from relay.service import Service
 from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
-from relay.stream_pump import StreamPump
+from relay.stream_pump import NEVER, StreamPump
 
 WORKER_BOOT_ERROR = (
     3  # gunicorn's: the master ends, where it would start workers for ever
@@ -57,7 +57,6 @@ GARBAGE = (
     10,
     50,
 )  # objects before a collection, and collections before the next older ones
-FOREVER = 3600.0  # seconds, to whoever looks again afterwards
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_epoll = monkey.get_original("select", "epoll")
@@ -176,11 +175,6 @@ def wait_readable(connection: Any, seconds: float) -> bool:
     watcher = connection._read_event
     if watcher is None:
         raise OSError(errno.EBADF, "the connection was closed")
-    return wait_for(watcher, seconds)
-
-
-def wait_for(watcher: Any, seconds: float) -> bool:
-    """Whether the loop's watcher notices something within `seconds`."""
     hub = gevent.get_hub()
     timer = hub.loop.timer(seconds)
     switch = gevent.getcurrent().switch
@@ -194,32 +188,61 @@ def wait_for(watcher: Any, seconds: float) -> bool:
         timer.close()
 
 
-class PumpWaiter:
-    """See `relay.stream_pump.Waiter`. The poll is a descriptor itself, which the loop watches."""
+class Readiness:
+    """See `relay.stream_pump.Readiness`. Whatever the loop notices, it tells the pump's greenlet at once."""
 
-    def __init__(self, poll: Any) -> None:
-        loop = gevent.get_hub().loop
-        self._ready = loop.io(poll.fileno(), READABLE)
-        self._woken = loop.async_()
-        self._is_waiting = False
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._watchers: dict[int, Any] = {}
+        self._ready: dict[int, None] = {}
+        self._timer: Any = None
+        self._rings_at = NEVER
+        self._switch: Callable[[], object] | None = None
 
-    def wait(self, seconds: float | None) -> None:
-        self._is_waiting = True
-        self._woken.start(self._end_wait, gevent.getcurrent().switch)
-        try:
-            wait_for(self._ready, FOREVER if seconds is None else seconds)
-        finally:
-            self._is_waiting = False
-            self._woken.stop()
+    def add(self, descriptor: int) -> None:
+        watcher = self._watchers[descriptor] = self._hub.loop.io(descriptor, READABLE)
+        watcher.start(self._notice, descriptor)
 
-    def _end_wait(self, switch: Callable[[], object]) -> None:
-        if self._is_waiting:
-            self._is_waiting = False
-            switch()
+    def remove(self, descriptor: int) -> None:
+        watcher = self._watchers.pop(descriptor)
+        watcher.stop()
+        watcher.close()
+        self._ready.pop(descriptor, None)
+
+    def wait(self, deadline: Deadline) -> list[int]:
+        if deadline < self._rings_at:
+            self._ring_at(deadline)
+        if not self._ready:
+            self._switch = gevent.getcurrent().switch
+            self._hub.switch()
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
 
     def wake(self) -> None:
-        if self._is_waiting:
-            self._woken.send()
+        self._hub.loop.run_callback(self._end_wait)
+
+    def _notice(self, descriptor: int) -> None:
+        self._ready[descriptor] = None
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            switch()
+
+    def _ring_at(self, deadline: Deadline) -> None:
+        """Set the timer; one that rings earlier does no harm."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+        self._rings_at = deadline
+        self._timer = self._hub.loop.timer(deadline.left)
+        self._timer.start(self._ring)
+
+    def _ring(self) -> None:
+        self._rings_at = NEVER
+        self._end_wait()
 
 
 def broken_input() -> tuple[type[Exception], ...]:
@@ -243,8 +266,7 @@ class GracefulServer(StreamServer):
         self, listener: socket.socket, address: tuple[str, int], send_seconds: float
     ) -> None:
         connections = Pool()
-        poll = unpatched_epoll()
-        self._pump = StreamPump(poll, PumpWaiter(poll))
+        self._pump = StreamPump(Readiness())
         self._server = HttpServer(
             app, address, send_seconds, wait_readable, self._pump, connections.spawn
         )

@@ -9,36 +9,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from math import inf
 from typing import Protocol
 
 from relay.deadline import Deadline
 from relay.delivery import Delivery
 
+NEVER = Deadline(inf)
 TICK = 0.1  # seconds: how late a stream's clock may be looked at
-MOST_AT_ONCE = 64  # streams that are taken up before others run
-READABLE = 1  # epoll's EPOLLIN; that a connection ended is always told
 
 
-class Poll(Protocol):
-    """Python's `select.epoll`."""
+class Readiness(Protocol):
+    """Waits in the pump's thread until descriptors can be read. All but `wake` are called there, or by what parks."""
 
-    def register(self, fd: int, events: int) -> None: ...
+    def add(self, descriptor: int) -> None: ...
 
-    def unregister(self, fd: int) -> None: ...
+    def remove(self, descriptor: int) -> None:
+        """It may be closed by now."""
 
-    def poll(self, seconds: float, most: int) -> list[tuple[int, int]]: ...
-
-
-class Waiter(Protocol):
-    """Waits for the poll in the pump's thread."""
-
-    def wait(self, seconds: float | None) -> None:
-        """Until something in the poll is ready, for that many seconds at most."""
+    def wait(self, deadline: Deadline) -> list[int]:
+        """Those that can be read, or have ended; none at the deadline."""
 
     def wake(self) -> None:
-        """End a wait that is going on. Called by other threads."""
+        """End a wait that is going on."""
 
 
 class ParkedStream(Protocol):
@@ -59,12 +52,11 @@ class ParkedStream(Protocol):
 class StreamPump:
     """The loop over all parked streams."""
 
-    def __init__(self, poll: Poll, waiter: Waiter) -> None:
-        self._poll = poll
-        self._waiter = waiter
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
         self._streams: dict[int, ParkedStream] = {}
         self._wheel: dict[int, dict[ParkedStream, None]] = {}  # by their next clock
-        self._wakes_at = inf  # the tick
+        self._wakes_at = NEVER
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -76,20 +68,19 @@ class StreamPump:
         stream.descriptor = descriptor
         stream.delivery.park()
         self._streams[descriptor] = stream
-        self._poll.register(descriptor, READABLE)
+        self._readiness.add(descriptor)
         self._set_clock(stream)
-        if stream.tick < self._wakes_at:
-            self._waiter.wake()
+        self._readiness.wake()
 
     def run(self) -> None:
         """Does not end. Runs in a thread of its own."""
         while True:
-            self._waiter.wait(self._seconds_to_next_clock())
-            for descriptor, _ in self._poll.poll(0, MOST_AT_ONCE):
+            for descriptor in self._readiness.wait(self._wakes_at):
                 stream = self._streams.get(descriptor)
                 if stream is not None:
                     self._advance(stream)
-            self._look_at_clocks()
+            if self._wakes_at.passed:
+                self._look_at_clocks()
 
     def _advance(self, stream: ParkedStream) -> None:
         """Give the caller what has arrived."""
@@ -112,13 +103,13 @@ class StreamPump:
     ) -> None:
         del self._streams[stream.descriptor]
         self._forget_clock(stream)
-        with suppress(OSError, ValueError):  # it may be closed by now
-            self._poll.unregister(stream.descriptor)
+        self._readiness.remove(stream.descriptor)
         stream.leave(rest, failure)
 
     def _set_clock(self, stream: ParkedStream) -> None:
         stream.tick = int(stream.delivery.wakes_at.at / TICK) + 1
         self._wheel.setdefault(stream.tick, {})[stream] = None
+        self._wakes_at = min(self._wakes_at, Deadline(stream.tick * TICK))
 
     def _forget_clock(self, stream: ParkedStream) -> None:
         at_tick = self._wheel.get(stream.tick)
@@ -126,10 +117,6 @@ class StreamPump:
             at_tick.pop(stream, None)
             if not at_tick:
                 del self._wheel[stream.tick]
-
-    def _seconds_to_next_clock(self) -> float | None:
-        self._wakes_at = min(self._wheel, default=inf)
-        return None if self._wakes_at == inf else Deadline(self._wakes_at * TICK).left
 
     def _look_at_clocks(self) -> None:
         """Take up the streams whose time has come; of most it moved on with what arrived."""
@@ -140,3 +127,4 @@ class StreamPump:
                     self._advance(stream)
                 if stream.delivery.is_parked:
                     self._set_clock(stream)
+        self._wakes_at = Deadline(min(self._wheel, default=inf) * TICK)

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from threading import Lock, Timer
 from typing import Any, Protocol, TypeAlias
 
@@ -100,7 +101,12 @@ class UsageStore:
 
 def day_of(seconds: float) -> str:
     """The day (UTC) of a moment in seconds since 1970."""
-    return datetime.fromtimestamp(seconds, timezone.utc).date().isoformat()
+    return _name_of_day(int(seconds // 86400))
+
+
+@lru_cache(maxsize=4)
+def _name_of_day(number: int) -> str:
+    return datetime.fromtimestamp(number * 86400, timezone.utc).date().isoformat()
 
 
 class Models:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from chatgpt_webapi import create_app
+from relay.deadline import Deadline
 from relay.delivery import Clocks
 from relay.http_server import HttpServer
 from relay.server import Server
@@ -32,20 +33,34 @@ CLOCKS = Clocks(first_byte=2, silence=1, total=4, keep_alive=0.3)
 Step: TypeAlias = bytes | float
 
 
-class ThreadWaiter:
-    """A pump's waiter for plain threads."""
+class PolledReadiness:
+    """A pump's readiness for plain threads."""
 
-    def __init__(self, poll: Any) -> None:
-        self._poll = poll
+    def __init__(self) -> None:
+        self._poll = select.epoll()
         self._woken, self._waker = socket.socketpair()
+        self._poll.register(self._woken, select.EPOLLIN)
 
-    def wait(self, seconds: float | None) -> None:
-        ready, _, _ = select.select([self._poll.fileno(), self._woken], [], [], seconds)
-        if self._woken in ready:
+    def add(self, descriptor: int) -> None:
+        self._poll.register(descriptor, select.EPOLLIN)
+
+    def remove(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._poll.unregister(descriptor)
+
+    def wait(self, deadline: Deadline) -> list[int]:
+        seconds = min(deadline.left, 60.0)
+        ready = [descriptor for descriptor, _ in self._poll.poll(seconds)]
+        if self._woken.fileno() in ready:
             self._woken.recv(100)
+        return ready
 
     def wake(self) -> None:
         self._waker.send(b"x")
+
+    def close(self) -> None:
+        for each in (self._poll, self._woken, self._waker):
+            each.close()
 
 
 class ScriptedUpstream(RawUpstream):
@@ -152,8 +167,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0))
     pump, parked = None, []
     if request.param == "pump":
-        poll = select.epoll()
-        pump = StreamPump(poll, ThreadWaiter(poll))
+        pump = StreamPump(PolledReadiness())
         threading.Thread(target=pump.run, daemon=True).start()
         park = pump.park
 

@@ -168,7 +168,8 @@ class PassedAnswer:
 
     def _count_words(self, text: bytes, count: TextCount) -> None:
         for pattern in self._words:
-            for words in pattern.findall(text):
+            words = b"".join(pattern.findall(text))
+            if words:
                 count.add(words.decode("utf-8", "replace"))
 
     @property
