@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from werkzeug.wsgi import ClosingIterator
 
 from relay.deadline import Deadline
+from relay.transports.sockets import without_waiting
 
 BODY_SECONDS = (
     60.0  # for a request's body, and one more for every BODY_RATE bytes of it
@@ -110,10 +111,8 @@ class Connection(socket.socket):
 
     def send_now(self, data: bytes) -> bytes:
         """Send what can be sent without waiting; the rest."""
-        if self.gettimeout() != 0:
-            self.settimeout(0)
         try:
-            sent = self.send(data)
+            sent = without_waiting(self).send(data)
         except BlockingIOError:
             return data
         return data[sent:]

@@ -8,7 +8,7 @@ watched: one that was cut ends with an error, and never like a whole one; any ot
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import orjson
@@ -95,6 +95,10 @@ class Observer(Protocol):
         """The answer came to its end, whole."""
 
 
+def ignore(piece: bytes) -> None:
+    """Where nobody reads along."""
+
+
 class Passage(Delivery):
     """See the module. `start` once, then `body` to its end, then `close`; `leave` may be called from others.
 
@@ -124,6 +128,7 @@ class Passage(Delivery):
         self._head: Head | None = None
         self._began_late = False  # the caller was promised an event stream
         self._is_watched = False
+        self._observe: Callable[[bytes], None] = ignore
 
     def start(self) -> Head | None:
         """Send the request; the answer's head. None for an event stream that has not begun yet.
@@ -285,11 +290,7 @@ class Passage(Delivery):
         if self._observer is not None and self.accepted:
             assert self._attempts.account is not None
             self._observer.accepted(self._attempts.account)
-
-    def _observe(self, piece: bytes) -> bytes:
-        if self._observer is not None and self.accepted:
-            self._observer.feed(piece)
-        return piece
+            self._observe = self._observer.feed
 
     def _observe_end(self) -> None:
         if self._observer is not None and self.accepted:
@@ -310,12 +311,14 @@ class Passage(Delivery):
             passed = self._watch.feed(piece) if watches else piece
             if passed:
                 self._keep_alive = Deadline.after(self._clocks.keep_alive)
-                yield self._observe(passed)
+                self._observe(passed)
+                yield passed
         if watches:
             rest = self._watch.end()
             if not self._watch.is_whole:
                 raise UpstreamCut()
-            yield self._observe(rest)
+            self._observe(rest)
+            yield rest
 
     def _silent(self, watches: bool) -> bytes:
         """What the caller gets where nothing has come: a keep-alive, if it is time and can stand here."""

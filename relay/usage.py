@@ -210,6 +210,8 @@ class PassageMeter:
         self._reader = reader
         self._prompt_tokens = prompt_tokens
         self._is_accepted = False
+        self.feed = reader.feed
+        self.end = reader.end
 
     @property
     def may_block(self) -> bool:
@@ -218,12 +220,6 @@ class PassageMeter:
     def accepted(self, account: Any) -> None:
         self._is_accepted = True
         self._reader.accepted(account)
-
-    def feed(self, piece: bytes) -> None:
-        self._reader.feed(piece)
-
-    def end(self) -> None:
-        self._reader.end()
 
     def count(self, failure: RelayError | None) -> None:
         """Count it, once it is over. `failure`: what ended it, as far as that was no answer of the upstream's."""

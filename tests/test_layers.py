@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "relay.deadline": set(),
     "relay.settings": set(),
     "relay.server": set(),
-    "relay.connection": {"relay.deadline"},
+    "relay.connection": {"relay.deadline", "relay.transports.sockets"},
     "relay.request_parser": set(),
     "relay.stream_pump": {"relay.deadline", "relay.delivery"},
     "relay.http_server": {

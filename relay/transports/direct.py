@@ -56,6 +56,7 @@ A_MOMENT = (
     1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
 )
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
+NOW = Deadline(0.0)
 MOST_IDLE = 20  # connections to one origin
 SEND_SECONDS = 30.0
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -179,7 +180,7 @@ class Body:
     """The pieces of a body that have arrived, unpacked as they are taken."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self.pieces: list[bytes] = []
         self._unpacker: zlib._Decompress | None = None
 
     def unpack(self) -> None:
@@ -190,30 +191,27 @@ class Body:
     def is_packed(self) -> bool:
         return self._unpacker is not None
 
-    def add(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-
     def take(self) -> bytes:
         """What has arrived since, LARGEST_READ of it at most where it was packed. Raises zlib.error.
 
         What follows the end of a packed body is dropped.
         """
-        if not self._pieces:
+        if not self.pieces:
             return b""
         if self._unpacker is None:
-            if len(self._pieces) == 1:
-                return self._pieces.pop()
-            arrived = b"".join(self._pieces)
-            self._pieces.clear()
+            if len(self.pieces) == 1:
+                return self.pieces.pop()
+            arrived = b"".join(self.pieces)
+            self.pieces.clear()
             return arrived
         unpacked = b""
-        while self._pieces and not unpacked:
-            packed = self._pieces.pop(0)
+        while self.pieces and not unpacked:
+            packed = self.pieces.pop(0)
             if self._unpacker.eof:
                 continue
             unpacked = self._unpacker.decompress(packed, LARGEST_READ)
             if self._unpacker.unconsumed_tail:
-                self._pieces.insert(0, self._unpacker.unconsumed_tail)
+                self.pieces.insert(0, self._unpacker.unconsumed_tail)
         return unpacked
 
 
@@ -226,10 +224,11 @@ class DirectExchange:
         self._call = call
         self._connection: socket.socket | None = None
         self._interrupted = False
-        self._parser = httptools.HttpResponseParser(self)
         self._fields: list[tuple[str, str]] = []
         self._head: Head | None = None
         self._body = Body()
+        self.on_body = self._body.pieces.append
+        self._parser = httptools.HttpResponseParser(self)
         self._slice = TimeSlice()
         self._overhead = 0  # bytes since the last that were part of the body
         self._complete = False
@@ -254,9 +253,6 @@ class DirectExchange:
         if self._call.unpack and packing in ("gzip", "x-gzip", "deflate"):
             self._body.unpack()
 
-    def on_body(self, body: bytes) -> None:
-        self._body.add(body)
-
     def on_message_complete(self) -> None:
         self._complete = self._head is not None
         self._reusable = self._parser.should_keep_alive()
@@ -274,7 +270,7 @@ class DirectExchange:
         arrived = self._take()
         if arrived or self._complete:
             return arrived
-        deadline = Deadline.after(seconds)
+        deadline = Deadline.after(seconds) if seconds else NOW
         while not arrived and not self._complete:
             if not self._receive(deadline):
                 return None
@@ -297,7 +293,8 @@ class DirectExchange:
             raise self._translated(error) from error
         if arrived:
             self._overhead = 0
-            self._slice.use(len(arrived))
+            if self._body.is_packed:  # a small packet is a large piece
+                self._slice.use(len(arrived))
         return arrived
 
     def _translated(self, error: Exception) -> RelayError:
@@ -425,10 +422,8 @@ class DirectExchange:
         wait = self._transport.wait_readable
         if wait is None or self._has_more or isinstance(connection, ssl.SSLSocket):
             piece = receive(connection, deadline)
-        elif deadline.passed:
-            piece = receive_now(connection)
-        elif wait(connection, deadline.left):
-            self._slice.begin_anew()
+        elif deadline.passed or wait(connection, deadline.left):
+            self._slice.begin_anew()  # who does not wait here has waited elsewhere
             piece = receive_now(connection)
         else:
             return None

@@ -32,12 +32,20 @@ def receive(connection: socket.socket, deadline: Deadline) -> bytes | None:
 
 def receive_now(connection: socket.socket) -> bytes | None:
     """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
-    if connection.gettimeout() != 0:
-        connection.settimeout(0)
     try:
-        return connection.recv(RECEIVE_SIZE)
+        return without_waiting(connection).recv(RECEIVE_SIZE)
     except BlockingIOError:
         return None
+
+
+def without_waiting(connection: socket.socket) -> socket.socket:
+    """What never waits on a connection: within gevent's sockets there is one of Python's, at half their cost."""
+    inner: socket.socket | None = getattr(connection, "_sock", None)
+    if inner is not None:
+        return inner
+    if connection.gettimeout() != 0:
+        connection.settimeout(0)
+    return connection
 
 
 def shake_hands(connection: ssl.SSLSocket, deadline: Deadline) -> None:
