@@ -381,27 +381,46 @@ class Writer:
             connection.close()
 
     def _commit(self, group: list[_Write[Any]]) -> None:
+        """Commit all of them in one transaction; where one fails, it alone is undone."""
+        try:
+            if not self._commit_by(_execute_plainly, group) and len(group) > 1:
+                for write in group:
+                    write.error = None
+                self._commit_by(_execute_in_savepoints, group)
+        finally:
+            for write in group:
+                write.done = True
+
+    def _commit_by(
+        self,
+        execute: Callable[[Connection, list[_Write[Any]]], None],
+        group: list[_Write[Any]],
+    ) -> bool:
+        """Whether they are committed; else each has its error."""
         failure: BaseException = StoreFailed()
         committed = False
         try:
             with translate_errors(), self._engine.begin() as connection:
-                self._execute(connection, group)
+                execute(connection, group)
             committed = True
             self._has_written = True
         except RelayError as error:
             failure = error
         finally:
-            for write in group:
-                write.done = True
-                if not committed:
+            if not committed:
+                for write in group:
                     write.error = write.error or failure
+        return committed
 
-    def _execute(self, connection: Connection, group: list[_Write[Any]]) -> None:
-        if len(group) == 1:  # needs no savepoint: the transaction is its own
-            group[0].result = group[0].work(connection)
-            return
-        for write in group:
-            _execute_in_savepoint(connection, write)
+
+def _execute_plainly(connection: Connection, group: list[_Write[Any]]) -> None:
+    for write in group:
+        write.result = write.work(connection)
+
+
+def _execute_in_savepoints(connection: Connection, group: list[_Write[Any]]) -> None:
+    for write in group:
+        _execute_in_savepoint(connection, write)
 
 
 def _execute_in_savepoint(connection: Connection, write: _Write[Any]) -> None:

@@ -140,8 +140,6 @@ class Store:
         self._read = self._database.read
         self._write = self._database.write
         self._clock = clock or self._database.clock
-        lease_insert = self._database.insert(schema.leases)
-        self._take_lease_statement = leases.build_take_lease(lease_insert)
         owners_insert = self._database.insert(schema.owners)
         self._note_ask_statement = owners.build_note_ask(owners_insert)
         self._noted: dict[str, float] = {}
@@ -165,7 +163,7 @@ class Store:
     def lease(self, name: str, holder: str, seconds: float) -> bool:
         """Take a lease for `seconds`; False while another holder has it."""
         return self._write(
-            lambda connection: self._take_lease(
+            lambda connection: leases.take_lease(
                 connection, name, holder, self._clock(), seconds
             )
         )
@@ -188,7 +186,7 @@ class Store:
 
         def work(connection: Connection) -> KeyRecord:
             now = self._clock()
-            taken = self._take_lease(connection, lease_name, holder, now, seconds)
+            taken = leases.take_lease(connection, lease_name, holder, now, seconds)
             record = idempotency.claim_key(connection, key, holder, now, taken)
             if taken and record.state != "mine":
                 leases.delete_lease(connection, lease_name, holder)
@@ -567,25 +565,13 @@ class Store:
         None are taken either where a new conversation's name has been given to another since.
         """
         for name in request.conversation_leases:
-            if not self._take_lease(connection, name, request.holder, now, seconds):
+            if not leases.take_lease(connection, name, request.holder, now, seconds):
                 _delete_conversation_leases(connection, request)
                 return False
         if request.is_new and _is_taken(connection, request.owner, request.name):
             _delete_conversation_leases(connection, request)
             return False
         return True
-
-    def _take_lease(
-        self, connection: Connection, name: str, holder: str, now: float, seconds: float
-    ) -> bool:
-        parameters = {
-            "name": name,
-            "holder": holder,
-            "expires": now + seconds,
-            "now": now,
-        }
-        row = connection.execute(self._take_lease_statement, parameters).first()
-        return row is not None
 
 
 def _select_turn(

@@ -7,9 +7,8 @@ holder dies; while its holder lives, it is renewed. Times are seconds since 1970
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, text, update
 
 from relay.schema import leases
 
@@ -32,26 +31,13 @@ DELETE_LEASE = delete(leases).where(
     leases.c.holder == bindparam("lease_holder"),
 )
 DELETE_ANY_LEASE = delete(leases).where(leases.c.name == bindparam("lease_name"))
+#: as text, because SQLAlchemy compiles an INSERT with ON CONFLICT anew each time
+TAKE_LEASE = text(
+    "INSERT INTO leases (name, holder, expires) VALUES (:name, :holder, :expires) "
+    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires = excluded.expires "
+    "WHERE leases.expires <= :now RETURNING name"
+)
 DELETE_OLD_LEASES = delete(leases).where(leases.c.expires <= bindparam("before"))
-
-
-def build_take_lease(insert: Any) -> Any:
-    """The statement that takes a lease: it inserts one, or takes over an expired one.
-
-    Parameters: name, holder, expires, now; it returns a row if it did. `insert`: an INSERT into the
-    table, in the database's own dialect, that has ON CONFLICT.
-    """
-    columns = ("name", "holder", "expires")
-    statement = insert.values({column: bindparam(column) for column in columns})
-    taken_over = {
-        "holder": statement.excluded.holder,
-        "expires": statement.excluded.expires,
-    }
-    return statement.on_conflict_do_update(
-        index_elements=["name"],
-        set_=taken_over,
-        where=leases.c.expires <= bindparam("now"),
-    ).returning(leases.c.name)
 
 
 def select_lease_holder(connection: Connection, name: str, now: float) -> str | None:
@@ -71,6 +57,14 @@ def renew_leases(
     names = list(held.scalars())
     expires = clock() + seconds
     connection.execute(UPDATE_LEASES, {"lease_names": names, "expires": expires})
+
+
+def take_lease(
+    connection: Connection, name: str, holder: str, now: float, seconds: float
+) -> bool:
+    """Take the lease for `seconds`, or take over an expired one; whether that was possible."""
+    parameters = {"name": name, "holder": holder, "expires": now + seconds, "now": now}
+    return connection.execute(TAKE_LEASE, parameters).first() is not None
 
 
 def delete_lease(connection: Connection, name: str, holder: str) -> None:
