@@ -36,7 +36,7 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from chatgpt_webapi import create_app
-from relay import logs, startup
+from relay import logs, startup, workers
 from relay.connection import BodyGuard, Connection
 from relay.deadline import Deadline
 from relay.errors import RelayError, StoreFailed
@@ -47,11 +47,11 @@ from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 from relay.stream_pump import NEVER, StreamPump
 
-WORKER_BOOT_ERROR = (
-    3  # gunicorn's: the master ends, where it would start workers for ever
-)
+#: gunicorn's: the master ends, where it would start workers for ever; ours does the same
+WORKER_BOOT_ERROR = workers.REFUSED
 
 READABLE = 1  # libev's EV_READ
+LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
 GARBAGE = (
     3000,
     10,
@@ -283,7 +283,16 @@ class GracefulServer(StreamServer):
         self.stop(timeout=deadline.left)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """Listen, or end the process with a sentence."""
+    try:
+        return listen_at(settings.host, settings.port)
+    except OSError as error:
+        address = f"{settings.host}:{settings.port}"
+        sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
+
+
+def listen_at(host: str, port: int) -> socket.socket:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listener = gevent.socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -296,20 +305,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let running answers end."""
-    try:
-        listener = listen(settings.host, settings.port)
-    except OSError as error:
-        address = f"{settings.host}:{settings.port}"
-        sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
+    listener = workers.inherited() or listen(settings)
     host, port = listener.getsockname()[:2]
     server = GracefulServer(listener, (host, port), settings.total_timeout)
-    if is_public(host):
-        log.warning(
-            "Listening on %s without TLS: put nginx before it, or use gunicorn with "
-            "certificates.",
-            host,
-        )
-    warn_if_open(host, service)
+    if workers.number() <= 1:
+        warn_of_address(host)
     stop = Event()
     watchers = [
         gevent.signal_handler(number, stop.set)
@@ -317,16 +317,36 @@ def serve(settings: Settings) -> None:
     ]
     spare_collections()
     server.start()
-    log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
-    startup.log_start(service, (host, port))
+    if workers.number() <= 1:  # one of those that start together says it for all
+        log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
+        startup.log_start(service, (host, port))
     startup.notify_systemd("READY=1")
-    stop.wait()
+    wait_for(stop)
     startup.notify_systemd("STOPPING=1")
     log.info("Stopping: running answers are finished first. A second signal cuts them.")
     for watcher in watchers:
         watcher.cancel()
     server.finish(settings.total_timeout + 5)
     log.info("Stopped.")
+
+
+def wait_for(stop: Event) -> None:
+    """Wait for the event; as a worker, also for the end of the process that would say it."""
+    while not stop.wait(LOOK_SECONDS if workers.number() else None):
+        if workers.are_alone():
+            log.warning("The supervising process is gone: this worker ends too.")
+            return
+
+
+def warn_of_address(host: str) -> None:
+    """Warn where strangers can reach what is served here."""
+    if is_public(host):
+        log.warning(
+            "Listening on %s without TLS: put nginx before it, or use gunicorn with "
+            "certificates.",
+            host,
+        )
+    warn_if_open(host, service)
 
 
 def is_public(host: str) -> bool:
@@ -383,15 +403,19 @@ def refuse_start(error: Exception) -> NoReturn:
         log.critical("%s", reason)
     else:  # LOG_FORMAT could not be read
         sys.stderr.write(f"{reason}\n")
-    sys.exit(WORKER_BOOT_ERROR if "gunicorn.arbiter" in sys.modules else 1)
+    is_worker = "gunicorn.arbiter" in sys.modules or workers.number()
+    sys.exit(WORKER_BOOT_ERROR if is_worker else 1)
 
 
 try:
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     logging.getLogger("gunicorn.error").addFilter(redact_request)
-    for warning in find_warnings(settings, os.environ):
-        log.warning("%s", warning)
+    if workers.number() <= 1:
+        for warning in find_warnings(settings, os.environ):
+            log.warning("%s", warning)
+    if __name__ == "__main__" and settings.workers > 1 and not workers.number():
+        workers.supervise(listen(settings), settings.workers)
     app = create_app(
         settings,
         server=Server(

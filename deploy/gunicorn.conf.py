@@ -51,7 +51,7 @@ bind = (
 )
 logger_class = Log
 worker_class = "gevent"
-workers = 1  # several share one SQLite file as well; one is enough for a small machine
+workers = settings.workers  # they share one SQLite file as well
 worker_connections = 2000
 keepalive = 5  # also for a request's head; a stop waits for idle connections too
 graceful_timeout = int(settings.total_timeout) + 5  # running answers may end

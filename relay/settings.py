@@ -48,6 +48,12 @@ def port(value: str) -> int:
     return int(value)
 
 
+def workers(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 64:
+        raise ValueError("it must be a number of processes, 1 to 64")
+    return int(value)
+
+
 def seconds(value: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not 0 < float(value) <= 86400:
         raise ValueError(
@@ -290,6 +296,12 @@ class Settings:
 
     host: str = setting("HOST", "127.0.0.1", text, "Address to listen on.")
     port: int = setting("PORT", 8080, port, "Port to listen on; 0 takes a free one.")
+    workers: int = setting(
+        "WORKERS",
+        1,
+        workers,
+        "Processes that serve; several use several cores, and share one database.",
+    )
     api_prefix: str = setting("API_PREFIX", "", prefix, "Path prefix for every route.")
     data_dir: str = setting(
         "DATA_DIR", "./data", text, "Folder for the database and the client key."

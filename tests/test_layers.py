@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "relay.connection": {"relay.deadline", "relay.transports.sockets"},
     "relay.request_parser": set(),
     "relay.stream_pump": {"relay.deadline", "relay.delivery"},
+    "relay.workers": set(),
     "relay.http_server": {
         "relay.server",
         "relay.stream_pump",
