@@ -156,6 +156,7 @@ class StreamedBody:
             self._is_closed = True
             self._pieces.close()
             self._response.close()  # which closes its body in turn
+            self._response.response = ()  # they would hold each other, and the request
 
 
 def _passed_response(incoming: Incoming, passage: Passage) -> Response:
