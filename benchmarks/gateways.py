@@ -1,7 +1,7 @@
 """What the service costs, beside nginx's proxy_pass to the same upstreams in the same run.
 
 Usage: .venv/bin/python benchmarks/gateways.py [--rounds 5] [--calls 2000] [--streams 1000] [--seconds 20] [--only WORD]
-                                               [--peers litellm,portkey] [--workers 1]
+                                               [--peers litellm,portkey] [--parts cpu,latency,streams,workers]
 
 Needs a C compiler (gcc), nginx and two cores. The gateway under test has core 0, the upstream and the caller (`load.c`)
 core 1. CPU is the kernel's accounting of the gateway's threads in nanoseconds; medians of interleaved rounds, with the
@@ -33,6 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.postgresql import PostgreSQL, programs
 
 ROOT = Path(__file__).parent.parent
 KEY = "the-client-key-0"
@@ -193,12 +197,16 @@ def web_question() -> bytes:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`units`: what the CPU is divided by: answers, or the chunks of all of them."""
+    """What is asked of whom. `streams`: the CPU is that of a chunk, and else that of an answer."""
 
     name: str
     upstream: str
     request: bytes = field(repr=False)
     streams: bool = False
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name} {'chunk' if self.streams else 'plain'}"
 
 
 SCENARIOS = (
@@ -302,10 +310,9 @@ def children_of(pid: int) -> tuple[int, ...]:
 class Bench:
     """The programs of one run, in one folder."""
 
-    def __init__(self, stack: ExitStack, workers: int) -> None:
+    def __init__(self, stack: ExitStack) -> None:
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self._stack = stack
-        self._workers = workers
+        self.stack = stack
         self._load = self.folder / "load"
         compiled = [
             wanted("gcc", "gcc"),
@@ -321,7 +328,7 @@ class Bench:
     ) -> subprocess.Popen[bytes]:
         """A process, on a core of its own. Its output goes to a file: a log is part of what a service does."""
         program = Path(command[0]).name
-        output = self._stack.enter_context(
+        output = self.stack.enter_context(
             (self.folder / f"{program}-{free_port()}.log").open("wb")
         )
         pinned = command if core is None else ["taskset", "-c", str(core), *command]
@@ -329,8 +336,8 @@ class Bench:
         process = subprocess.Popen(
             pinned, stdout=output, stderr=output, env=environ, cwd=self.folder
         )
-        self._stack.callback(process.wait)
-        self._stack.callback(process.terminate)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.terminate)
         return process
 
     def upstream(self, kind: str, pieces: list[str], pace: int) -> int:
@@ -370,7 +377,10 @@ class Bench:
         wait_for_port(port, process)
         return Gateway(port, children_of(process.pid))
 
-    def service(self, kind: str, upstream: int) -> Gateway:
+    def service(
+        self, kind: str, upstream: int, workers: int = 1, database: str = ""
+    ) -> Gateway:
+        """Several workers use all cores."""
         port = free_port()
         environ = {
             "PORT": str(port),
@@ -389,9 +399,8 @@ class Bench:
                 "ACCESS_TOKEN": "token-of-the-server",
                 "MAX_CONCURRENCY": "0",
             }
-        if self._workers > 1:
-            environ["WORKERS"] = str(self._workers)
-        core = 0 if self._workers == 1 else None
+        environ |= {"WORKERS": str(workers), "DATABASE_URL": database}
+        core = 0 if workers == 1 and not database else None
         process = self.start(
             [sys.executable, str(ROOT / "chatgpt_webapi.py")], core=core, **environ
         )
@@ -435,23 +444,21 @@ class Bench:
         return Gateway(port, (process.pid, *children_of(process.pid)))
 
     def calls(
-        self, port: int, request: bytes, connections: int, total: int, rate: int = 0
+        self,
+        port: int,
+        request: bytes,
+        connections: int,
+        total: int,
+        rate: int = 0,
+        core: int | None = 1,
     ) -> dict[str, Any]:
         """What the caller found: see load.c. Ends the run where an answer was wrong."""
         file = self.folder / "request"
         file.write_bytes(request)
-        command = [
-            "taskset",
-            "-c",
-            "1",
-            str(self._load),
-            "calls",
-            str(port),
-            str(file),
-            str(connections),
-            str(total),
-            str(rate),
-        ]
+        numbers = map(str, (connections, total, rate))
+        command = [str(self._load), "calls", str(port), str(file), *numbers]
+        if core is not None:
+            command = ["taskset", "-c", str(core), *command]
         finished = subprocess.run(command, capture_output=True, text=True)
         found: dict[str, Any] = json.loads(finished.stdout or "null") or {}
         if not found or found["failed"] or found["wrong"]:
@@ -498,82 +505,102 @@ def measure_cpu(
     return spent / units * 1e6, found["cpu"] / found["seconds"]
 
 
-def compare_cpu(bench: Bench, options: argparse.Namespace) -> None:
-    plain = {kind: bench.upstream(kind, [TEXT], 0) for kind in EVENTS}
-    paced = {kind: bench.upstream(kind, [f"{MARK} "] * CHUNKS, PACE) for kind in EVENTS}
-    if options.only:
-        chosen = tuple(
-            s
-            for s in SCENARIOS
-            if options.only in f"{s.name} {'chunk' if s.streams else 'plain'}"
-        )
-    else:
-        chosen = SCENARIOS
-    gateways: dict[tuple[str, bool], Gateway] = {}
-    nginx: dict[tuple[str, bool], Gateway] = {}
-    for scenario in chosen:
-        place = scenario.upstream, scenario.streams
-        if place not in gateways:
-            port = (paced if scenario.streams else plain)[scenario.upstream]
-            gateways[place] = bench.service(scenario.upstream, port)
-            # a web upstream always streams: the plain answer beside it is the other upstream's
-            beside = port if scenario.streams else plain["openai"]
-            nginx[place] = bench.nginx(beside)
-    peers = {
-        (name, streams): getattr(bench, name)((paced if streams else plain)["openai"])
-        for name in filter(None, options.peers.split(","))
-        for streams in (False, True)
-    }
-    figures = Figures()
-    shares = []
-    for number in range(options.rounds + 1):  # the first one warms up
-        for scenario in chosen:
-            place = scenario.upstream, scenario.streams
-            what = str(chosen.index(scenario))
-            running = {"nginx": nginx[place], "service": gateways[place]}
-            is_passage = (
-                scenario.request in (completion(), completion(True))
-                and scenario.upstream == "openai"
-            )
-            if is_passage:
-                running |= {
-                    name: peer
-                    for (name, streams), peer in peers.items()
-                    if streams == scenario.streams
-                }
-            for who, gateway in running.items():
+@dataclass(frozen=True)
+class Rivals:
+    """Who answers the requests of one scenario, and with which request each is asked."""
+
+    scenario: Scenario
+    asked: dict[str, tuple[Gateway, bytes]]
+
+
+class Contest:
+    """The upstreams and gateways of a run, each started when it is first needed."""
+
+    def __init__(self, bench: Bench, peers: list[str]) -> None:
+        self._bench = bench
+        self._peers = peers
+        self._upstreams: dict[tuple[str, bool], int] = {}
+        self._gateways: dict[tuple[str, str, bool], Gateway] = {}
+
+    def rivals(self, scenario: Scenario) -> Rivals:
+        plain = completion(scenario.streams)
+        # a web upstream always streams: the plain answer beside it is the other upstream's
+        beside = scenario.upstream if scenario.streams else "openai"
+        asked = {
+            "nginx": (self._gateway("nginx", beside, scenario.streams), plain),
+            "service": (
+                self._gateway("service", scenario.upstream, scenario.streams),
+                scenario.request,
+            ),
+        }
+        if scenario.upstream == "openai" and scenario.request == plain:
+            for name in self._peers:
                 request = (
-                    completion(scenario.streams) if who == "nginx" else scenario.request
+                    plain
+                    if name != "portkey"
+                    else self._for_portkey(plain, scenario.streams)
                 )
-                if who == "portkey":
-                    base = f"http://127.0.0.1:{(paced if scenario.streams else plain)['openai']}/v1"
-                    told = f"x-portkey-provider: openai\r\nx-portkey-custom-host: {base}\r\n".encode()
-                    request = request.replace(b"Accept:", told + b"Accept:", 1)
+                asked[name] = self._gateway(name, "openai", scenario.streams), request
+        return Rivals(scenario, asked)
+
+    def _upstream(self, kind: str, streams: bool) -> int:
+        if (kind, streams) not in self._upstreams:
+            pieces, pace = ([f"{MARK} "] * CHUNKS, PACE) if streams else ([TEXT], 0)
+            self._upstreams[kind, streams] = self._bench.upstream(kind, pieces, pace)
+        return self._upstreams[kind, streams]
+
+    def _gateway(self, name: str, kind: str, streams: bool) -> Gateway:
+        place = name, kind, streams
+        if place not in self._gateways:
+            upstream = self._upstream(kind, streams)
+            begin = getattr(self._bench, name)
+            self._gateways[place] = (
+                begin(kind, upstream) if name == "service" else begin(upstream)
+            )
+        return self._gateways[place]
+
+    def _for_portkey(self, request: bytes, streams: bool) -> bytes:
+        base = f"http://127.0.0.1:{self._upstream('openai', streams)}/v1"
+        told = (
+            f"x-portkey-provider: openai\r\nx-portkey-custom-host: {base}\r\n".encode()
+        )
+        return request.replace(b"Accept:", told + b"Accept:", 1)
+
+
+def compare_cpu(bench: Bench, options: argparse.Namespace) -> None:
+    contest = Contest(bench, list(filter(None, options.peers.split(","))))
+    chosen = [
+        contest.rivals(each) for each in SCENARIOS if options.only in each.full_name
+    ]
+    figures = Figures()
+    share = 0.0
+    for number in range(options.rounds + 1):  # the first one warms up
+        for rivals in chosen:
+            streams = rivals.scenario.streams
+            for who, (gateway, request) in rivals.asked.items():
                 calls = (
                     options.calls if who == "nginx" else max(200, options.calls // 4)
                 )
-                spent, share = measure_cpu(
-                    bench, gateway, request, scenario.streams, calls
-                )
+                spent, of_core = measure_cpu(bench, gateway, request, streams, calls)
                 if number:
-                    figures.add(what, who, spent)
-                    shares.append(share)
+                    figures.add(rivals.scenario.full_name, who, spent)
+                    share = max(share, of_core)
     for streams, title in (
         (False, "CPU per plain answer"),
         (True, "CPU per chunk of a stream"),
     ):
-        shown = [s for s in chosen if s.streams is streams]
+        shown = [rivals for rivals in chosen if rivals.scenario.streams is streams]
         if shown:
             print(f"\n{title}")
-        for scenario in shown:
-            what = str(chosen.index(scenario))
+        for rivals in shown:
+            what = rivals.scenario.full_name
+            base = figures.median(what, "nginx")
             print(
-                f"  {scenario.name:40} {figures.ratio(what, 'service')}   (nginx {figures.median(what, 'nginx'):.1f} us)"
+                f"  {rivals.scenario.name:40} {figures.ratio(what, 'service')}   (nginx {base:.1f} us)"
             )
-            for name in {name for name, _ in peers}:
-                if (what, name) in figures._found:
-                    print(f"  {'':4}{name:36} {figures.ratio(what, name)}")
-    print(f"\nthe caller had {max(shares):.0%} of its core at most")
+            for name in list(rivals.asked)[2:]:
+                print(f"      {name:36} {figures.ratio(what, name)}")
+    print(f"\nthe caller had {share:.0%} of its core at most")
 
 
 def compare_latency(bench: Bench, options: argparse.Namespace) -> None:
@@ -623,81 +650,106 @@ def compare_latency(bench: Bench, options: argparse.Namespace) -> None:
         print(f"  {name:40} {values[0]:9.0f} {values[1]:9.0f}")
 
 
+def hold_streams(bench: Bench, options: argparse.Namespace) -> None:
+    """Streams of one chunk a second: each arrives, in its order, at its own caller."""
+    print(f"\n{options.streams} open streams, one chunk a second, {options.seconds} s")
+    for name, kind in (
+        ("nginx", "openai"),
+        ("passage", "openai"),
+        ("translated", "delta"),
+    ):
+        upstream = bench.upstream(kind, [f"{MARK} "] * options.seconds, HELD_PACE)
+        is_nginx = name == "nginx"
+        gateway = bench.nginx(upstream) if is_nginx else bench.service(kind, upstream)
+        with looked_at(gateway, not is_nginx) as seen:
+            before, spent = gateway.resident(), gateway.cpu()
+            found = bench.calls(
+                gateway.port, completion(True), options.streams, options.streams, 500
+            )
+            spent = gateway.cpu() - spent
+        per_stream = (max(seen.resident) - before) / options.streams
+        delivered = found["chunks"] / options.streams / options.seconds
+        latency = (
+            f"{found['chunk_p50'] / 1000:.1f} and {found['chunk_p99'] / 1000:.1f} ms"
+        )
+        print(
+            f"  {name:10} {per_stream:6.1f} kB a stream, {delivered:.2%} of the chunks, on their way {latency} (p50, p99), "
+            f"CPU {spent / found['chunks'] * 1e6:.0f} us each, idle {before / 1024:.0f} MB, /healthz {seen.health_told()}"
+        )
+
+
+@dataclass
+class Seen:
+    """What was seen of a gateway meanwhile: kilobytes, and how long /healthz took (ms)."""
+
+    resident: list[float]
+    health: list[float]
+
+    def health_told(self) -> str:
+        if not self.health:
+            return "-"
+        times = sorted(self.health)
+        return f"{times[len(times) // 2]:.1f} ms at the median, {times[-1]:.0f} at most"
+
+
 @contextmanager
-def health_looked_at(port: int) -> Iterator[list[float]]:
-    """Ask for /healthz ten times a second; how long each took (ms)."""
-    times: list[float] = []
+def looked_at(gateway: Gateway, has_health: bool) -> Iterator[Seen]:
+    """Look five times a second."""
+    seen = Seen([gateway.resident()], [])
     is_over = threading.Event()
 
     def look() -> None:
-        while not is_over.wait(0.1):
-            begun = time.monotonic()
-            urllib.request.urlopen(
-                f"http://127.0.0.1:{port}/healthz", timeout=30
-            ).read()
-            times.append((time.monotonic() - begun) * 1000)
+        while not is_over.wait(0.2):
+            seen.resident.append(gateway.resident())
+            if has_health:
+                begun = time.monotonic()
+                address = f"http://127.0.0.1:{gateway.port}/healthz"
+                urllib.request.urlopen(address, timeout=30).read()
+                seen.health.append((time.monotonic() - begun) * 1000)
 
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        yield times
+        yield seen
     finally:
         is_over.set()
         looking.join()
 
 
-def hold_streams(bench: Bench, options: argparse.Namespace) -> None:
-    """Streams of one chunk a second: each arrives, in its order, at its own caller."""
-    print(f"\n{options.streams} open streams, one chunk a second, {options.seconds} s")
-    pieces = [f"{MARK} "] * options.seconds
-    kinds = {
-        "passage": ("openai", completion(True)),
-        "translated": ("delta", completion(True)),
-    }
-    for name, (kind, request) in {"nginx": kinds["passage"], **kinds}.items():
-        upstream = bench.upstream(kind, pieces, HELD_PACE)
-        gateway = (
-            bench.nginx(upstream) if name == "nginx" else bench.service(kind, upstream)
-        )
-        idle = before = gateway.resident()
-        if name != "nginx":  # what is loaded with the first asks is not the streams'
-            few = bench.upstream(kind, [f"{MARK} "], 1000)
-            warm = as_json("/chat", messages=messages()) if kind == "none" else b""
-            del few, warm
-        peak = [before]
-        is_over = threading.Event()
-
-        def watch(
-            gateway: Gateway = gateway,
-            peak: list[float] = peak,
-            is_over: threading.Event = is_over,
-        ) -> None:
-            while not is_over.wait(0.5):
-                peak.append(gateway.resident())
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        spent = gateway.cpu()
-        port = gateway.port
-        if name == "nginx":
-            found = bench.calls(port, request, options.streams, options.streams, 500)
-            health = "-"
-        else:
-            with health_looked_at(port) as times:
-                found = bench.calls(
-                    port, request, options.streams, options.streams, 500
-                )
-            times.sort()
-            health = f"{times[len(times) // 2]:.1f} / {times[-1]:.0f} ms"
-        spent = gateway.cpu() - spent
-        is_over.set()
-        watching.join()
-        per_stream = (max(peak) - before) / options.streams
-        delivered = found["chunks"] / options.streams / options.seconds
-        print(
-            f"  {name:12} {per_stream:6.1f} kB a stream, {delivered:7.2%} of the chunks, fewest {found['fewest']}, chunk p50 {found['chunk_p50'] / 1000:.1f} ms p99 "
-            f"{found['chunk_p99'] / 1000:.1f} ms, CPU {spent / found['chunks'] * 1e6:.1f} us a chunk, idle {idle / 1024:.0f} MB, /healthz median and longest {health}"
-        )
+def compare_workers(bench: Bench, options: argparse.Namespace) -> None:
+    """Answers a second of one and of two processes, which share the machine's cores with caller and upstream."""
+    upstream = bench.upstream("openai", [TEXT], 0)
+    asks = {"passage": completion(), "/ask, kept": as_form("/ask", msg="hello there")}
+    databases = {"SQLite": ""}
+    if (folder := programs()) is not None:
+        server = PostgreSQL(folder, free_port())
+        bench.stack.callback(server.remove)
+        databases["PostgreSQL"] = server.database()
+    print("\nAnswers a second of 1 and 2 workers")
+    for database, url in databases.items():
+        running = [
+            bench.service("openai", upstream, workers=count, database=url)
+            for count in (1, 2)
+        ]
+        for name, request in asks.items():
+            if url and name == "passage":
+                continue
+            rates: list[list[float]] = [[], []]
+            for number in range(options.rounds + 1):
+                for service, found in zip(running, rates, strict=True):
+                    result = bench.calls(
+                        service.port,
+                        request,
+                        CONNECTIONS,
+                        options.calls // 2,
+                        core=None,
+                    )
+                    if number:
+                        found.append(result["done"] / result["seconds"])
+            one, two = map(statistics.median, rates)
+            print(
+                f"  {name:12} {database:10} {one:7.0f} and {two:7.0f}: {two / one:.2f} x"
+            )
 
 
 def main() -> None:
@@ -712,13 +764,17 @@ def main() -> None:
         help="scenarios whose name has this, with 'plain' or 'chunk' after it",
     )
     parser.add_argument("--peers", default="")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--parts", default="cpu,latency,streams")
+    parser.add_argument("--parts", default="cpu,latency,streams,workers")
     options = parser.parse_args()
-    parts = {"cpu": compare_cpu, "latency": compare_latency, "streams": hold_streams}
+    parts = {
+        "cpu": compare_cpu,
+        "latency": compare_latency,
+        "streams": hold_streams,
+        "workers": compare_workers,
+    }
     for name in options.parts.split(","):
         with ExitStack() as stack:
-            parts[name](Bench(stack, options.workers), options)
+            parts[name](Bench(stack), options)
 
 
 if __name__ == "__main__":
