@@ -282,7 +282,8 @@ class DirectExchange:
     @property
     def awaited(self) -> int | None:
         """None also for a packed body, of which more may be here already."""
-        if self._connection is None or self._complete or self._body.is_packed:
+        is_over = self._complete or self._interrupted
+        if self._connection is None or is_over or self._body.is_packed:
             return None
         return self._connection.fileno()
 
