@@ -114,6 +114,7 @@ WHOLE: list[Step] = [
     words("two — "),
     0.05,
     words("三 "),
+    0.7,
     words("four "),
     0.05,
     END,
@@ -206,7 +207,7 @@ def test_a_stream_arrives_as_it_comes_and_its_connection_goes_on(
 ) -> None:
     served.upstream.script = WHOLE
     connection = served.connect()
-    for _ in range(3):
+    for _ in range(2):
         response = served.ask(path, connection)
         first = response.read1(65536)
         assert b"One" in first and b"four" not in first
@@ -216,7 +217,7 @@ def test_a_stream_arrives_as_it_comes_and_its_connection_goes_on(
         )
         assert body.endswith(b"data: [DONE]\n\n" if path == PATHS[0] else b"\n\n")
         assert b"error" not in body
-    assert len(served.parked) == (0 if served.pump is None else 3)
+    assert len(served.parked) == (0 if served.pump is None else 2)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -234,7 +235,7 @@ def test_silence_is_filled_and_ends(served: Served, path: str) -> None:
     body = served.ask(path).read()
     assert body.count(b": keep-alive") >= 2 + 1
     assert b"two" in body and b"silent for 1 s" in body and b"[DONE]" not in body
-    assert 1.5 < time.monotonic() - begun < 3.5
+    assert 1.5 < time.monotonic() - begun < 8
     wait_for(lambda: served.upstream.left)
 
 
@@ -245,7 +246,7 @@ def test_an_answer_without_end_ends(served: Served, path: str) -> None:
     ]
     begun = time.monotonic()
     body = served.ask(path).read()
-    assert b"not whole within 4 s" in body and time.monotonic() - begun < 6
+    assert b"not whole within 4 s" in body and time.monotonic() - begun < 12
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -43,7 +43,7 @@ def busy(pid: int) -> int:
 
 def test_all_workers_answer_and_share_conversations(serve: Serve) -> None:
     service = serve(WORKERS="2")
-    wait_for(lambda: len(workers_of(service)) == 2)
+    wait_for(lambda: len(workers_of(service)) == 2, 20)
     before = {pid: busy(pid) for pid in workers_of(service)}
 
     def talk(number: int) -> None:
@@ -65,10 +65,10 @@ def test_all_workers_answer_and_share_conversations(serve: Serve) -> None:
 
 def test_a_lost_worker_begins_anew(serve: Serve) -> None:
     service = serve(WORKERS="2")
-    wait_for(lambda: len(workers_of(service)) == 2)
+    wait_for(lambda: len(workers_of(service)) == 2, 20)
     lost = min(workers_of(service))
     os.kill(lost, signal.SIGKILL)
-    wait_for(lambda: len(workers_of(service) - {lost}) == 2, 10)
+    wait_for(lambda: len(workers_of(service) - {lost}) == 2, 30)
     assert "another one begins" in service.logged()
     for number in range(20):
         ask(service, f"hello {number}")
@@ -76,27 +76,27 @@ def test_a_lost_worker_begins_anew(serve: Serve) -> None:
 
 def test_a_stop_lets_running_answers_end_and_leaves_nobody(serve: Serve) -> None:
     service = serve(WORKERS="2")
-    wait_for(lambda: len(workers_of(service)) == 2)
+    wait_for(lambda: len(workers_of(service)) == 2, 20)
     workers = workers_of(service)
     with ThreadPoolExecutor(6) as callers:
         running = [
-            callers.submit(ask, service, f"hello offline:delay=1 {number}")
+            callers.submit(ask, service, f"hello offline:delay=4 {number}")
             for number in range(6)
         ]
-        time.sleep(0.5)
+        time.sleep(2)
         service.terminate()
         assert all("hello" in each.result()["text"] for each in running)
-    assert service.process.wait(10) == 0
+    assert service.process.wait(30) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_workers_without_their_supervisor_end(serve: Serve) -> None:
     service = serve(WORKERS="2")
-    wait_for(lambda: len(workers_of(service)) == 2)
+    wait_for(lambda: len(workers_of(service)) == 2, 20)
     workers = workers_of(service)
     service.process.kill()
     service.process.wait(5)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
 
 
 def test_what_no_worker_can_use_ends_the_start(serve: Serve, tmp_path: Path) -> None:
