@@ -212,25 +212,25 @@ class Delivery:
                 raise BodyAborted() from None
             yield self._last_chunk
 
-    def _patience(self, silence: SilenceClock) -> float:
+    def _patience(self) -> float:
         """Seconds that one read may wait: to the next clock, and no longer than between two keep-alives."""
         if self.is_parked:
             return 0.0
-        next_clock = min(self._deadline, silence.deadline)
+        next_clock = min(self._deadline, self._silence.deadline)
         return min(next_clock.left, self._clocks.keep_alive)
 
-    def _check_clocks(self, silence: SilenceClock) -> None:
+    def _check_clocks(self) -> None:
         """Raise CallerLeft, or UpstreamTimeout where a clock ran out."""
         if self._caller_left.is_set():
             raise CallerLeft()
-        if not min(self._deadline, silence.deadline).passed:
+        if not min(self._deadline, self._silence.deadline).passed:
             return
         if self._deadline.passed:
             raise UpstreamTimeout(
                 f"The answer was not whole within {self.seconds:g} s; it was given up."
             )
         raise UpstreamTimeout(
-            f"The upstream was silent for {silence.limit:g} s; it was given up."
+            f"The upstream was silent for {self._silence.limit:g} s; it was given up."
         )
 
 
@@ -312,9 +312,9 @@ class DirectDelivery(Delivery):
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
-        silence = self._silence = SilenceClock(self._clocks)
+        self._silence = SilenceClock(self._clocks)
         while not turn.over:
-            piece = self._read_piece(turn, silence)
+            piece = self._read_piece(turn)
             if piece == b"":
                 break
             if piece is None:
@@ -326,27 +326,27 @@ class DirectDelivery(Delivery):
                 yield output
             if turn.failure is not None:
                 raise turn.failure
-            silence.restart(turn.complete)
+            self._silence.restart(turn.complete)
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield from self._wait_unparked()
         yield turn.end()
 
-    def _read_piece(self, turn: Turn, silence: SilenceClock) -> bytes | None:
+    def _read_piece(self, turn: Turn) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end."""
         try:
-            return self._read_in_time(turn, silence)
+            return self._read_in_time(turn)
         except (UpstreamCut, UpstreamTimeout):
             if turn.complete and not self._caller_left.is_set():
                 return b""  # nothing of the answer is missing
             raise
 
-    def _read_in_time(self, turn: Turn, silence: SilenceClock) -> bytes | None:
+    def _read_in_time(self, turn: Turn) -> bytes | None:
         """The same. Raises where a clock ran out."""
-        self._check_clocks(silence)
-        piece = turn.stream.read(self._patience(silence))
+        self._check_clocks()
+        piece = turn.stream.read(self._patience())
         if piece is None:
-            self._check_clocks(silence)
+            self._check_clocks()
         return piece
 
     def _fail(self, error: RelayError) -> None:

@@ -210,7 +210,7 @@ class Passage(Delivery):
         """Wait until the account has its access token."""
         keep_alive = Deadline.after(self._clocks.keep_alive)
         while (account := self._attempts.ready(READY_SECONDS)) is None:
-            self._check_clocks(self._silence)
+            self._check_clocks()
             if keep_alive.passed:
                 keep_alive = Deadline.after(self._clocks.keep_alive)
                 yield None
@@ -220,29 +220,29 @@ class Passage(Delivery):
         """Wait while the account has enough to do."""
         keep_alive = Deadline.after(self._clocks.keep_alive)
         while not self._attempts.take():
-            pause = min(ADMISSION_SECONDS, self._patience(self._silence))
+            pause = min(ADMISSION_SECONDS, self._patience())
             self._caller_left.wait(pause)
-            self._check_clocks(self._silence)
+            self._check_clocks()
             if keep_alive.passed:
                 keep_alive = Deadline.after(self._clocks.keep_alive)
                 yield None
 
     def _read_head(self, exchange: Exchange) -> Generator[None, None, Head]:
         while True:
-            head = exchange.head(self._patience(self._silence))
+            head = exchange.head(self._patience())
             if head is not None:
                 return head
             yield None
-            self._check_clocks(self._silence)
+            self._check_clocks()
 
     def _read_refusal(
         self, exchange: Exchange, call: Call, head: Head
     ) -> Iterator[None]:
         """Read an error; raises it where it is not to be passed on as it is: a page, a redirect, a key of ours."""
         reader = BodyReader(exchange, call, LARGEST_ERROR)
-        while (response := reader.read(self._patience(self._silence))) is None:
+        while (response := reader.read(self._patience())) is None:
             yield None
-            self._check_clocks(self._silence)
+            self._check_clocks()
         failure = self._forwarder.failure(response, self._request)
         is_object = response.body.lstrip().startswith(b"{")
         if failure.another_account_may_help or head.status < 400 or not is_object:
@@ -336,13 +336,13 @@ class Passage(Delivery):
             return refusal
         if self._exchange is None:
             return b""
-        piece = self._exchange.read(self._patience(self._silence))
+        piece = self._exchange.read(self._patience())
         if piece:
             self._silence.restart(False)
         elif piece == b"":
             self._release()
             return piece
-        self._check_clocks(self._silence)
+        self._check_clocks()
         return piece
 
     def _fail(self, error: RelayError) -> None:
