@@ -120,13 +120,9 @@ class HttpServer:
         self._pump.park(response)
         return True
 
-    def take_up(
-        self, response: RunningResponse, rest: bytes, failure: Exception | None
-    ) -> None:
-        """Go on with a response that was parked, in a thread of its own."""
-        served = response.served
-        resume = partial(served.resume, response, rest, failure)
-        self._spawn(partial(self._go_on, served, resume))
+    def take_up(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
+        """Go on with a connection that was parked, in a thread of its own."""
+        self._spawn(partial(self._go_on, served, serve))
 
     def let_idle_go(self) -> None:
         """Take no more requests."""
@@ -170,7 +166,7 @@ class ServedConnection:
     def resume(
         self, response: RunningResponse, rest: bytes, failure: Exception | None
     ) -> bool:
-        """The same, from the middle of a response on that was parked. See `ParkedStream.leave`."""
+        """As `serve`, from the middle of a response on that was parked."""
         if self._send(response, rest, failure):
             return True
         return False if response.writer.closes else self.serve()
@@ -201,8 +197,8 @@ class ServedConnection:
     def take_up(
         self, response: RunningResponse, rest: bytes, failure: Exception | None
     ) -> None:
-        """Go on with a response that was parked."""
-        self._server.take_up(response, rest, failure)
+        """Go on with a response that was parked. See `ParkedStream.leave`."""
+        self._server.take_up(self, partial(self.resume, response, rest, failure))
 
     def _answer(self, request: Request) -> RunningResponse:
         """Let the application answer."""
