@@ -52,11 +52,8 @@ WORKER_BOOT_ERROR = workers.REFUSED
 
 READABLE = 1  # libev's EV_READ
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
-GARBAGE = (
-    3000,
-    10,
-    50,
-)  # objects before a collection, and collections before the next older ones
+#: objects before a collection, and collections before the next older ones
+GARBAGE = 3000, 10, 50
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_epoll = monkey.get_original("select", "epoll")
@@ -91,7 +88,10 @@ def connection_of(environ: Mapping[str, Any]) -> Any:
 
 
 def spare_collections() -> None:
-    """Have the garbage collector look at what was built since the start alone, and less often: a fifth of a request."""
+    """Have the garbage collector look at what came after the start alone, and less often.
+
+    With Python's own settings it took a fifth of a request's CPU.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
