@@ -37,6 +37,7 @@ from urllib.parse import urlencode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.postgresql import PostgreSQL, programs
+from tests.processes import children_of, free_port
 
 ROOT = Path(__file__).parent.parent
 KEY = "the-client-key-0"
@@ -281,13 +282,6 @@ class Gateway:
         return sum(map(int, sizes))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def wait_for_port(
     port: int, process: subprocess.Popen[bytes], seconds: float = 60
 ) -> None:
@@ -298,13 +292,6 @@ def wait_for_port(
                 return
         time.sleep(0.05)
     sys.exit(f"nothing listens on port {port}: {process.args}")
-
-
-def children_of(pid: int) -> tuple[int, ...]:
-    found = subprocess.run(
-        ["pgrep", "-P", str(pid)], capture_output=True, text=True
-    ).stdout.split()
-    return tuple(map(int, found))
 
 
 class Bench:
@@ -378,9 +365,13 @@ class Bench:
         return Gateway(port, children_of(process.pid))
 
     def service(
-        self, kind: str, upstream: int, workers: int = 1, database: str = ""
+        self,
+        kind: str,
+        upstream: int,
+        workers: int = 1,
+        database: str = "",
+        core: int | None = 0,
     ) -> Gateway:
-        """Several workers use all cores."""
         port = free_port()
         environ = {
             "PORT": str(port),
@@ -400,7 +391,6 @@ class Bench:
                 "MAX_CONCURRENCY": "0",
             }
         environ |= {"WORKERS": str(workers), "DATABASE_URL": database}
-        core = 0 if workers == 1 and not database else None
         process = self.start(
             [sys.executable, str(ROOT / "chatgpt_webapi.py")], core=core, **environ
         )
@@ -728,8 +718,7 @@ def compare_workers(bench: Bench, options: argparse.Namespace) -> None:
     print("\nAnswers a second of 1 and 2 workers")
     for database, url in databases.items():
         running = [
-            bench.service("openai", upstream, workers=count, database=url)
-            for count in (1, 2)
+            bench.service("openai", upstream, count, url, core=None) for count in (1, 2)
         ]
         for name, request in asks.items():
             if url and name == "passage":

@@ -38,6 +38,13 @@ def free_port() -> int:
         return port
 
 
+def children_of(pid: int) -> tuple[int, ...]:
+    """The pids of a process's children."""
+    command = ["pgrep", "-P", str(pid)]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return tuple(map(int, found))
+
+
 class Service:
     """The service as its users run it: a process, its log, and a requests session."""
 
@@ -107,12 +114,10 @@ class Service:
 
     def kill(self) -> None:
         """As a power cut would, with all its children."""
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True
-        ).stdout.split()
+        children = children_of(self.process.pid)
         self.process.kill()
         for child in children:
-            os.kill(int(child), signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
         self.process.wait(10)
 
     def terminate(self) -> None:
@@ -128,10 +133,7 @@ class Service:
 
     def resident(self) -> int:
         """Megabytes that the process and its children hold."""
-        pids = [str(self.process.pid)]
-        pids += subprocess.run(
-            ["pgrep", "-P", pids[0]], capture_output=True, text=True
-        ).stdout.split()
+        pids = [self.process.pid, *children_of(self.process.pid)]
         sizes = [
             Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]
             for pid in pids

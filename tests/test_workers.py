@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +11,14 @@ from pathlib import Path
 
 import requests
 
-from tests.processes import Service
+from tests.processes import Service, children_of
 from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
 
 
 def workers_of(service: Service) -> set[int]:
-    found = subprocess.run(
-        ["pgrep", "-P", str(service.process.pid)], capture_output=True, text=True
-    )
-    return set(map(int, found.stdout.split()))
+    return set(children_of(service.process.pid))
 
 
 def ask(service: Service, prompt: str, **fields: str) -> dict[str, str]:
