@@ -137,7 +137,7 @@ def bot(environ: dict[str, str]) -> Iterator[str]:
 
 
 def deliver(bot: str, message: dict[str, str]) -> requests.Response:
-    return requests.post(bot, json=message, timeout=5)
+    return requests.post(bot, json=message, timeout=60)
 
 
 def test_a_bot_answers_by_the_second_delivery(bot: str, api: OpenAIBackend) -> None:
