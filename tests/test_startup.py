@@ -115,6 +115,7 @@ def test_several_workers_say_it_once(serve: Serve) -> None:
     wait_for(lambda: service.logged().count("Booting worker") == 2)
     for _ in range(20):
         assert requests.get(f"{service.url}/healthz", timeout=5).ok
+    wait_for(lambda: "Try it" in service.logged())
     assert service.logged().count("Try it") == 1
 
 
