@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol, TypeAlias
+
+from relay.cached import cached
 
 TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 
@@ -21,17 +22,20 @@ class Headers(Mapping[str, str]):
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self.pairs: Pairs = tuple(pairs)
 
-    @cached_property
+    @cached
     def _values(self) -> dict[str, str]:
-        values: dict[str, list[str]] = {}
+        values: dict[str, str] = {}
         for name, value in self.pairs:
-            same_name = values.setdefault(name.lower(), [])
-            if value:
-                same_name.append(value)
-        return {name: ", ".join(each) for name, each in values.items()}
+            name = name.lower()
+            known = values.get(name)
+            values[name] = f"{known}, {value}" if known and value else known or value
+        return values
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._values
 
     def get(self, name: str, default: Any = None) -> Any:
         """As Mapping's own, without an exception for a name that is not there."""

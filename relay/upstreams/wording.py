@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from relay.accounts import SHORTEST_SECRET
+from relay.cached import cached
 
 LONGEST_TEXT = 300
 LONGEST_WAIT = 10**8  # seconds, three years: what is longer is no statement of a wait
@@ -111,12 +112,17 @@ class Secrets:
     """What a request's headers keep secret: the token, and what the operator added. Some upstreams quote them."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = dict(headers)
+
+    @cached
+    def _secrets(self) -> list[bytes]:
+        """The longest first. Most asks quote none, so they are looked for where they may be quoted."""
         secrets: set[str] = set()
-        for name, value in headers.items():
+        for name, value in self._headers.items():
             if name.lower() not in _PUBLIC_HEADERS:
                 secrets.update((value, *_SECRET_PARTS.split(value)))
         longest_first = sorted(secrets, key=len, reverse=True)
-        self._secrets = [
+        return [
             secret.encode("utf-8", "surrogateescape")
             for secret in longest_first
             if len(secret) >= SHORTEST_SECRET

@@ -1,35 +1,75 @@
-"""Flask without what no request here needs: sessions, coroutines, and routes that differ by host."""
+"""Flask without its contexts: every view is handed its request, and the edge has it from its head to its response."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-from flask import Flask, Request
-from flask.sessions import NullSession, SessionInterface
-from werkzeug.routing import MapAdapter
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter, Rule
 
+from relay.web.incoming import Incoming
 
-class NoSessions(SessionInterface):
-    _none = NullSession()
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:
-        return self._none
+if TYPE_CHECKING:
+    from relay.web.edge import Edge
 
 
 class App(Flask):
-    session_interface = NoSessions()
+    """Flask's routes, requests and responses. `edge`: set before the first request."""
 
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return func
+    edge: Edge
+    request_class = Incoming
 
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Flask's own reads the host in three ways before it looks at the path."""
-        if request is None:
-            return None
-        return self.url_map.bind(
-            "",
-            script_name=request.root_path,
-            path_info=request.path,
-            default_method=request.method,
-        )
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        # in its environ it would wait for the garbage collector, with its body
+        incoming = Incoming(environ, populate_request=False)
+        response = self.edge.answer(incoming)
+        return response(environ, self.edge.starter(incoming, start_response))
+
+    @cached_property
+    def _fixed(self) -> dict[tuple[str, str], Rule]:
+        """Routes whose paths hold no arguments, by path and method, as they are found."""
+        return {}
+
+    @cached_property
+    def _adapter(self) -> MapAdapter:
+        """All hosts have the same routes, so one serves all requests."""
+        return self.url_map.bind("")
+
+    def match(self, incoming: Incoming) -> None:
+        """Find the route; where there is none, `dispatch` will raise that."""
+        place = incoming.path, incoming.method
+        incoming.url_rule, incoming.view_args = self._fixed.get(place), {}
+        if incoming.url_rule is not None:
+            return
+        try:
+            rule, arguments = self._adapter.match(*place, return_rule=True)
+        except HTTPException as error:
+            incoming.routing_exception = error
+            return
+        incoming.url_rule, incoming.view_args = rule, dict(arguments)
+        if not arguments:
+            self._fixed[place] = rule
+
+    def dispatch(self, incoming: Incoming) -> Response:
+        """Let the view answer. Raises what it raises, and HTTPException."""
+        if incoming.routing_exception is not None:
+            raise incoming.routing_exception
+        rule, arguments = incoming.url_rule, incoming.view_args
+        assert rule is not None and arguments is not None
+        if incoming.method == "OPTIONS" and _answers_options(rule):
+            return self._options(incoming.path)
+        view = cast("Callable[..., Response]", self.view_functions[rule.endpoint])
+        return view(incoming, **arguments)
+
+    def _options(self, path: str) -> Response:
+        response = Response()
+        response.allow.update(self._adapter.allowed_methods(path))
+        return response
+
+
+def _answers_options(rule: Rule) -> bool:
+    """Whether Flask answers a route's OPTIONS; a route of any method passes them on."""
+    return bool(getattr(rule, "provide_automatic_options", False))

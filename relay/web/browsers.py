@@ -21,6 +21,11 @@ READABLE_HEADERS = (
 )
 
 
+def comes_from_page(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says which page asks. Other programs say nothing, and browsers of one that is opened itself."""
+    return "Origin" in headers or "Sec-Fetch-Site" in headers
+
+
 class BrowserRules:
     """`origins`: pages that may call, with credentials; "*" is any page, without. `needs_key`: a key is asked for."""
 
@@ -70,17 +75,20 @@ class BrowserRules:
         return headers
 
     def preflight(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The answer to a browser's question before it asks. Raises Forbidden for an origin that is not listed."""
-        allowed = self.cors(headers.get("Origin", ""))
-        if "Access-Control-Allow-Origin" not in allowed:
+        """What answers a browser's question before it asks, beside `cors`.
+
+        Raises Forbidden for an origin that is not listed.
+        """
+        if "Access-Control-Allow-Origin" not in self.cors(headers.get("Origin", "")):
             raise Forbidden(
                 "This origin may not ask here. It must stand in CORS_ORIGINS."
             )
         asked = headers.get("Access-Control-Request-Headers", "Authorization")
-        allowed["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
-        allowed["Access-Control-Allow-Headers"] = asked
-        allowed["Access-Control-Max-Age"] = "600"
-        return allowed
+        return {
+            "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+            "Access-Control-Allow-Headers": asked,
+            "Access-Control-Max-Age": "600",
+        }
 
 
 def _has_ambient_credential(headers: Mapping[str, str]) -> bool:

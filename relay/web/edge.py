@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response
-from flask.globals import request_ctx
-from werkzeug.exceptions import HTTPException, InternalServerError
+from flask import Blueprint, Response
+from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from relay import downloads
@@ -28,8 +27,10 @@ from relay.errors import (
     TooLarge,
     Unauthorized,
 )
+from relay.logs import write_line
 from relay.service import Service
-from relay.web.browsers import BrowserRules
+from relay.web.app import App
+from relay.web.browsers import BrowserRules, comes_from_page
 from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
 from relay.web.proxies import TrustedProxies
 
@@ -67,16 +68,11 @@ class Dialect:
     recognizes: Callable[[str, Incoming], bool] = lambda token, incoming: False
 
 
-def install(app: Flask, service: Service, dialects: Iterable[Dialect]) -> None:
+def install(app: App, service: Service, dialects: Iterable[Dialect]) -> None:
     """Put the edge around the app, and the dialects' routes into it."""
-    edge = Edge(service, tuple(dialects))
-    app.request_class = Incoming
-    app.config["MAX_CONTENT_LENGTH"] = service.settings.max_body
-    app.url_map.merge_slashes = False
-    app.before_request(edge.admit)
-    app.after_request(edge.finish)
-    app.register_error_handler(RelayError, edge.handle_error)
-    app.register_error_handler(HTTPException, edge.handle_error)
+    edge = Edge(app, service, tuple(dialects))
+    app.edge = edge
+    app.url_map.merge_slashes = app.url_map.redirect_defaults = False
     for dialect in edge.dialects:
         app.register_blueprint(dialect.routes)
     if service.settings.api_prefix:
@@ -94,16 +90,14 @@ def mount(app: Any, prefix: str) -> Any:
     return DispatcherMiddleware(outside, {prefix: app})
 
 
-def current() -> Incoming:
-    """The request at hand."""
-    return cast(Incoming, request_ctx.request)
-
-
 class Edge:
     """The edge of one service. It reads headers; bodies are the views'."""
 
-    def __init__(self, service: Service, dialects: tuple[Dialect, ...]) -> None:
+    def __init__(
+        self, app: App, service: Service, dialects: tuple[Dialect, ...]
+    ) -> None:
         self.dialects = dialects
+        self._app = app
         self._service = service
         self._browsers = BrowserRules(
             service.settings.cors_origins, service.access.needs_key
@@ -117,19 +111,29 @@ class Edge:
             for segment in dialect.first_segments
         }
 
+    def answer(self, incoming: Incoming) -> Response:
+        """The response to a request, whatever happens; its line in the log is written once it is sent."""
+        self._hand_in(incoming)
+        try:
+            response = self._admit(incoming) or self._app.dispatch(incoming)
+        except Exception as error:
+            response = self._failed(incoming, error)
+        for callback in incoming.when_sent:
+            response.call_on_close(callback)
+        write_line = partial(write_access_log, incoming, response.status_code)
+        response.call_on_close(write_line)
+        return response
+
     def _hand_in(self, incoming: Incoming) -> None:
-        """Hand the request to its view, as the argument `incoming`."""
+        """Give the request what its view reads beside it."""
         incoming.service = self._service
         incoming.proxies = self._proxies
-        segment = incoming.path.split("/")[1]
+        segment = incoming.path.split("/", 2)[1]
         incoming.dialect = self._by_segment.get(segment, self._by_segment[""])
-        if incoming.view_args is not None:
-            incoming.view_args["incoming"] = incoming
+        self._app.match(incoming)
 
-    def admit(self) -> Response | None:
+    def _admit(self, incoming: Incoming) -> Response | None:
         """Nobody gets past here who may not ask, but to the public endpoints."""
-        incoming = current()
-        self._hand_in(incoming)
         dialect = incoming.dialect
         if incoming.endpoint in dialect.public:
             return None
@@ -137,8 +141,9 @@ class Edge:
         headers = incoming.fields
         if not self._service.access.needs_key:
             check_host(incoming.host, self._service.settings.allowed_hosts)
-        browsers = self._keyless_browsers if is_keyless else self._browsers
-        browsers.check(headers, incoming.host)
+        if comes_from_page(headers):
+            browsers = self._keyless_browsers if is_keyless else self._browsers
+            browsers.check(headers, incoming.host)
         is_preflight = "Access-Control-Request-Method" in headers
         if incoming.method == "OPTIONS" and is_preflight:
             return Response(status=204, headers=self._browsers.preflight(headers))
@@ -154,22 +159,21 @@ class Edge:
         """Find out who asks, or leave that to the view, which reads the body. Raises RelayError."""
         if not incoming.is_proven:
             self._wrong_keys.check(incoming.caller_address)
-        if self._view_authenticates(incoming):
-            self._service.access.check(incoming.credential)
-        else:
+        if not self._view_authenticates(incoming):
             incoming.authenticate()
+        elif not incoming.is_proven:
+            self._service.access.check(incoming.credential)
 
     def _view_authenticates(self, incoming: Incoming) -> bool:
         has_view = incoming.routing_exception is None
         may_have_field = incoming.method == "POST" and incoming.dialect.token_in_body
         return has_view and may_have_field
 
-    def handle_error(self, error: Exception) -> Response:
+    def _failed(self, incoming: Incoming, error: Exception) -> Response:
         """Every failure, in the shape that its path promises."""
-        incoming = current()
+        if not isinstance(error, (RelayError, HTTPException)):
+            log.error("Request %s failed unexpectedly", incoming.id, exc_info=error)
         failure = to_relay_error(error)
-        if isinstance(error, InternalServerError):
-            log.error("Request %s failed unexpectedly: see above", incoming.id)
         response = incoming.dialect.error(failure, incoming)
         failure.drop_frames()
         incoming.failure = failure
@@ -185,21 +189,22 @@ class Edge:
                 response.headers["Allow"] = allow
         return response
 
-    def finish(self, response: Response) -> Response:
-        """What every response has, and its line in the log once it is sent."""
-        incoming = current()
-        # it has the request itself, which would wait for the garbage collector with its body
-        incoming.view_args = None
-        headers = response.headers
-        headers["X-Request-Id"] = incoming.id
-        headers.setdefault("Cache-Control", "no-store")
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers.update(self._browsers.cors(incoming.fields.get("Origin", "")))
-        for callback in incoming.when_sent:
-            response.call_on_close(callback)
-        write_line = partial(write_access_log, incoming, response.status_code)
-        response.call_on_close(write_line)
-        return response
+    def starter(
+        self, incoming: Incoming, start_response: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """WSGI's start_response, with the fields that every response has."""
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Any:
+            headers.append(("X-Request-Id", incoming.id))
+            headers.append(("X-Content-Type-Options", "nosniff"))
+            if "cache-control" not in [name.lower() for name, _ in headers]:
+                headers.append(("Cache-Control", "no-store"))
+            headers += self._browsers.cors(incoming.fields.get("Origin", "")).items()
+            return start_response(status, headers, exc_info)
+
+        return start
 
 
 def asks_nobody(incoming: Incoming) -> bool:
@@ -255,7 +260,7 @@ def write_access_log(incoming: Incoming, status: int) -> None:
     }
     if failure is not None:
         fields["why"] = failure.reason
-    log.log(level, "request", extra={"fields": fields})
+    write_line(log, level, "request", fields)
 
 
 def logged_path(path: str) -> str:

@@ -9,12 +9,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from flask import Request
 from werkzeug.sansio.utils import get_content_length
 
 from relay.access import parse_authorization
+from relay.cached import cached
 from relay.delivery import Delivery
 from relay.domain import Caller
 from relay.errors import BadRequest, RelayError, TooLarge, Unauthorized
@@ -41,22 +42,10 @@ WORKSPACE = "Chatgpt-Account-Id"
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 LONGEST_KEY = 300  # of a field that is looked at; gunicorn takes longer ones
+UNPREFIXED = ("CONTENT_TYPE", "CONTENT_LENGTH")  # fields as WSGI's environ has them
 _PIECE = 64 * 1024
-T = TypeVar("T")
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-class cached(Generic[T]):
-    """A property that is found once. Python's own takes a lock each time, until 3.12; a request has one thread."""
-
-    def __init__(self, find: Callable[[Any], T]) -> None:
-        self._find = find
-        self.__doc__ = find.__doc__
-
-    def __get__(self, instance: Any, owner: object = None) -> T:
-        found = instance.__dict__[self._find.__name__] = self._find(instance)
-        return found
 
 
 class Incoming(Request):
@@ -86,12 +75,11 @@ class Incoming(Request):
     @cached
     def fields(self) -> dict[str, str]:
         """The header's fields, by their names as `Content-Type` is written."""
-        named = [
-            (field_name(key), value)
+        return {
+            field_name(key): value
             for key, value in self.environ.items()
-            if len(key) <= LONGEST_KEY
-        ]
-        return {name: value for name, value in named if name}
+            if key[:5] == "HTTP_" and len(key) <= LONGEST_KEY or key in UNPREFIXED
+        }
 
     def _own_id(self) -> str:
         """The caller's own X-Request-Id, where it is a valid one."""
@@ -205,8 +193,10 @@ class Incoming(Request):
     @cached
     def _input(self) -> Any:
         """The body as the server gives it; as Flask does, where the server does not end it."""
-        is_ended = self.environ.get("wsgi.input_terminated", False)
-        return self.environ["wsgi.input"] if is_ended else self.stream
+        if self.environ.get("wsgi.input_terminated", False):
+            return self.environ["wsgi.input"]
+        self.max_content_length = self.service.settings.max_body
+        return self.stream
 
     def whole_body(self) -> bytes:
         """The body, whole: a server may take one that was cut short for whole.
@@ -263,14 +253,18 @@ class Incoming(Request):
         return Unauthorized(NEEDS_HEADER)
 
     def _read_body(self, limit: int) -> bytes:
+        piece = self._input.read(_PIECE)
+        if len(piece) == self.announced:  # most bodies come in one
+            return piece  # type: ignore[no-any-return]
         body = BytesIO()
-        while piece := self._input.read(_PIECE):
+        while piece:
             size = body.tell() + len(piece)
             if size > limit:
                 raise self._body_over(limit)
             if size > UNCOUNTED:
                 self._reserve_memory(size)
             body.write(piece)
+            piece = self._input.read(_PIECE)
         if self._memory_holder is not None:
             self.service.body_memory.finish(self._memory_holder)
         return body.getvalue()
@@ -299,9 +293,7 @@ class Incoming(Request):
 
 @lru_cache(maxsize=1000)
 def field_name(key: str) -> str:
-    """The name of a header's field that WSGI's environ has by this key; "" where the key is no field's."""
-    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH") and not key.startswith("HTTP_"):
-        return ""
+    """The name of a header's field that WSGI's environ has by this key."""
     return key.removeprefix("HTTP_").replace("_", "-").title()
 
 

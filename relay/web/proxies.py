@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TypeAlias
 
@@ -53,6 +54,7 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
+@lru_cache(maxsize=1000)
 def _parse(text: str) -> Address | None:
     """An address; None for what is none. One of IPv4 that is written as IPv6 is of IPv4."""
     if len(text) > LONGEST_ADDRESS or "%" in text:  # after % anything may stand

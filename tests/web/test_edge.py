@@ -17,6 +17,7 @@ from relay.errors import RelayError, UpstreamFailed
 from relay.service import Service
 from relay.settings import Settings
 from relay.web import edge
+from relay.web.app import App
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.own import ANSWER_FORMATS, choose_format
@@ -141,7 +142,7 @@ def test_streams_are_kept_from_those_who_would_hold_them_back(
 def test_the_app_is_built_from_what_is_handed_in(tmp_path: object) -> None:
     settings = Settings(data_dir=str(tmp_path))
     service = Service.build(settings)
-    app = Flask("another")
+    app = App("another")
     edge.install(app, service, DIALECTS)
     assert app.test_client().get("/healthz").status_code == 200
     service.close()
