@@ -12,6 +12,7 @@ millisecond each time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import stat
@@ -25,7 +26,8 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 
 from relay.database_errors import met_full_disk, refused_start, translate_errors
 from relay.errors import RelayError, StoreFailed
@@ -226,10 +228,11 @@ def _engine(url: str, begin: str) -> Engine:
     )
     event.listen(engine, "connect", _set_up_connection)
 
-    @event.listens_for(engine, "begin")
-    def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+    def begin_transaction(dbapi_connection: PoolProxiedConnection) -> None:
+        dbapi_connection.cursor().execute(begin)
 
+    # with SQLAlchemy's event for it, each statement would look for listeners of all kinds
+    engine.dialect.do_begin = begin_transaction  # type: ignore[method-assign]
     return engine
 
 
@@ -296,6 +299,7 @@ class Writer:
         self._engine = engine
         self._run = run
         self._waiting: deque[_Write[Any]] = deque()
+        self._connection: Connection | None = None
         self._commit_lock = Lock()
         self._log_is_due = False
         self._has_written = False
@@ -363,6 +367,7 @@ class Writer:
             self.checkpoint()  # the file alone has everything, whoever else has it open
         with self._commit_lock:
             self._closed = True
+            self._disconnect()
 
     def _empty_log(self) -> None:
         connection = self._engine.raw_connection()
@@ -400,17 +405,31 @@ class Writer:
         failure: BaseException = StoreFailed()
         committed = False
         try:
-            with translate_errors(), self._engine.begin() as connection:
-                execute(connection, group)
+            with translate_errors(), self._connected().begin():
+                execute(self._connected(), group)
             committed = True
             self._has_written = True
         except RelayError as error:
             failure = error
         finally:
             if not committed:
+                self._disconnect()
                 for write in group:
                     write.error = write.error or failure
         return committed
+
+    def _connected(self) -> Connection:
+        """The connection of all writes: to take it anew for each would cost as much as a statement."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        """After a failure the next write begins anew."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(SQLAlchemyError):
+                connection.close()
 
 
 def _execute_plainly(connection: Connection, group: list[_Write[Any]]) -> None:

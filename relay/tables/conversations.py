@@ -25,6 +25,7 @@ from sqlalchemy import (
 from relay.domain import Conversation, Node
 from relay.errors import NoConversation
 from relay.schema import conversations, leases, messages
+from relay.tables.prepared import Prepared
 
 EXPIRE_BATCH = 100  # conversations deleted in one transaction, where many are
 _LEASE_PREFIX = "conversation/"
@@ -94,16 +95,18 @@ LOCK_AT_ACCOUNT = (
     .limit(EXPIRE_BATCH)
     .with_for_update()
 )
-INSERT_CONVERSATION = insert(conversations)
+INSERT_CONVERSATION = Prepared(insert(conversations))
 UPDATE_CONVERSATION = update(conversations).where(_THIS_CONVERSATION)
 ADD_SIZE = UPDATE_CONVERSATION.values(
     updated=bindparam("now"), size=conversations.c.size + bindparam("added_size")
 )
-ADVANCE_NEWEST = ADD_SIZE.values(
-    newest=case(
-        (_LEASED_BY_HOLDER, bindparam("answer_id", type_=Text)),
-        else_=conversations.c.newest,
-    ),
+ADVANCE_NEWEST = Prepared(
+    ADD_SIZE.values(
+        newest=case(
+            (_LEASED_BY_HOLDER, bindparam("answer_id", type_=Text)),
+            else_=conversations.c.newest,
+        ),
+    )
 )
 TAKE_OVER = UPDATE_CONVERSATION.where(
     conversations.c.owner == bindparam("former_owner")
@@ -197,7 +200,7 @@ def insert_conversation(
         "size": size,
         "name": conversation.name,
     }
-    connection.execute(INSERT_CONVERSATION, values)
+    INSERT_CONVERSATION.run(connection, values)
 
 
 def update_conversation(
@@ -227,7 +230,7 @@ def advance_newest(
         "now": now,
         "added_size": added_size,
     }
-    connection.execute(ADVANCE_NEWEST, parameters)
+    ADVANCE_NEWEST.run(connection, parameters)
 
 
 def add_size(

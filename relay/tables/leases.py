@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from sqlalchemy import Connection, bindparam, delete, select, text, update
 
 from relay.schema import leases
+from relay.tables.prepared import Prepared
 
 # Statements are built once: building one costs several times as much as running it.
 SELECT_LEASE_HOLDER = select(leases.c.holder).where(
@@ -26,16 +27,20 @@ LOCK_HELD_LEASES = (
 UPDATE_LEASES = update(leases).where(
     leases.c.name.in_(bindparam("lease_names", expanding=True))
 )
-DELETE_LEASE = delete(leases).where(
-    leases.c.name == bindparam("lease_name"),
-    leases.c.holder == bindparam("lease_holder"),
+DELETE_LEASE = Prepared(
+    delete(leases).where(
+        leases.c.name == bindparam("lease_name"),
+        leases.c.holder == bindparam("lease_holder"),
+    )
 )
 DELETE_ANY_LEASE = delete(leases).where(leases.c.name == bindparam("lease_name"))
-#: as text, because SQLAlchemy compiles an INSERT with ON CONFLICT anew each time
-TAKE_LEASE = text(
-    "INSERT INTO leases (name, holder, expires) VALUES (:name, :holder, :expires) "
-    "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires = excluded.expires "
-    "WHERE leases.expires <= :now RETURNING name"
+#: as text, because each kind of database has an INSERT of its own with ON CONFLICT
+TAKE_LEASE = Prepared(
+    text(
+        "INSERT INTO leases (name, holder, expires) VALUES (:name, :holder, :expires) "
+        "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires = excluded.expires "
+        "WHERE leases.expires <= :now RETURNING name"
+    )
 )
 DELETE_OLD_LEASES = delete(leases).where(leases.c.expires <= bindparam("before"))
 
@@ -64,12 +69,12 @@ def take_lease(
 ) -> bool:
     """Take the lease for `seconds`, or take over an expired one; whether that was possible."""
     parameters = {"name": name, "holder": holder, "expires": now + seconds, "now": now}
-    return connection.execute(TAKE_LEASE, parameters).first() is not None
+    return bool(TAKE_LEASE.rows(connection, parameters))
 
 
 def delete_lease(connection: Connection, name: str, holder: str) -> None:
     """Delete the lease if `holder` has it."""
-    connection.execute(DELETE_LEASE, {"lease_name": name, "lease_holder": holder})
+    DELETE_LEASE.run(connection, {"lease_name": name, "lease_holder": holder})
 
 
 def delete_any_lease(connection: Connection, name: str) -> None:

@@ -32,13 +32,14 @@ from relay.domain import (
 )
 from relay.errors import BadRequest, NoConversation
 from relay.schema import messages
+from relay.tables.prepared import Prepared
 
 # what a message counts beside its text, so that their number is bounded too
 MESSAGE_SIZE = 1024
 
 _OF_CONVERSATION = messages.c.conversation_id == bindparam("conversation_id")
 
-INSERT_MESSAGES = insert(messages)
+INSERT_MESSAGES = Prepared(insert(messages))
 SELECT_MESSAGES = select(messages).where(_OF_CONVERSATION).order_by(messages.c.number)
 SELECT_ROLE = select(messages.c.role).where(
     _OF_CONVERSATION, messages.c.id == bindparam("message_id")
@@ -48,8 +49,10 @@ SELECT_SYSTEM_MESSAGES = (
     .where(_OF_CONVERSATION, messages.c.role.in_(SYSTEM_ROLES))
     .order_by(messages.c.number)
 )
-UPDATE_ANSWER = update(messages).where(
-    messages.c.id == bindparam("answer_id"), messages.c.status == "open"
+UPDATE_ANSWER = Prepared(
+    update(messages).where(
+        messages.c.id == bindparam("answer_id"), messages.c.status == "open"
+    )
 )
 DELETE_TURN = delete(messages).where(
     messages.c.id.in_((bindparam("question_id"), bindparam("answer_id")))
@@ -180,7 +183,7 @@ def insert_messages(
         }
         for node in nodes
     ]
-    connection.execute(INSERT_MESSAGES, rows)
+    INSERT_MESSAGES.run_many(connection, rows)
 
 
 def complete_answer(connection: Connection, answer_id: str, reply: Reply) -> bool:
@@ -195,7 +198,7 @@ def complete_answer(connection: Connection, answer_id: str, reply: Reply) -> boo
         "usage": _to_json(reply.usage),
         "payloads": _to_json(payloads_of(reply)),
     }
-    return connection.execute(UPDATE_ANSWER, parameters).rowcount == 1
+    return UPDATE_ANSWER.run(connection, parameters) == 1
 
 
 def break_answer(
@@ -213,7 +216,7 @@ def break_answer(
         "model": _storable(model or "") or None,
         "finish_reason": error_code,
     }
-    return connection.execute(UPDATE_ANSWER, parameters).rowcount == 1
+    return UPDATE_ANSWER.run(connection, parameters) == 1
 
 
 def delete_turn(connection: Connection, question_id: str, answer_id: str) -> None:
