@@ -52,6 +52,7 @@ class Connection(socket.socket):
     send_seconds: float
     _wait_readable: Callable[[Any, float], bool] | None
     _last_pause: float
+    _plain: socket.socket | None  # within gevent's socket
 
     @classmethod
     def adopt(
@@ -67,6 +68,7 @@ class Connection(socket.socket):
         connection.send_seconds = send_seconds
         connection._wait_readable = wait_readable
         connection._last_pause = time.monotonic()
+        connection._plain = getattr(connection, "_sock", None)
         return connection
 
     def recv(self, *args: int) -> bytes:
@@ -74,6 +76,13 @@ class Connection(socket.socket):
 
     def recv_into(self, *args: Any) -> int:
         return self._read(super().recv_into, *args)
+
+    def recv_later(self, size: int) -> bytes:
+        """The same, where most likely nothing has come yet."""
+        if self._wait_readable is not None:
+            self._wait_at_most()
+            self._last_pause = time.monotonic()
+        return self.recv(size)
 
     def _read(self, read: Callable[..., T], *args: Any) -> T:
         if self.read_deadline is not None and self.read_deadline.passed:
@@ -112,7 +121,7 @@ class Connection(socket.socket):
     def send_now(self, data: bytes) -> bytes:
         """Send what can be sent without waiting; the rest."""
         try:
-            sent = without_waiting(self).send(data)
+            sent = (self._plain or without_waiting(self)).send(data)
         except BlockingIOError:
             return data
         return data[sent:]
@@ -195,7 +204,7 @@ class RequestBody(io.RawIOBase):
         size = len(piece)
         buffer[:size] = piece
         self._received += size
-        self._deadline = Deadline(self._deadline.at + size / BODY_RATE)
+        self._deadline = Deadline(self._deadline + size / BODY_RATE)
         has_ended = not piece and len(buffer) > 0 and self._length is None
         self.is_whole = has_ended or self._received == self._length
         return size

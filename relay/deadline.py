@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 
-class Deadline(NamedTuple):
-    """A moment on the monotonic clock; the earlier of two is their `min`."""
+class Deadline(float):
+    """A moment on the monotonic clock, in seconds; the earlier of two is their `min`."""
 
-    at: float
+    __slots__ = ()
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        return tuple.__new__(cls, (time.monotonic() + seconds,))
+        return cls(time.monotonic() + seconds)
 
     @property
     def left(self) -> float:
         """Seconds until then; 0 once it has passed."""
-        return max(0.0, self.at - time.monotonic())
+        seconds = self - time.monotonic()
+        return seconds if seconds > 0.0 else 0.0
 
     @property
     def passed(self) -> bool:
-        return time.monotonic() >= self.at
+        return time.monotonic() >= self

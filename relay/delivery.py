@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -92,15 +93,15 @@ class SilenceClock:
         self.limit = clocks.first_byte
         self.deadline = Deadline.after(self.limit)
 
-    def restart(self, is_complete: bool) -> None:
-        """Something of the body came. While the answer is complete, that moves nothing."""
+    def restart(self, is_complete: bool, now: float | None = None) -> None:
+        """Something of the body came. While the answer is complete, that moves nothing. `now`: where it is known."""
         if is_complete and self._is_trailer:
             return
         self._is_trailer = is_complete
         self.limit = self._silence
         if is_complete:
             self.limit = min(TRAILER_SECONDS, self._silence)
-        self.deadline = Deadline.after(self.limit)
+        self.deadline = Deadline((now or time.monotonic()) + self.limit)
 
 
 class Delivery:

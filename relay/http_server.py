@@ -142,6 +142,7 @@ class ServedConnection:
         self._server = server
         self._environ = environ
         self._arrived = bytearray()
+        self._is_first = True
 
     @property
     def caller(self) -> str:
@@ -182,13 +183,15 @@ class ServedConnection:
         self._server.idle.add(connection)
         try:
             while (head := take_head(self._arrived)) is None:
-                piece = connection.recv(PIECE)
+                receive = connection.recv if self._is_first else connection.recv_later
+                piece = receive(PIECE)
                 if not piece:
                     return None
                 if not has_begun:  # once: line ends before a head are dropped
                     has_begun = True
                     connection.read_deadline = Deadline.after(HEAD_SECONDS)
                 self._arrived += piece
+            self._is_first = False
             return head
         finally:
             self._server.idle.discard(connection)
@@ -203,14 +206,14 @@ class ServedConnection:
     def _answer(self, request: Request) -> RunningResponse:
         """Let the application answer."""
         source = BodySource(self.connection, self._arrived, request)
-        body: BytesIO | RequestBody
+        unread = None
         if source.has_arrived:
-            body = BytesIO(source.read(len(self._arrived)))
+            body: Any = BytesIO(source.read(len(self._arrived)))
         else:
-            body = RequestBody(source, self.connection, request.length)
+            body = unread = RequestBody(source, self.connection, request.length)
         environ = {**self._environ, **environ_of(request), "wsgi.input": body}
         writer = ResponseWriter(
-            self.connection, request, body, self._server.is_stopping
+            self.connection, request, unread, self._server.is_stopping
         )
         answer = self._server.application(environ, writer.start)
         return RunningResponse(self, writer, answer)
@@ -242,7 +245,7 @@ class ServedConnection:
         finally:
             if not is_parked:
                 response.close()
-        if not is_read(writer.body):
+        if not writer.is_body_read:
             self.connection.linger()
         return False
 
@@ -338,11 +341,6 @@ def _take(arrived: bytearray, size: int) -> bytes:
     return piece
 
 
-def is_read(body: BytesIO | RequestBody) -> bool:
-    """Whether nothing of a request's body is still on its way."""
-    return not isinstance(body, RequestBody) or body.is_whole
-
-
 def environ_of(request: Request) -> dict[str, Any]:
     """What WSGI's environ says of a request; a field that comes twice has both values."""
     path, _, query = request.target.partition(b"?")
@@ -377,20 +375,20 @@ def name_in_environ(field: bytes) -> str:
 class ResponseWriter:
     """One response as the application gives it. `closes`: no other request may follow.
 
-    `body`: the request's, which decides that too: what is unread of it stands before the next request.
+    `body`: the request's, where it had not arrived: what is unread of it stands before the next request.
     """
 
     def __init__(
         self,
         connection: Connection,
         request: Request,
-        body: BytesIO | RequestBody,
+        body: RequestBody | None,
         closes: bool,
     ) -> None:
         self.closes = closes or not request.keeps_alive
-        self.body = body
+        self._body = body
         self._connection = connection
-        self._request = request
+        self._version = request.version
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._is_begun = False
@@ -403,6 +401,11 @@ class ResponseWriter:
         """Whether nothing but the connection's end tells that of the body: one that is cut would look whole."""
         is_framed = self._is_chunked or self._left is not None
         return self._is_begun and self._has_body and not is_framed
+
+    @property
+    def is_body_read(self) -> bool:
+        """Whether nothing of the request's body is still on its way."""
+        return self._body is None or self._body.is_whole
 
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -452,10 +455,10 @@ class ResponseWriter:
         added = self._frame(given.get("content-length"), is_empty)
         if "date" not in given:
             added.append(("Date", date_at(int(time()))))
-        self.closes = self.closes or not is_read(self.body)
+        self.closes = self.closes or not self.is_body_read
         if self.closes:
             added.append(("Connection", "close"))
-        elif self._request.version == "1.0":
+        elif self._version == "1.0":
             added.append(("Connection", "keep-alive"))
         fields = [f"{name}: {value}\r\n" for name, value in (*self._headers, *added)]
         head = f"HTTP/1.1 {self._status}\r\n{''.join(fields)}\r\n"
@@ -469,7 +472,7 @@ class ResponseWriter:
             pass
         elif is_empty:
             return [("Content-Length", "0")]
-        elif self._request.version == "1.1":
+        elif self._version == "1.1":
             self._is_chunked = True
             return [("Transfer-Encoding", "chunked")]
         else:

@@ -110,7 +110,7 @@ class StreamPump:
         stream.leave(rest, failure)
 
     def _set_clock(self, stream: ParkedStream) -> None:
-        stream.tick = int(stream.delivery.wakes_at.at / TICK) + 1
+        stream.tick = int(stream.delivery.wakes_at / TICK) + 1
         self._wheel.setdefault(stream.tick, {})[stream] = None
         self._wakes_at = min(self._wakes_at, Deadline(stream.tick * TICK))
 
