@@ -22,6 +22,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class Departures:
         """Calls `left` when the request's connection ends, and ends it after `seconds`: nobody may read for ever."""
         connection = connection_of(environ)
         # through TLS of our own, an end cannot be seen
-        if connection is None or hasattr(connection, "getpeercert"):
+        if connection is None or isinstance(connection, ssl.SSLSocket):
             return lambda: None
         if self._poll is None:  # gunicorn forks after the import
             self._begin()
@@ -163,8 +164,10 @@ class Departures:
     def _forget(self, descriptor: int, watched: Watched) -> None:
         if self._watched.get(descriptor) is watched:
             del self._watched[descriptor]
-            with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+            try:
                 self._poll.unregister(descriptor)
+            except (OSError, ValueError):
+                pass  # it is closed by now
 
 
 def wait_readable(connection: Any, seconds: float) -> bool:
@@ -189,7 +192,7 @@ def wait_readable(connection: Any, seconds: float) -> bool:
 
 
 class Readiness:
-    """See `relay.stream_pump.Readiness`. Whatever the loop notices, it tells the pump's greenlet at once."""
+    """See `relay.stream_pump.Readiness`. The pump's greenlet runs once for all that one turn of the loop notices."""
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
@@ -223,8 +226,9 @@ class Readiness:
         self._hub.loop.run_callback(self._end_wait)
 
     def _notice(self, descriptor: int) -> None:
+        if not self._ready:
+            self.wake()
         self._ready[descriptor] = None
-        self._end_wait()
 
     def _end_wait(self) -> None:
         switch, self._switch = self._switch, None

@@ -41,8 +41,10 @@ from relay.transports.sockets import (
     is_quiet,
     receive,
     receive_now,
+    send_now,
     shake_hands,
     shut_down,
+    without_waiting,
 )
 
 log = logging.getLogger(__name__)
@@ -181,15 +183,13 @@ class Body:
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
+        self.is_packed = False
         self._unpacker: zlib._Decompress | None = None
 
     def unpack(self) -> None:
         """From now on, what is taken is unpacked: gzip or deflate."""
+        self.is_packed = True
         self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-
-    @property
-    def is_packed(self) -> bool:
-        return self._unpacker is not None
 
     def take(self) -> bytes:
         """What has arrived since, LARGEST_READ of it at most where it was packed. Raises zlib.error.
@@ -223,6 +223,8 @@ class DirectExchange:
         self._transport = transport
         self._call = call
         self._connection: socket.socket | None = None
+        self._plain: socket.socket | None = None  # where it is read without waiting
+        self._descriptor = -1
         self._interrupted = False
         self._fields: list[tuple[str, str]] = []
         self._head: Head | None = None
@@ -267,7 +269,7 @@ class DirectExchange:
         return self._head
 
     def read(self, seconds: float) -> bytes | None:
-        arrived = self._take()
+        arrived = self._take() if self._body.pieces else b""
         if arrived or self._complete:
             return arrived
         deadline = Deadline.after(seconds) if seconds else NOW
@@ -275,7 +277,7 @@ class DirectExchange:
             if not self._receive(deadline):
                 return None
             arrived = self._take()
-            if deadline.passed and not arrived and not self._complete:
+            if not arrived and not self._complete and deadline.passed:
                 return None  # what comes is no body, and it may come for ever
         return arrived
 
@@ -285,7 +287,7 @@ class DirectExchange:
         is_over = self._complete or self._interrupted
         if self._connection is None or is_over or self._body.is_packed:
             return None
-        return self._connection.fileno()
+        return self._descriptor
 
     def _take(self) -> bytes:
         try:
@@ -325,13 +327,17 @@ class DirectExchange:
     def _opened(self, connection: socket.socket) -> None:
         """From now on an interrupt ends this connection. Raises UpstreamCut where one came before."""
         self._connection = connection
+        self._descriptor = connection.fileno()
+        self._plain = None
+        is_secure = isinstance(connection, ssl.SSLSocket)
+        if self._transport.wait_readable is not None and not is_secure:
+            self._plain = without_waiting(connection)
         if self._interrupted:
             raise UpstreamCut()
 
     def _send(self, connection: socket.socket) -> None:
         """Send the request; pieces of a streamed body go out as they are taken."""
         body = self._call.body
-        connection.settimeout(SEND_SECONDS)
         if isinstance(body, bytes):
             size = len(body) if body else None
             self._send_bytes(connection, self._request_head(size, False) + body)
@@ -360,7 +366,10 @@ class DirectExchange:
 
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
         try:
-            connection.sendall(data)
+            rest = send_now(connection, data)
+            if rest:
+                connection.settimeout(SEND_SECONDS)
+                connection.sendall(rest)
         except TimeoutError:
             failure = UpstreamCut(
                 f"The upstream did not take the request within {SEND_SECONDS:g} s."
@@ -420,16 +429,21 @@ class DirectExchange:
         self, connection: socket.socket, deadline: Deadline
     ) -> bytes | None:
         """What arrives next; see `receive`. After a read that left something, the next one need not wait."""
-        wait = self._transport.wait_readable
-        if wait is None or self._has_more or isinstance(connection, ssl.SSLSocket):
+        if self._plain is None or self._has_more:
             piece = receive(connection, deadline)
-        elif deadline.passed or wait(connection, deadline.left):
+        elif deadline is NOW or self._is_readable(connection, deadline):
             self._slice.begin_anew()  # who does not wait here has waited elsewhere
-            piece = receive_now(connection)
+            piece = receive_now(self._plain)
         else:
             return None
         self._has_more = piece is not None and len(piece) == RECEIVE_SIZE
         return piece
+
+    def _is_readable(self, connection: socket.socket, deadline: Deadline) -> bool:
+        wait = self._transport.wait_readable
+        assert wait is not None  # or the connection would not be read plainly
+        left = deadline.left
+        return not left or wait(connection, left)
 
     def _end(self) -> None:
         if self._interrupted:
@@ -454,6 +468,9 @@ class DirectExchange:
         self._connection = None
         if connection is None:
             return
+        del (
+            self._parser
+        )  # it has this exchange, and both would wait for the garbage collector
         whole = self._complete and self._framed and not self._interrupted
         if whole and self._reusable:
             self._transport.give_back(self._target.origin, connection)

@@ -30,12 +30,23 @@ def receive(connection: socket.socket, deadline: Deadline) -> bytes | None:
         return None
 
 
-def receive_now(connection: socket.socket) -> bytes | None:
-    """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
+def receive_now(plain: socket.socket) -> bytes | None:
+    """What is there to read; b"" at the end, None where nothing is. `plain`: see `without_waiting`. Raises OSError."""
     try:
-        return without_waiting(connection).recv(RECEIVE_SIZE)
+        return plain.recv(RECEIVE_SIZE)
     except BlockingIOError:
         return None
+
+
+def send_now(connection: socket.socket, data: bytes) -> bytes:
+    """Send what can be sent without waiting; the rest. Raises OSError."""
+    if isinstance(connection, ssl.SSLSocket):
+        return data
+    try:
+        sent = without_waiting(connection).send(data)
+    except BlockingIOError:
+        return data
+    return data[sent:]
 
 
 def without_waiting(connection: socket.socket) -> socket.socket:
@@ -89,8 +100,11 @@ def shut_down(connection: socket.socket) -> None:
 def is_quiet(connection: socket.socket) -> bool:
     """Whether an idle connection is still open: anything to read on it, an end above all, says it is not."""
     try:
-        connection.settimeout(0)
-        connection.recv(1)
+        if isinstance(connection, ssl.SSLSocket):
+            connection.settimeout(0)
+            connection.recv(1)
+        else:
+            without_waiting(connection).recv(1)
     except (BlockingIOError, ssl.SSLWantReadError):
         return True
     except OSError:

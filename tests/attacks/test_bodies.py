@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from httptools import HttpResponseParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +27,13 @@ from relay.dialects import bodies
 from relay.domain import Ask
 from relay.errors import Overloaded, RelayError
 from relay.memory import MOST_IN_MEMORY, BodyMemory
+from relay.passage import Passage
+from relay.transports.direct import DirectExchange
+from relay.upstreams.http import HttpSession
 from relay.web.incoming import MAX_UNPROVEN_BODY, Incoming
 from tests.attacks.hostile import Watch, withstands
 from tests.growth import assert_grows_at_most, processor_seconds
+from tests.openai_backend import OpenAIBackend
 from tests.processes import SERVERS, Service
 from tests.tokens import jwt
 from tests.waiting import wait_for
@@ -259,21 +264,42 @@ def test_a_request_that_was_answered_leaves_no_body_to_the_garbage_collector(
     kept_client: FlaskClient, path: str, name: str
 ) -> None:
     content_type, body = costly(name, 900_000)
+    kinds = garbage_of(kept_client, path, data=body, content_type=content_type)
+    assert not kinds & {types.FrameType, Incoming, Ask, Turn}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/ask", "/chat", "/v1/chat/completions"])
+def test_an_answered_ask_leaves_nothing_to_the_garbage_collector(
+    build: Build, api: OpenAIBackend, path: str, stream: bool
+) -> None:
+    client = build(
+        authorization=(f"owner:{KEY}",),
+        openai_base_url=api.url,
+        openai_api_key=("sk-invented-1",),
+    ).test_client()
+    messages = [{"role": "user", "content": "hello"}]
+    fields = {"msg": "hello"} if path == "/ask" else {"messages": messages}
+    asked = {"json": {**fields, "model": "tiny-1", "stream": stream}}
+    kinds = garbage_of(client, path, **asked)
+    ours = {Incoming, Ask, Turn, Passage, DirectExchange, HttpSession}
+    assert not kinds & {*ours, types.FrameType, HttpResponseParser}
+
+
+def garbage_of(client: FlaskClient, path: str, **asked: Any) -> set[type]:
+    """The types of what an answered request leaves to the garbage collector."""
     gc.collect()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        answer = kept_client.post(
-            path, data=body, content_type=content_type, headers={"Authorization": KEY}
-        )
+        answer = client.post(path, headers={"Authorization": KEY}, **asked)
         assert answer.get_data()
         answer.close()
         del answer  # it holds the cycles that it is in
         gc.collect()
-        kinds = {type(found) for found in gc.garbage}
+        return {type(found) for found in gc.garbage}
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
-    assert not kinds & {types.FrameType, Incoming, Ask, Turn}
 
 
 def test_a_large_body_holds_its_memory_until_it_is_answered(
