@@ -36,6 +36,7 @@ TRIAL_SECONDS = (
 LATE_TRIAL_SECONDS = 900.0  # and where another one is
 SHORTEST_SECRET = 8  # servers without keys are given words such as none or ollama, which are no secrets
 _AUTH0_REFRESH_TOKEN = re.compile(r"[A-Za-z0-9_-]{45}")
+_SENDABLE = re.compile(r"[!-~]*")
 _WORKSPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OTHER_TOKENS = ("at-", "cw-", "fk-", "pk-", "sess-", "sk-")
 
@@ -197,6 +198,11 @@ def _short_hash(text: str) -> str:
 def is_jwt(token: str) -> bool:
     """Whether a token looks like one of ChatGPT's; only such a one can name an account."""
     return token.startswith("eyJ") and token.count(".") >= 2
+
+
+def can_be_sent(token: str) -> bool:
+    """Whether a header can carry a token: no spaces, and nothing but ASCII."""
+    return _SENDABLE.fullmatch(token) is not None
 
 
 def is_openai_key(token: str) -> bool:
@@ -370,9 +376,11 @@ class AccountPool:
     def in_turn(self) -> tuple[Account, ...]:
         """All accounts, beginning with the one whose turn it is: each that does not rest has as many turns."""
         accounts = self._named()
-        count = max(1, len(accounts))
+        count = len(accounts)
+        if count < 2:
+            return accounts
         with self._lock:
-            turns = [(self._next + step) % count for step in range(len(accounts))]
+            turns = [(self._next + step) % count for step in range(count)]
             awake = (turn for turn in turns if self._may_begin(accounts[turn]))
             first = next(awake, self._next % count)
             self._next = first + 1
@@ -429,6 +437,8 @@ class AccountPool:
 
         The upstream's words were for the caller that met it, so they are not repeated.
         """
+        if not self._rests:
+            return None
         rest = self._rests.get(self._limited_scope(account, model))
         left = rest.until - self.clock() if rest else 0.0
         if rest is None or left <= 0:

@@ -36,6 +36,7 @@ from relay.domain import (
     Started,
     Tokens,
     ToolCall,
+    changed,
     joined,
     joined_call,
     title_of,
@@ -186,7 +187,7 @@ class Turn:
         if isinstance(event, Started) and self._keeper.returns_ids:
             # an upstream may name a place of its own also where it stores nothing
             place = self._context.conversation_id or event.conversation_id
-            return replace(
+            return changed(
                 event,
                 conversation_id=place or None,
                 answer_id=self._context.answer_id,
@@ -271,7 +272,7 @@ class Turn:
         )
         if self._context.meter is None:
             return reply
-        return replace(reply, tokens=tokens_of(reply, self._context.tokens))
+        return changed(reply, tokens=tokens_of(reply, self._context.tokens))
 
     @property
     def _model(self) -> str | None:
@@ -588,7 +589,7 @@ class Chat:
         window = self._window(ask, keeper.request.question, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
-        payer = replace(ask.caller, token=token)
+        payer = changed(ask.caller, token=token)
         question = Question(
             window.messages,
             question_id=keeper.request.question_id,
@@ -669,7 +670,7 @@ class Chat:
             return window
         separated = tuple(m for each in window.messages for m in _separated(each))
         self._check_payloads(separated, upstream)
-        return replace(window, messages=separated)
+        return changed(window, messages=separated)
 
     def _check_payloads(
         self, messages: tuple[Message, ...], upstream: Upstream

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
+T = TypeVar("T")
 Status = Literal["whole", "open", "broken", "deleted"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 KeyState = Literal["mine", "running", "other", "done", "refused", "unknown", "gone"]
@@ -17,6 +18,13 @@ TITLE_LENGTH = 60  # characters
 MOST_TOKENS = 10**9  # of one ask; who states more is not believed
 UNTITLED = "New chat"  # ChatGPT's title of a conversation that has none yet
 ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversation's first message
+
+
+def changed(value: T, **fields: Any) -> T:
+    """A dataclass' value with other fields: `dataclasses.replace` without its checks, at a fifth of its cost."""
+    copy = object.__new__(type(value))
+    copy.__dict__.update(value.__dict__, **fields)
+    return copy
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ See `relay.passage.Observer`: what cannot be written is logged, and withholds no
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -54,9 +55,9 @@ class TurnObserver:
     def has_failed(self) -> bool:
         return self._failed
 
-    def tokens(self, prompt_tokens: int) -> Tokens:
+    def tokens(self, asked: Callable[[], int]) -> Tokens:
         """An estimate: ChatGPT's web API states no usage."""
-        return Tokens(prompt_tokens, self._text.tokens, estimated=True)
+        return Tokens(asked(), self._text.tokens, estimated=True)
 
     def accepted(self, account: Account) -> None:
         if self._row is not None:

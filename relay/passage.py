@@ -8,6 +8,7 @@ watched: one that was cut ends with an error, and never like a whole one; any ot
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
@@ -52,6 +53,7 @@ DROPPED_HEADERS = frozenset(
         "transfer-encoding",
         "upgrade",
         "www-authenticate",
+        "x-content-type-options",
         "x-request-id",
     )
 )
@@ -128,6 +130,7 @@ class Passage(Delivery):
         self._head: Head | None = None
         self._began_late = False  # the caller was promised an event stream
         self._is_watched = False
+        self._arrived = 0.0  # when the last piece did, on the monotonic clock
         self._observe: Callable[[bytes], None] = ignore
 
     def start(self) -> Head | None:
@@ -189,7 +192,7 @@ class Passage(Delivery):
         return int(stated) if stated.isascii() and stated.isdigit() else None
 
     def _open(self) -> Iterator[None]:
-        """Send the request, with one account after the other; yields in times of silence."""
+        """Send the request, with one account after the other; yields while that is waited for."""
         while self._head is None:
             self._attempts.next()
             account = yield from self._get_ready()
@@ -208,24 +211,17 @@ class Passage(Delivery):
 
     def _get_ready(self) -> Generator[None, None, Account]:
         """Wait until the account has its access token."""
-        keep_alive = Deadline.after(self._clocks.keep_alive)
         while (account := self._attempts.ready(READY_SECONDS)) is None:
+            yield None
             self._check_clocks()
-            if keep_alive.passed:
-                keep_alive = Deadline.after(self._clocks.keep_alive)
-                yield None
         return account
 
     def _admit(self) -> Iterator[None]:
         """Wait while the account has enough to do."""
-        keep_alive = Deadline.after(self._clocks.keep_alive)
         while not self._attempts.take():
-            pause = min(ADMISSION_SECONDS, self._patience())
-            self._caller_left.wait(pause)
+            self._caller_left.wait(min(ADMISSION_SECONDS, self._patience()))
+            yield None
             self._check_clocks()
-            if keep_alive.passed:
-                keep_alive = Deadline.after(self._clocks.keep_alive)
-                yield None
 
     def _read_head(self, exchange: Exchange) -> Generator[None, None, Head]:
         while True:
@@ -277,9 +273,12 @@ class Passage(Delivery):
     def _begin_late(self) -> Iterator[bytes]:
         """The head comes after the caller's own was sent."""
         self._began_late = True
+        self._keep_alive = Deadline.after(self._clocks.keep_alive)
         yield self._watch.keep_alive
         for _ in self._opening:
-            yield self._watch.keep_alive
+            if self._keep_alive.passed:
+                self._keep_alive = Deadline.after(self._clocks.keep_alive)
+                yield self._watch.keep_alive
         assert self._head is not None
         if self._refusal is not None:
             raise self._forwarder.failure(self._refusal, self._request)
@@ -310,7 +309,7 @@ class Passage(Delivery):
                 continue
             passed = self._watch.feed(piece) if watches else piece
             if passed:
-                self._keep_alive = Deadline.after(self._clocks.keep_alive)
+                self._keep_alive = Deadline(self._arrived + self._clocks.keep_alive)
                 self._observe(passed)
                 yield passed
         if watches:
@@ -337,11 +336,14 @@ class Passage(Delivery):
         if self._exchange is None:
             return b""
         piece = self._exchange.read(self._patience())
-        if piece:
-            self._silence.restart(False)
-        elif piece == b"":
+        if piece == b"":
             self._release()
             return piece
+        if piece:
+            self._arrived = time.monotonic()
+            self._silence.restart(False, self._arrived)
+            if self._arrived < self._deadline and not self._caller_left.is_set():
+                return piece
         self._check_clocks()
         return piece
 

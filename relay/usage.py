@@ -192,8 +192,8 @@ class AnswerReader(Protocol):
     @property
     def may_block(self) -> bool: ...
 
-    def tokens(self, prompt_tokens: int) -> Tokens:
-        """What was used so far. `prompt_tokens`: those estimated of the request."""
+    def tokens(self, asked: Callable[[], int]) -> Tokens:
+        """What was used so far. `asked`: gives the estimated tokens of the request."""
 
     def accepted(self, account: Any) -> None: ...
 
@@ -203,12 +203,17 @@ class AnswerReader(Protocol):
 
 
 class PassageMeter:
-    """Counts an ask that passes. See `relay.passage.Observer`. `prompt_tokens`: those estimated of the request."""
+    """Counts an ask that passes. See `relay.passage.Observer`.
 
-    def __init__(self, meter: Meter, reader: AnswerReader, prompt_tokens: int) -> None:
+    `asked`: the estimated tokens of the request, or what gives them: an answer may state its own.
+    """
+
+    def __init__(
+        self, meter: Meter, reader: AnswerReader, asked: int | Callable[[], int]
+    ) -> None:
         self._meter = meter
         self._reader = reader
-        self._prompt_tokens = prompt_tokens
+        self._asked = asked
         self._is_accepted = False
         self.feed = reader.feed
         self.end = reader.end
@@ -221,6 +226,9 @@ class PassageMeter:
         self._is_accepted = True
         self._reader.accepted(account)
 
+    def _prompt_tokens(self) -> int:
+        return self._asked if isinstance(self._asked, int) else self._asked()
+
     def count(self, failure: RelayError | None) -> None:
         """Count it, once it is over. `failure`: what ended it, as far as that was no answer of the upstream's."""
         if self._is_accepted:
@@ -228,7 +236,7 @@ class PassageMeter:
             if self._reader.has_failed:
                 failure = failure or UpstreamFailed()
         elif failure is not None and failure.may_have_been_sent:
-            tokens = Tokens(self._prompt_tokens, estimated=True)
+            tokens = Tokens(self._prompt_tokens(), estimated=True)
         else:
             tokens = Tokens()
             failure = failure or UpstreamFailed()  # its refusal passed as it came

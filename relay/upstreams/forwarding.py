@@ -10,11 +10,14 @@ from relay.errors import BadRequest
 from relay.transports import Headers
 
 #: characters of a path and a query as RFC 3986 has them
+_PLAIN = re.compile(r"[A-Za-z0-9_/-]*")
 _PATH = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|%[0-9A-Fa-f]{2})*")
 
 
 def check_path(path: str) -> None:
     """Raise BadRequest for a path that cannot be sent, or that would lead out of the API's base."""
+    if _PLAIN.fullmatch(path):
+        return
     if not _PATH.fullmatch(path) or _leaves_base(path):
         raise BadRequest("The path cannot be passed on to the upstream.")
 

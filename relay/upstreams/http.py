@@ -298,6 +298,8 @@ class HttpSession:
         """One wait for what comes next; None if it led to nothing for the decoder yet."""
         if self._over:
             return b""
+        if self._streaming and self._step is not None:
+            return self._take_step(self._step, deadline)
         if self._steps is None:
             return self._begin(deadline.left)
         if self._computation is not None:

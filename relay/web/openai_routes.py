@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, Response
@@ -39,7 +40,9 @@ def chat_completions(incoming: Incoming) -> Response:
     keeps = chat.keeps(payload, not incoming.service.settings.history_disabled)
     if upstream.forwarder is None or keyed or keeps:
         return translate(incoming, payload, upstream)
-    return pass_json(incoming, upstream.forwarder, "chat/completions", body, payload)
+    return pass_json(
+        incoming, upstream.forwarder, "chat/completions", body, payload, upstream.name
+    )
 
 
 @routes.post("/responses")
@@ -48,7 +51,9 @@ def create_response(incoming: Incoming) -> Response:
     payload = wire.read(body)
     upstream = incoming.service.upstream_for(incoming.caller)
     if upstream.forwarder is not None and upstream.has_responses:
-        return pass_json(incoming, upstream.forwarder, "responses", body, payload)
+        return pass_json(
+            incoming, upstream.forwarder, "responses", body, payload, upstream.name
+        )
     return stored_responses.create(incoming, payload, upstream)
 
 
@@ -97,7 +102,8 @@ def read_model(incoming: Incoming, name: str) -> Response:
 def anything_else(incoming: Incoming, path: str) -> Response:
     """Whatever else the API has, where the upstream has it."""
     path = path.rstrip("/")
-    forwarder = incoming.service.upstream_for(incoming.caller).forwarder
+    upstream = incoming.service.upstream_for(incoming.caller)
+    forwarder = upstream.forwarder
     if forwarder is None:
         raise NotFound(
             "There is no such route here: only an OpenAI-compatible upstream has more "
@@ -108,7 +114,9 @@ def anything_else(incoming: Incoming, path: str) -> Response:
         return deliver(incoming, forwarder, request, path)
     body = incoming.whole_body()
     if body.lstrip().startswith(b"{"):
-        return pass_json(incoming, forwarder, path, body, wire.read(body))
+        return pass_json(
+            incoming, forwarder, path, body, wire.read(body), upstream.name
+        )
     return deliver(incoming, forwarder, passages.forwarded(incoming, path, body), path)
 
 
@@ -143,7 +151,7 @@ def translate(
         return deliver_stream(incoming, ask, printer, "text/event-stream")
     reply = deliver_whole(incoming, ask)
     response = json_response(chat.completion(reply, ask, created=int(time.time())))
-    response.headers.update(reply_headers(reply))
+    response.headers.extend(reply_headers(reply))
     return response
 
 
@@ -153,6 +161,7 @@ def pass_json(
     path: str,
     body: bytes,
     payload: dict[str, Any],
+    upstream: str,
 ) -> Response:
     """A request whose JSON is looked at for its model, and passes as it is."""
     model = wire.model_of(payload)
@@ -160,7 +169,7 @@ def pass_json(
     if wanted != model:
         body = wire.with_model(body, wanted)
     request = passages.forwarded(incoming, path, body, model=wanted)
-    return deliver_ask(incoming, forwarder, request, path, payload)
+    return deliver_ask(incoming, forwarder, request, path, payload, upstream)
 
 
 def choose_model(incoming: Incoming, path: str, model: str) -> str:
@@ -178,17 +187,18 @@ def deliver_ask(
     request: Forwarded,
     path: str,
     payload: dict[str, Any],
-    upstream: str = "",
+    upstream: str,
 ) -> Response:
-    """The same of a question to a model, which is counted. `upstream`: the name, if not that of conversations."""
+    """The same of a question to a model, which is counted. `upstream`: by its name."""
     streams = payload.get("stream") is True
     observer = None
     if path in usage.COUNTED and incoming.method == "POST":
         service = incoming.service
-        name = upstream or service.upstream_for(incoming.caller).name
-        meter = service.usage.meter(incoming.caller, name, request.model)
+        meter = service.usage.meter(incoming.caller, upstream, request.model)
         reader = usage.PassedAnswer(path, streams=streams)
-        observer = PassageMeter(meter, reader, usage.tokens_asked(payload))
+        asked = partial(usage.tokens_asked, payload)
+        # an open stream holds no request
+        observer = PassageMeter(meter, reader, asked() if streams else asked)
     return deliver(incoming, forwarder, request, path, streams, observer)
 
 

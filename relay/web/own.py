@@ -40,6 +40,9 @@ def read_query(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> 
 
     Raises BadRequest, also for a credential in the URL.
     """
+    if not incoming.query_string:
+        incoming.format = choose_format(incoming, {}, formats)
+        return {}
     found = bodies.read_query(dict(incoming.args.lists()))
     incoming.format = choose_format(incoming, found, formats)
     fields.check_places(incoming.args, bodies.QUERY_FIELDS)
@@ -54,7 +57,7 @@ def authenticate_by_fields(
     `files`: see `bodies.read`. Raises RelayError.
     """
     found = read_query(incoming)
-    content_type = incoming.content_type or ""
+    content_type = incoming.fields.get("Content-Type", "")
     found |= bodies.read(content_type, incoming.whole_body(), pause, files)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
     token = fields.text_of(found, "access_token").strip()
@@ -87,8 +90,9 @@ def answer(incoming: Incoming, route: form.Route) -> Response:
     found = authenticate_by_fields(incoming, files)
     ask = route.ask(found, incoming.caller, incoming.idempotency_key, files)
     ask = links.with_linked_files(incoming, ask)
-    misplaced = set(incoming.args).difference(bodies.QUERY_FIELDS)
-    ask = replace(ask, ignored=(*ask.ignored, *misplaced))
+    if incoming.query_string:
+        misplaced = set(incoming.args).difference(bodies.QUERY_FIELDS)
+        ask = replace(ask, ignored=(*ask.ignored, *misplaced))
     is_text = incoming.format == "text"
     if fields.flag_of(found, "stream"):
         if not is_text:
@@ -102,7 +106,7 @@ def answer(incoming: Incoming, route: form.Route) -> Response:
         response = text_response(reply.text)
     else:
         response = json_response(route.answer(reply))
-    response.headers.update(reply_headers(reply))
+    response.headers.extend(reply_headers(reply))
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from relay.web.incoming import Incoming
 from relay.web.responses import deliver_passage
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./~-]*")
 PATH_CHARACTERS = "/:@!$&'()*+,;=~"  # that a path may hold as they are
 
 
@@ -28,7 +30,9 @@ def forwarded(
     account: str | None = None,
 ) -> Forwarded:
     """The request at hand for an API's path, with its query and its caller's own credential."""
-    target = quote(path, safe=PATH_CHARACTERS)
+    target = path
+    if not _PLAIN_PATH.fullmatch(path):
+        target = quote(path, safe=PATH_CHARACTERS)
     if incoming.query_string:
         target += f"?{incoming.query_string.decode('latin-1')}"
     return Forwarded(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,7 +19,7 @@ from relay.delivery import (
     Silent,
 )
 from relay.dialects import report
-from relay.domain import Ask, Remarks, Reply
+from relay.domain import Ask, Remarks, Reply, changed
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage
@@ -40,7 +38,7 @@ STREAM_HEADERS = {
 def json_response(value: object) -> Response:
     """A value as JSON, with a line end."""
     body = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, mimetype="application/json")
+    return WholeResponse(body, mimetype="application/json")
 
 
 def text_response(text: str, mimetype: str = "text/plain") -> Response:
@@ -52,7 +50,32 @@ def text_response(text: str, mimetype: str = "text/plain") -> Response:
 
 def bytes_response(body: bytes, mimetype: str) -> Response:
     """UTF-8 as it is."""
-    return Response(body, content_type=f"{mimetype}; charset=utf-8")
+    return WholeResponse(body, content_type=f"{mimetype}; charset=utf-8")
+
+
+class WholeResponse(Response):
+    """A body as the server takes it, without what Flask would look for in its head once more."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return super().__call__(environ, start_response)
+        start_response(self.status, list(self.headers))
+        return WholeBody(self)
+
+
+class WholeBody:
+    """The body of such a response; to close it closes that."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._response.iter_encoded())
+
+    def close(self) -> None:
+        self._response.close()
 
 
 def reply_headers(reply: Reply) -> dict[str, str]:
@@ -95,42 +118,62 @@ def deliver_stream(
 ) -> Response:
     """A response that streams what the printer prints; raises RelayError for what fails before the first event."""
     delivery = _delivery(incoming, ask, printer)
-    with ExitStack() as on_failure:
-        on_failure.callback(delivery.close)
-        on_failure.callback(_watch(incoming, delivery))
+    with OpenDelivery(incoming, delivery) as opened:
         response = StreamedResponse(
             content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS
         )
-        response.response = StreamedBody(delivery.stream(), delivery, response)
+        response.response = StreamedBody(delivery.stream(), opened, response)
         if delivery.turn is not None:
             response.headers.update(_turn_headers(delivery.turn))
-        response.call_on_close(on_failure.pop_all().close)
         return response
 
 
 def deliver_passage(incoming: Incoming, passage: Passage) -> Response:
     """An answer that passes as it is; raises RelayError for what fails before its head is there."""
     incoming.delivery = passage
-    with ExitStack() as on_failure:
-        if incoming.caller.unverified and incoming.caller.token is not None:
-            leave = incoming.service.newcomers.enter(incoming.caller.token)
-            on_failure.callback(lambda: leave(passage.accepted))
-        on_failure.callback(passage.close)
-        on_failure.callback(_watch(incoming, passage))
-        response = _passed_response(incoming, passage)
-        response.call_on_close(on_failure.pop_all().close)
-        return response
+    caller = incoming.caller
+    if caller.unverified and caller.token is not None:
+        leave = incoming.service.newcomers.enter(caller.token)
+        incoming.when_sent.append(lambda: leave(passage.accepted))
+    with OpenDelivery(incoming, passage) as opened:
+        return _passed_response(incoming, passage, opened)
+
+
+class OpenDelivery:
+    """A delivery under way, and the watch over its caller: both end with `close`, or where no response comes of it."""
+
+    __slots__ = ("_end_watch", "delivery")
+
+    def __init__(self, incoming: Incoming, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self._end_watch = _watch(incoming, delivery)
+
+    def __enter__(self) -> OpenDelivery:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is not None:
+            self.close()
+
+    def close(self) -> None:
+        self._end_watch()
+        self.delivery.close()
 
 
 class StreamedResponse(Response):
-    """A response as the server takes it, without what Flask would put around its head and its pieces."""
+    """A response as the server takes it, without what Flask would put around its head and its pieces.
+
+    `passed`: fields of an upstream's, which stand before its own.
+    """
 
     default_mimetype = None
+    passed: Iterable[tuple[str, str]] = ()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         if not isinstance(self.response, StreamedBody):
+            self.headers.extend(self.passed)
             return super().__call__(environ, start_response)
-        start_response(self.status, self.headers.to_wsgi_list())
+        start_response(self.status, [*self.passed, *self.headers])
         return self.response
 
 
@@ -140,10 +183,11 @@ class StreamedBody:
     def __init__(
         self,
         pieces: Generator[bytes, None, None],
-        delivery: Delivery,
+        opened: OpenDelivery,
         response: Response,
     ) -> None:
-        self.delivery = delivery
+        self.delivery = opened.delivery
+        self._opened = opened
         self._pieces = pieces
         self._response = response
         self._is_closed = False
@@ -155,24 +199,37 @@ class StreamedBody:
         if not self._is_closed:
             self._is_closed = True
             self._pieces.close()
+            self._opened.close()
             self._response.close()  # which closes its body in turn
             self._response.response = ()  # they would hold each other, and the request
 
 
-def _passed_response(incoming: Incoming, passage: Passage) -> Response:
+def _passed_response(
+    incoming: Incoming, passage: Passage, opened: OpenDelivery
+) -> Response:
     head = passage.start()
+    response = StreamedResponse(status=head.status if head else 200)
+    response.response = StreamedBody(passage.body(), opened, response)
+    response.passed = passed = passage.headers
     if head is None:
-        response = StreamedResponse(content_type=EVENT_STREAM)
-    else:
-        response = StreamedResponse(status=head.status, headers=passage.headers)
-    response.response = StreamedBody(passage.body(), passage, response)
+        response.content_type = EVENT_STREAM
     if passage.is_event_stream:
+        response.passed = _without(passed, STREAM_HEADERS)
         response.headers.update(STREAM_HEADERS)
-    elif passage.length is not None:
-        response.headers["Content-Length"] = str(passage.length)
+    elif (length := passage.length) is not None:
+        passed.append(("Content-Length", str(length)))
     elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
         response.set_data(_whole_body(passage))  # else a cut would look whole
+        response.call_on_close(opened.close)
     return response
+
+
+def _without(
+    pairs: Iterable[tuple[str, str]], names: Iterable[str]
+) -> list[tuple[str, str]]:
+    """The fields that have other names."""
+    dropped = {name.lower() for name in names}
+    return [pair for pair in pairs if pair[0] not in dropped]
 
 
 def _whole_body(passage: Passage) -> bytes:
@@ -197,7 +254,7 @@ def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
     if ask.idempotency_key is None:
         delivery: Delivery = _direct(incoming, ask, printer)
     else:
-        source = _direct(incoming, replace(ask, timeout=None), printer)
+        source = _direct(incoming, changed(ask, timeout=None), printer)
         delivery = BackgroundDelivery(
             source, service.background, printer, service.clocks, ask.timeout
         )
@@ -208,7 +265,7 @@ def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
 def _direct(incoming: Incoming, ask: Ask, printer: Printer) -> DirectDelivery:
     """A delivery of this ask; one with a token that nobody has checked is counted while it is in flight."""
     service = incoming.service
-    ask = replace(ask, base_url=incoming.base_url)
+    ask = changed(ask, base_url=incoming.base_url)
     open_turn = partial(service.chat.open, ask, printer, incoming.id)
     if ask.caller.token is None or not ask.caller.unverified:
         return DirectDelivery(

@@ -52,7 +52,7 @@ def create(incoming: Incoming, payload: dict[str, Any], upstream: Upstream) -> R
         return deliver_stream(incoming, ask, printer, "text/event-stream")
     reply = deliver_whole(incoming, ask)
     response = json_response(responses.whole(reply, ask))
-    response.headers.update(reply_headers(reply))
+    response.headers.extend(reply_headers(reply))
     return response
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -31,9 +31,9 @@ BATCH = 2048  # bytes that are looked at at once
 TAIL = 4096  # bytes at an answer's end that are held: its usage stands there
 _REST = rb'"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
 _CHAT = (b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments")
-#: route, whether it streams -> an answer's fields that are words of the model; each a pattern of its own: see `wire`
+#: route, whether it streams -> an answer's fields that are words of the model: the name, and its pattern; see `wire`
 _WORDS = {
-    (path, streams): tuple(re.compile(b'"' + name + _REST) for name in names)
+    (path, streams): tuple((name, re.compile(b'"' + name + _REST)) for name in names)
     for path, streams, names in (
         ("chat/completions", False, _CHAT),
         ("chat/completions", True, _CHAT),
@@ -156,6 +156,8 @@ class PassedAnswer:
 
     def _look(self) -> None:
         """Look at what came, many pieces at once: a look at each would cost as much as passing it on."""
+        if not self._pending:
+            return
         text = b"".join(self._pending)
         self._pending.clear()
         self._pending_size = 0
@@ -167,9 +169,9 @@ class PassedAnswer:
             self._count_words(text, self._text)
 
     def _count_words(self, text: bytes, count: TextCount) -> None:
-        for pattern in self._words:
-            words = b"".join(pattern.findall(text))
-            if words:
+        for name, pattern in self._words:
+            if name in text:
+                words = b"".join(pattern.findall(text))
                 count.add(words.decode("utf-8", "replace"))
 
     @property
@@ -182,12 +184,12 @@ class PassedAnswer:
         self._look()
         return self._streams and _FAILED.search(self._tail) is not None
 
-    def tokens(self, prompt_tokens: int) -> Tokens:
+    def tokens(self, asked: Callable[[], int]) -> Tokens:
         self._look()
         stated = _stated_in(self._tail)
         if stated is not None:
             return stated
-        return Tokens(prompt_tokens, self._estimated(), estimated=True)
+        return Tokens(asked(), self._estimated(), estimated=True)
 
     def _estimated(self) -> int:
         if self._streams or not self._words:

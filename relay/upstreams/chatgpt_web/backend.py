@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from relay.accounts import (
     AccessTokens,
@@ -17,7 +17,7 @@ from relay.accounts import (
     is_refresh_token,
     split_token,
 )
-from relay.domain import Question
+from relay.domain import Question, changed
 from relay.errors import BadRequest, Challenged, Forbidden, Unauthorized
 from relay.transports import Transport
 from relay.upstreams.chatgpt_web import body
@@ -140,7 +140,7 @@ class Backend:
             self._call_at(place, account, method, address, content, stated, own)
             for place in places or self.places_for(None)
         ]
-        return replace(calls[0], others=tuple(calls[1:]))
+        return changed(calls[0], others=tuple(calls[1:]))
 
     def _call_at(
         self,

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import orjson
 
-from relay.accounts import Account
+from relay.accounts import Account, can_be_sent
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.upstreams.addresses import parse_address
@@ -137,7 +137,7 @@ def headers(
 
 def _account_headers(account: Account) -> dict[str, str]:
     """What says whose a request is; nothing for who has no account."""
-    if any(ord(character) < 33 or ord(character) > 126 for character in account.token):
+    if not can_be_sent(account.token):
         raise BadRequest("The access token holds characters that no token has.")
     headers = {}
     if account.token:

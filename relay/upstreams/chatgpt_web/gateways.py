@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Event as Flag
 
+from relay.domain import changed
 from relay.errors import Unreachable
 from relay.transports import Call, Exchange, Head, Transport
 from relay.upstreams.chatgpt_web.cookies import CookieCall
@@ -25,7 +26,7 @@ class GatewayCall(CookieCall):
 def with_headers(call: GatewayCall, headers: dict[str, str]) -> GatewayCall:
     """The same request, with these headers too, to each of its gateways."""
     others = tuple(with_headers(each, headers) for each in call.others)
-    return replace(call, headers={**call.headers, **headers}, others=others)
+    return changed(call, headers={**call.headers, **headers}, others=others)
 
 
 def user_agent_of(call: GatewayCall) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from relay.accounts import can_be_sent
 from relay.attachments import without_names
 from relay.domain import Question
 from relay.errors import BadRequest
@@ -52,6 +54,7 @@ def base(address: str) -> str:
     return prefix if prefix.count("/") > 2 else f"{prefix}/v1"
 
 
+@lru_cache(maxsize=10)
 def is_openai(base: str) -> bool:
     """Whether this is OpenAI itself, which checks every key and takes the role `developer`; others may not."""
     return urlsplit(base).hostname == OPENAI_HOST
@@ -64,14 +67,14 @@ def headers(
 
     Raises BadRequest for a token that no header can carry.
     """
-    if any(ord(character) < 33 or ord(character) > 126 for character in token):
+    if not can_be_sent(token):
         raise BadRequest("The API key holds characters that no key has.")
     headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     if request_id:
         headers["X-Request-Id"] = request_id
-    if own:
+    if own or not extras.headers:
         return headers
     names = {name.lower(): name for name in headers}
     for name, value in extras.headers.items():

@@ -33,9 +33,9 @@ class OpenAIForwarder:
         headers = body.headers(
             account.token, self._api.extras, request.request_id, own=own
         )
-        names = {name.lower() for name in headers}
         passed = (*PASSED_HEADERS, *OWN_HEADERS) if own else PASSED_HEADERS
-        pairs = [*headers.items(), *chosen(request.headers, passed, names)]
+        extras = () if own else [name.lower() for name in self._api.extras.headers]
+        pairs = [*headers.items(), *chosen(request.headers, passed, extras)]
         return Call(
             request.method,
             f"{self._api.base}/{request.path}",
