@@ -52,7 +52,9 @@ class Parser:
         for line in lines:
             if self._pieces:
                 line = self._join(line)
-            if (event := self._line(line)) is not None:
+            if line.startswith(b"data: "):  # most are of this kind
+                self._add_data(line, 6)
+            elif (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
@@ -82,13 +84,17 @@ class Parser:
         if line.startswith(b" ", start):
             start += 1
         if name == b"data":
-            self._data.append(line[start:].decode("utf-8", "replace"))
-            self._size += len(line)
+            self._add_data(line, start)
         elif name == b"event":
             self._name = line[start:].decode("utf-8", "replace")
         elif self._strays and name not in (b"", b"id", b"retry"):
             return ServerEvent(STRAY, line.decode("utf-8", "replace"))
         return None  # comments, id, retry and unknown fields
+
+    def _add_data(self, line: bytes, start: int) -> None:
+        self._first_line = False
+        self._data.append(line[start:].decode("utf-8", "replace"))
+        self._size += len(line)
 
     def _dispatch(self) -> ServerEvent | None:
         event = None

@@ -105,12 +105,13 @@ def fit(messages: tuple[Message, ...], budget: int) -> Window:
     for the upstream to refuse.
     """
     costs = [estimate_tokens(message) for message in messages]
+    total = sum(costs)
+    if not budget or total <= budget:
+        return Window(messages, 0, total)
     stays = [message.role in SYSTEM_ROLES for message in messages]
     stays[-1] = True
-    first = 0
-    if budget:
-        fixed = sum(cost for cost, stay in zip(costs, stays, strict=True) if stay)
-        first = _first_that_fits(messages, stays, Room(budget - fixed))
+    fixed = sum(cost for cost, stay in zip(costs, stays, strict=True) if stay)
+    first = _first_that_fits(messages, stays, Room(budget - fixed))
     kept = [at for at in range(len(messages)) if stays[at] or at >= first]
     return Window(
         tuple(messages[at] for at in kept),

@@ -191,7 +191,7 @@ def parse_json(text: str | bytes, pause: Pause = _no_pause) -> Any:
             )
         pause()
     value = orjson.loads(text)
-    if _is_deeper_than(DEEPEST_JSON, value):
+    if _may_be_deep(text) and _is_deeper_than(DEEPEST_JSON, value):
         raise BadRequest(
             f"The JSON is nested more than {DEEPEST_JSON} levels deep: nothing was "
             "asked."
@@ -219,6 +219,12 @@ def _count_marks(raw: bytes, pause: Pause, slice_size: int = _SLICE) -> int:
         in_string ^= len(texts) % 2 == 0
         pause()
     return marks
+
+
+def _may_be_deep(text: str | bytes) -> bool:
+    """Whether a JSON text has so many brackets that lists and objects may be nested too deep: most have not."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    return raw.count(b"[") + raw.count(b"{") > DEEPEST_JSON
 
 
 def _is_deeper_than(most: int, value: Any) -> bool:
@@ -284,9 +290,9 @@ def _pairs(body: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _slices(
-    raw: bytes, start: int, end: int, slice_size: int = _SLICE
+    raw: bytes, start: int, end: int, pause: Pause, slice_size: int = _SLICE
 ) -> Iterator[bytes]:
-    """The bytes from `start` to `end` in slices that cut no escape in two."""
+    """The bytes from `start` to `end` in slices that cut no escape in two, with a pause between two of them."""
     while start < end:
         cut = min(start + slice_size, end)
         if cut < end:
@@ -295,19 +301,20 @@ def _slices(
                 cut = percent
         yield raw[start:cut]
         start = cut
+        if start < end:
+            pause()
 
 
 def _is_lossy(raw: bytes, start: int, end: int, pause: Pause) -> bool:
     """Whether a value has both what is only in unescaped text and what only escaping makes."""
     is_unescaped = False
     is_escaped = False
-    for part in _slices(raw, start, end):
+    for part in _slices(raw, start, end, pause):
         # translate deletes, and so compares a whole slice at the speed of C
         is_unescaped |= len(part.translate(None, _UNESCAPED)) < len(part)
         is_escaped |= b"+" in part or b"%00" in part.translate(_CLASSES)
         if is_unescaped and is_escaped:
             return True
-        pause()
     return False
 
 
@@ -316,9 +323,8 @@ def _unescape(
 ) -> bytearray:
     """What is between `start` and `end` without its percent-escapes."""
     unescaped = bytearray()
-    for part in _slices(raw, start, len(raw) if end is None else end):
+    for part in _slices(raw, start, len(raw) if end is None else end, pause):
         unescaped += _unescape_slice(part)
-        pause()
     return unescaped
 
 

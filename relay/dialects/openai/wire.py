@@ -20,17 +20,20 @@ from relay.errors import BadRequest, RelayError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _VALUE = json.JSONDecoder(parse_float=str, parse_int=str)
-#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped. Each is a
-#: pattern of its own that begins with plain text, which is looked for ten times as fast as alternatives are
-_FAILED = re.compile(rb'"error"\s*:\s*\{')
+#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped. Each is the
+#: plain text that a pattern begins with, which is found at a tenth of the pattern's cost, and the pattern
+_FAILED = b'"error"', re.compile(rb'"error"\s*:\s*\{')
 _CHOICES_END = (
-    re.compile(rb'"finish_reason"\s*:\s*"'),
-    re.compile(rb"\[DONE\](?=\s*$)", re.MULTILINE),
+    (b'"finish_reason"', re.compile(rb'"finish_reason"\s*:\s*"')),
+    (b"[DONE]", re.compile(rb"\[DONE\](?=\s*$)", re.MULTILINE)),
     _FAILED,
 )
 _RESPONSE_END = (
-    re.compile(
-        rb'"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete|cancelled)|error)"'
+    (
+        b'"type"',
+        re.compile(
+            rb'"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete|cancelled)|error)"'
+        ),
     ),
     _FAILED,
 )
@@ -58,8 +61,9 @@ class EventWatch(events.EventWatch):
     def ends(self, passed: bytes) -> bool:
         if self._end is None:
             return False
-        for mark in self._end:
-            if mark.search(passed):
+        for mark, pattern in self._end:
+            at = passed.find(mark)
+            if at >= 0 and pattern.search(passed, at):
                 return True
         return False
 
