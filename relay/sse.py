@@ -52,9 +52,7 @@ class Parser:
         for line in lines:
             if self._pieces:
                 line = self._join(line)
-            if line.startswith(b"data: "):  # most are of this kind
-                self._add_data(line, 6)
-            elif (event := self._line(line)) is not None:
+            if (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
@@ -79,22 +77,15 @@ class Parser:
             self._first_line = False
         if not line:
             return self._dispatch() if self._data or self._name else None
-        name, colon, _ = line[:LONGEST_NAME].partition(b":")
-        start = len(name) + len(colon)
-        if line.startswith(b" ", start):
-            start += 1
+        name, start = (b"data", 6) if line.startswith(b"data: ") else _field(line)
         if name == b"data":
-            self._add_data(line, start)
+            self._data.append(line[start:].decode("utf-8", "replace"))
+            self._size += len(line)
         elif name == b"event":
             self._name = line[start:].decode("utf-8", "replace")
         elif self._strays and name not in (b"", b"id", b"retry"):
             return ServerEvent(STRAY, line.decode("utf-8", "replace"))
         return None  # comments, id, retry and unknown fields
-
-    def _add_data(self, line: bytes, start: int) -> None:
-        self._first_line = False
-        self._data.append(line[start:].decode("utf-8", "replace"))
-        self._size += len(line)
 
     def _dispatch(self) -> ServerEvent | None:
         event = None
@@ -104,6 +95,13 @@ class Parser:
         self._data = []
         self._size = 0
         return event
+
+
+def _field(line: bytes) -> tuple[bytes, int]:
+    """A line's field, and where its value begins."""
+    name, colon, _ = line[:LONGEST_NAME].partition(b":")
+    start = len(name) + len(colon)
+    return name, start + line.startswith(b" ", start)
 
 
 KEEP_ALIVE = b": keep-alive\n\n"

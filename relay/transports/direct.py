@@ -269,17 +269,15 @@ class DirectExchange:
         return self._head
 
     def read(self, seconds: float) -> bytes | None:
-        arrived = self._take() if self._body.pieces else b""
-        if arrived or self._complete:
-            return arrived
+        arrived = self._take()
         deadline = Deadline.after(seconds) if seconds else NOW
         while not arrived and not self._complete:
             if not self._receive(deadline):
                 return None
             arrived = self._take()
-            if not arrived and not self._complete and deadline.passed:
-                return None  # what comes is no body, and it may come for ever
-        return arrived
+            if not arrived and deadline.passed:
+                break  # what comes is no body, and it may come for ever
+        return arrived if arrived or self._complete else None
 
     @property
     def awaited(self) -> int | None:
@@ -290,6 +288,8 @@ class DirectExchange:
         return self._descriptor
 
     def _take(self) -> bytes:
+        if not self._body.pieces:
+            return b""
         try:
             arrived = self._body.take()
         except zlib.error as error:

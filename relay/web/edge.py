@@ -172,7 +172,10 @@ class Edge:
     def _failed(self, incoming: Incoming, error: Exception) -> Response:
         """Every failure, in the shape that its path promises."""
         if not isinstance(error, (RelayError, HTTPException)):
-            log.error("Request %s failed unexpectedly", incoming.id, exc_info=error)
+            asked = f"{incoming.method} {logged_path(incoming.path)}"
+            log.error(
+                "Request %s failed unexpectedly: %s", incoming.id, asked, exc_info=error
+            )
         failure = to_relay_error(error)
         response = incoming.dialect.error(failure, incoming)
         failure.drop_frames()
