@@ -257,6 +257,12 @@ def test_the_address_is_that_which_a_trusted_proxy_names(
         assert "/healthz" not in service.logged()
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections at a UNIX socket: it is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
 def test_a_peer_without_an_address_is_a_trusted_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +274,7 @@ def test_a_peer_without_an_address_is_a_trusted_proxy(
     with log.open("wb") as stream:
         process = subprocess.Popen([*command, "wsgi:app"], cwd=ROOT, stderr=stream)
     try:
-        wait_for(path.exists, 20)
+        wait_for(lambda: listens(path), 20)
         for header, address in (("198.51.100.7", "198.51.100.7"), ("", "-")):
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(path))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
-from flask import Blueprint, Response, render_template_string
+from flask import Blueprint, Response
+from jinja2 import Environment, Template
 
 from relay.dialects import bodies, fields
 from relay.errors import BadRequest, Forbidden, RelayError
@@ -138,12 +140,16 @@ def count_usable(accounts: list[PooledAccount]) -> int:
     return sum(not account.has_failed for account in accounts)
 
 
+@lru_cache(maxsize=1)
+def page_template() -> Template:
+    return Environment(autoescape=True).from_string(PAGE)
+
+
 def page(
     incoming: Incoming, accounts: list[PooledAccount] | None, failure: str = ""
 ) -> Response:
     """`accounts`: None for who may not see them."""
-    html = render_template_string(
-        PAGE,
+    html = page_template().render(
         style=STYLE,
         failure=failure,
         accounts=accounts,
