@@ -76,14 +76,11 @@ class StreamPump:
         """Does not end. Runs in a thread of its own."""
         while True:
             for descriptor in self._readiness.wait(self._wakes_at):
-                self._take_up(descriptor)
+                stream = self._streams.get(descriptor)  # it may have left by now
+                if stream is not None:
+                    self._advance(stream)
             if self._wakes_at.passed:
                 self._look_at_clocks()
-
-    def _take_up(self, descriptor: int) -> None:
-        stream = self._streams.get(descriptor)
-        if stream is not None:
-            self._advance(stream)
 
     def _advance(self, stream: ParkedStream) -> None:
         """Give the caller what has arrived."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import orjson
 
+BATCH = 2048  # bytes of events that are looked at at once
 LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
 
 
@@ -17,6 +18,8 @@ class EventWatch:
     def __init__(self) -> None:
         self._held = b""
         self._ended = False
+        self._unseen: list[bytes] = []
+        self._unseen_size = 0
 
     def ends(self, passed: bytes) -> bool:
         """Whether one of these whole events says that the answer is whole, or that it failed."""
@@ -24,6 +27,7 @@ class EventWatch:
 
     @property
     def is_whole(self) -> bool:
+        self._look_at_unseen()
         return self._ended
 
     @property
@@ -49,9 +53,18 @@ class EventWatch:
         return self._look(held) if _is_whole_event(held) else held
 
     def _look(self, events: bytes) -> bytes:
-        if not self._ended:
-            self._ended = self.ends(events)
+        """Many are looked at at once: to look at each would cost as much as passing it on."""
+        self._unseen.append(events)
+        self._unseen_size += len(events)
+        if self._unseen_size >= BATCH:
+            self._look_at_unseen()
         return events
+
+    def _look_at_unseen(self) -> None:
+        if not self._ended and self._unseen:
+            self._ended = self.ends(b"".join(self._unseen))
+        self._unseen.clear()
+        self._unseen_size = 0
 
 
 def _is_whole_event(event: bytes) -> bool:
