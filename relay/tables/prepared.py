@@ -53,8 +53,10 @@ class Prepared:
         driver = connection.connection
         try:
             with closing(driver.cursor()) as cursor:
-                for row in rows:
-                    cursor.execute(compiled.text, compiled.bind(row))
+                if len(rows) == 1:
+                    cursor.execute(compiled.text, compiled.bind(rows[0]))
+                else:  # which takes one round trip to PostgreSQL
+                    cursor.executemany(compiled.text, list(map(compiled.bind, rows)))
                 return result(cursor)
         except compiled.driver_error as error:
             broken: Any = error
