@@ -8,8 +8,31 @@ from __future__ import annotations
 
 import orjson
 
-BATCH = 2048  # bytes of events that are looked at at once
+BATCH = 2048  # bytes that are looked at at once
 LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
+
+
+class Batch:
+    """Pieces that pass, looked at many at once: a look at each would cost as much as passing it on."""
+
+    __slots__ = ("_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, piece: bytes) -> bool:
+        """Whether there are enough for a look now."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self._size >= BATCH
+
+    def take(self) -> bytes:
+        """What was added since the last time."""
+        text = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        return text
 
 
 class EventWatch:
@@ -18,8 +41,7 @@ class EventWatch:
     def __init__(self) -> None:
         self._held = b""
         self._ended = False
-        self._unseen: list[bytes] = []
-        self._unseen_size = 0
+        self._batch = Batch()
 
     def ends(self, passed: bytes) -> bool:
         """Whether one of these whole events says that the answer is whole, or that it failed."""
@@ -27,7 +49,7 @@ class EventWatch:
 
     @property
     def is_whole(self) -> bool:
-        self._look_at_unseen()
+        self._look()
         return self._ended
 
     @property
@@ -38,33 +60,28 @@ class EventWatch:
     def feed(self, piece: bytes) -> bytes:
         """The whole events that have come."""
         if not self._held and piece.endswith(b"\n\n"):
-            return self._look(piece)
+            return self._passed(piece)
         held = self._held + piece
         last = _last_boundary(held, len(self._held))
         if not last and len(held) > LONGEST_HELD:
             last = len(held)
         self._held = held[last:]
-        return self._look(held[:last])
+        return self._passed(held[:last])
 
     def end(self) -> bytes:
         """The bytes are over: what was held, which no empty line ended. It counts where its JSON is whole."""
         held = self._held
         self._held = b""
-        return self._look(held) if _is_whole_event(held) else held
+        return self._passed(held) if _is_whole_event(held) else held
 
-    def _look(self, events: bytes) -> bytes:
-        """Many are looked at at once: to look at each would cost as much as passing it on."""
-        self._unseen.append(events)
-        self._unseen_size += len(events)
-        if self._unseen_size >= BATCH:
-            self._look_at_unseen()
+    def _passed(self, events: bytes) -> bytes:
+        if self._batch.add(events):
+            self._look()
         return events
 
-    def _look_at_unseen(self) -> None:
-        if not self._ended and self._unseen:
-            self._ended = self.ends(b"".join(self._unseen))
-        self._unseen.clear()
-        self._unseen_size = 0
+    def _look(self) -> None:
+        events = self._batch.take()
+        self._ended = self._ended or self.ends(events)
 
 
 def _is_whole_event(event: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from relay.dialects.events import Batch
 from relay.domain import Ask, Message, Reply, Tokens
 from relay.window import (
     PER_MESSAGE,
@@ -27,7 +28,6 @@ COUNTED = (
     "audio/speech",
 )
 MOST_PARTS = 10_000  # of a request, that an estimate looks at
-BATCH = 2048  # bytes that are looked at at once
 TAIL = 4096  # bytes at an answer's end that are held: its usage stands there
 _REST = rb'"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
 _CHAT = (b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments")
@@ -134,8 +134,7 @@ class PassedAnswer:
     def __init__(self, path: str, *, streams: bool) -> None:
         self._words = _WORDS.get((path, streams), ())
         self._streams = streams
-        self._pending: list[bytes] = []
-        self._pending_size = 0
+        self._batch = Batch()
         self._tail = b""
         self._size = 0
         self._model: str | None = None
@@ -146,21 +145,16 @@ class PassedAnswer:
 
     def feed(self, piece: bytes) -> None:
         """Of a stream: whole events."""
-        self._pending.append(piece)
-        self._pending_size += len(piece)
-        if self._pending_size >= BATCH:
+        if self._batch.add(piece):
             self._look()
 
     def end(self) -> None:
         pass
 
     def _look(self) -> None:
-        """Look at what came, many pieces at once: a look at each would cost as much as passing it on."""
-        if not self._pending:
+        text = self._batch.take()
+        if not text:
             return
-        text = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_size = 0
         self._size += len(text)
         self._tail = (self._tail + text)[-TAIL:]
         if self._model is None and (found := _MODEL.search(text)):
