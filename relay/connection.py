@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from werkzeug.wsgi import ClosingIterator
 
 from relay.deadline import Deadline
-from relay.transports.sockets import without_waiting
+from relay.transports.sockets import send_now, without_waiting
 
 BODY_SECONDS = (
     60.0  # for a request's body, and one more for every BODY_RATE bytes of it
@@ -78,7 +78,7 @@ class Connection(socket.socket):
         return self._read(super().recv_into, *args)
 
     def recv_later(self, size: int) -> bytes:
-        """The same, where most likely nothing has come yet."""
+        """As `recv`, where most likely nothing has come yet."""
         if self._wait_readable is not None:
             self._wait_at_most()
             self._last_pause = time.monotonic()
@@ -120,11 +120,7 @@ class Connection(socket.socket):
 
     def send_now(self, data: bytes) -> bytes:
         """Send what can be sent without waiting; the rest."""
-        try:
-            sent = (self._plain or without_waiting(self)).send(data)
-        except BlockingIOError:
-            return data
-        return data[sent:]
+        return send_now(self._plain or without_waiting(self), data)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         rest = self.send_now(data)

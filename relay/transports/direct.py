@@ -366,7 +366,7 @@ class DirectExchange:
 
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
         try:
-            rest = send_now(connection, data)
+            rest = data if self._plain is None else send_now(self._plain, data)
             if rest:
                 connection.settimeout(SEND_SECONDS)
                 connection.sendall(rest)

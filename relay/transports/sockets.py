@@ -38,12 +38,10 @@ def receive_now(plain: socket.socket) -> bytes | None:
         return None
 
 
-def send_now(connection: socket.socket, data: bytes) -> bytes:
-    """Send what can be sent without waiting; the rest. Raises OSError."""
-    if isinstance(connection, ssl.SSLSocket):
-        return data
+def send_now(plain: socket.socket, data: bytes) -> bytes:
+    """Send what can be sent without waiting; the rest. `plain`: see `without_waiting`. Raises OSError."""
     try:
-        sent = without_waiting(connection).send(data)
+        sent = plain.send(data)
     except BlockingIOError:
         return data
     return data[sent:]
