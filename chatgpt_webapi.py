@@ -191,7 +191,7 @@ def create_app(
 ) -> Flask:
     """Build the service. What is not handed in is read from the environment and `.env`, or has its default."""
     service = Service.build(settings or Settings.load(), upstreams, server)
-    app = App("chatgpt_webapi", static_folder=None)
+    app = App("chatgpt_webapi")
     app.extensions["service"] = service
     edge.install(app, service, DIALECTS)
     return app

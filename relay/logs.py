@@ -19,9 +19,8 @@ log = logging.getLogger("chatgpt_webapi")
 def write_line(
     logger: logging.Logger, level: int, message: str, fields: dict[str, Any]
 ) -> None:
-    """Log an event that is no more than a message and its fields, at a third of the cost of `Logger.log`."""
-    if logger.isEnabledFor(level):
-        logger.handle(FieldsRecord(logger.name, level, message, fields))
+    """Log a message and its fields, at a third of the cost of `Logger.log`. Whoever calls asked `isEnabledFor`."""
+    logger.handle(FieldsRecord(logger.name, level, message, fields))
 
 
 class FieldsRecord(logging.LogRecord):

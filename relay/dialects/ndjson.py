@@ -112,18 +112,11 @@ def _options(fields: Fields) -> dict[str, Any]:
     return read.options_of(others, known_only=False)
 
 
-_KEEPING = frozenset(
-    ("conversation", "conversation_id", "conversationId", "history_disabled")
-)
-
-
 def keeps(fields: Fields, unasked: bool = False) -> bool:
     """Whether the conversation is stored: the call names one, or says that history is not disabled.
 
     `unasked`: whether one that says nothing is stored.
     """
-    if _KEEPING.isdisjoint(fields):
-        return unasked
     names = (read.conversation_of(fields), read.conversation_name_of(fields))
     if any(name is not None for name in names):
         return True

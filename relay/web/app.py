@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import MapAdapter, Rule
+from werkzeug.routing import Rule
 
 from relay.web.incoming import Incoming
 
@@ -22,21 +21,17 @@ class App(Flask):
     edge: Edge
     request_class = Incoming
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name, static_folder=None)
+        self._adapter = self.url_map.bind("")  # all hosts have the same routes
+        # those whose paths hold no arguments, by path and method, as they are found
+        self._fixed: dict[tuple[str, str], Rule] = {}
+
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
         # in its environ it would wait for the garbage collector, with its body
         incoming = Incoming(environ, populate_request=False)
         response = self.edge.answer(incoming)
         return response(environ, self.edge.starter(incoming, start_response))
-
-    @cached_property
-    def _fixed(self) -> dict[tuple[str, str], Rule]:
-        """Routes whose paths hold no arguments, by path and method, as they are found."""
-        return {}
-
-    @cached_property
-    def _adapter(self) -> MapAdapter:
-        """All hosts have the same routes, so one serves all requests."""
-        return self.url_map.bind("")
 
     def match(self, incoming: Incoming) -> None:
         """Find the route; where there is none, `dispatch` will raise that."""

@@ -120,8 +120,9 @@ class Edge:
             response = self._failed(incoming, error)
         for callback in incoming.when_sent:
             response.call_on_close(callback)
-        write_line = partial(write_access_log, incoming, response.status_code)
-        response.call_on_close(write_line)
+        response.call_on_close(
+            partial(write_access_log, incoming, response.status_code)
+        )
         return response
 
     def _hand_in(self, incoming: Incoming) -> None:

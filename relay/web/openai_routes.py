@@ -40,9 +40,7 @@ def chat_completions(incoming: Incoming) -> Response:
     keeps = chat.keeps(payload, not incoming.service.settings.history_disabled)
     if upstream.forwarder is None or keyed or keeps:
         return translate(incoming, payload, upstream)
-    return pass_json(
-        incoming, upstream.forwarder, "chat/completions", body, payload, upstream.name
-    )
+    return pass_json(incoming, upstream, "chat/completions", body, payload)
 
 
 @routes.post("/responses")
@@ -51,9 +49,7 @@ def create_response(incoming: Incoming) -> Response:
     payload = wire.read(body)
     upstream = incoming.service.upstream_for(incoming.caller)
     if upstream.forwarder is not None and upstream.has_responses:
-        return pass_json(
-            incoming, upstream.forwarder, "responses", body, payload, upstream.name
-        )
+        return pass_json(incoming, upstream, "responses", body, payload)
     return stored_responses.create(incoming, payload, upstream)
 
 
@@ -114,9 +110,7 @@ def anything_else(incoming: Incoming, path: str) -> Response:
         return deliver(incoming, forwarder, request, path)
     body = incoming.whole_body()
     if body.lstrip().startswith(b"{"):
-        return pass_json(
-            incoming, forwarder, path, body, wire.read(body), upstream.name
-        )
+        return pass_json(incoming, upstream, path, body, wire.read(body))
     return deliver(incoming, forwarder, passages.forwarded(incoming, path, body), path)
 
 
@@ -157,19 +151,20 @@ def translate(
 
 def pass_json(
     incoming: Incoming,
-    forwarder: Forwarder,
+    upstream: Upstream,
     path: str,
     body: bytes,
     payload: dict[str, Any],
-    upstream: str,
 ) -> Response:
-    """A request whose JSON is looked at for its model, and passes as it is."""
+    """A request whose JSON is looked at for its model, and passes as it is. `upstream`: one with a forwarder."""
+    forwarder = upstream.forwarder
+    assert forwarder is not None
     model = wire.model_of(payload)
     wanted = choose_model(incoming, path, model)
     if wanted != model:
         body = wire.with_model(body, wanted)
     request = passages.forwarded(incoming, path, body, model=wanted)
-    return deliver_ask(incoming, forwarder, request, path, payload, upstream)
+    return deliver_ask(incoming, forwarder, request, path, payload, upstream.name)
 
 
 def choose_model(incoming: Incoming, path: str, model: str) -> str:
