@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before other imports: gevent patches what `serve` 
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask
 
 from relay import __version__
 from relay.dialects import fields, form, ndjson, report, tree
@@ -36,6 +36,7 @@ from relay.web import (
 from relay.web.app import App
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 from relay.web.responses import bytes_response, json_response, text_response
 
 routes = Blueprint("own", __name__)
@@ -135,7 +136,7 @@ def file(incoming: Incoming, link: str) -> Response:
 @routes.get("/")
 def index(incoming: Incoming) -> Response:
     """The first thing that a person opens."""
-    url = incoming.url_root.rstrip("/")
+    url = f"{incoming.scheme}://{incoming.host}{incoming.root_path}"
     return text_response(
         f"chatgpt-webapi {__version__} works. Ask it from a shell:\n\n"
         f"  curl --data-urlencode 'prompt=hello' {url}/send_message\n"

@@ -25,9 +25,8 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import gevent
 from gevent import threadpool
@@ -98,8 +97,7 @@ def spare_collections() -> None:
     gc.set_threshold(*GARBAGE)
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """A caller's connection. `left`: called when its other side ends it; `until`: when it is ended here."""
 
     connection: socket.socket

@@ -87,11 +87,11 @@ class Silent:
 class SilenceClock:
     """The clock for the first byte, then for silence within the answer, then for the trailer after it."""
 
-    def __init__(self, clocks: Clocks) -> None:
+    def __init__(self, clocks: Clocks, now: float) -> None:
         self._silence = clocks.silence
         self._is_trailer = False
         self.limit = clocks.first_byte
-        self.deadline = Deadline.after(self.limit)
+        self.deadline = Deadline(now + self.limit)
 
     def restart(self, is_complete: bool, now: float | None = None) -> None:
         """Something of the body came. While the answer is complete, that moves nothing. `now`: where it is known."""
@@ -125,10 +125,11 @@ class Delivery:
         self._clocks = clocks
         self._last_chunk: bytes | None = None
         self.seconds = min(clocks.total, timeout or clocks.total)
-        self._deadline = Deadline.after(self.seconds)
+        now = time.monotonic()
+        self._deadline = Deadline(now + self.seconds)
         self._caller_left = Flag()
-        self._silence = SilenceClock(clocks)
-        self._keep_alive = Deadline.after(clocks.keep_alive)
+        self._silence = SilenceClock(clocks, now)
+        self._keep_alive = Deadline(now + clocks.keep_alive)
         self._was_parked = False
         self.turn: Turn | None = None
         self.outcome = "open"
@@ -313,7 +314,7 @@ class DirectDelivery(Delivery):
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
-        self._silence = SilenceClock(self._clocks)
+        self._silence = SilenceClock(self._clocks, time.monotonic())
         while not turn.over:
             piece = self._read_piece(turn)
             if piece == b"":

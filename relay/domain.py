@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Status = Literal["whole", "open", "broken", "deleted"]
@@ -282,6 +282,17 @@ class Tokens:
         return cls(prompt, completion) if is_count else None
 
 
+class Findings(NamedTuple):
+    """What an answer says of itself, as far as it came.
+
+    `model`: the one that answered, where that is known. `has_failed`: the answer itself tells of a failure.
+    """
+
+    model: str | None
+    tokens: Tokens
+    has_failed: bool
+
+
 @dataclass(frozen=True)
 class Reply:
     """A whole answer. Both ids are empty where the conversation is not stored.
@@ -410,8 +421,7 @@ class UsageQuery:
     last: str
 
 
-@dataclass(frozen=True)
-class UsageRow:
+class UsageRow(NamedTuple):
     """What was used of an upstream's model by the holder of a key, on a day. "" in a field: not told apart.
 
     `asks`: all of them, `errors` and `cancelled` among them. `estimated_tokens`: how many of the tokens of either

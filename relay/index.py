@@ -15,6 +15,7 @@ from relay.domain import (
     Conversation,
     Delta,
     Event,
+    Findings,
     Finished,
     Reasoning,
     Refusal,
@@ -38,7 +39,7 @@ class TurnObserver:
     def __init__(
         self, store: Store, row: Conversation | None, decoder: Decoder
     ) -> None:
-        self.model: str | None = None
+        self._model: str | None = None
         self._store = store
         self._row = row
         self._decoder = decoder
@@ -51,13 +52,10 @@ class TurnObserver:
         """The conversation is written when the answer names it."""
         return not self._is_indexed
 
-    @property
-    def has_failed(self) -> bool:
-        return self._failed
-
-    def tokens(self, asked: Callable[[], int]) -> Tokens:
-        """An estimate: ChatGPT's web API states no usage."""
-        return Tokens(asked(), self._text.tokens, estimated=True)
+    def findings(self, asked: Callable[[], int]) -> Findings:
+        """The tokens are an estimate: ChatGPT's web API states none."""
+        tokens = Tokens(asked(), self._text.tokens, estimated=True)
+        return Findings(self._model, tokens, self._failed)
 
     def accepted(self, account: Account) -> None:
         if self._row is not None:
@@ -75,12 +73,12 @@ class TurnObserver:
     def _take(self, event: Event) -> None:
         match event:
             case Started():
-                self.model = event.model or self.model
+                self._model = event.model or self._model
                 self._begin(event.conversation_id)
             case Delta(text) | Reasoning(text) | Refusal(text):
                 self._text.add(text)
             case Finished():
-                self.model = event.model or self.model
+                self._model = event.model or self._model
 
     def _begin(self, conversation_id: str | None) -> None:
         if self._row is not None and conversation_id:

@@ -18,6 +18,7 @@ LONGEST_NAME = 256  # bytes of a field's name; names are remembered
 LONGEST_CHUNK_LINE = 8 * 1024
 VERSIONS = frozenset(("1.0", "1.1"))
 CHUNKED = b"chunked"
+STATED_ONCE = frozenset((b"content-length", b"host", b"transfer-encoding"))
 _END = b"\r\n\r\n"
 _IN_TARGET = "".join(map(chr, range(0x21, 0x7F)))
 _FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
@@ -122,14 +123,14 @@ def _with_ascii_target(head: bytes) -> bytes:
 
 def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
     """The length of the body. Raises BrokenRequest where the fields say more than one thing of it, or of the host."""
-    lengths = _values(fields, b"content-length")
-    encodings = _values(fields, b"transfer-encoding")
-    has_two_hosts = len(_values(fields, b"host")) > 1
-    if has_two_hosts or len(lengths) + len(encodings) > 1 or len(fields) > MOST_FIELDS:
+    stated = [pair for pair in fields if pair[0] in STATED_ONCE]
+    said = dict(stated)
+    if len(said) < len(stated) or len(fields) > MOST_FIELDS:
         raise BrokenRequest
-    if not encodings:
-        return int(lengths[0]) if lengths else 0
-    if encodings[0].lower() != CHUNKED or version == "1.0":
+    length, encoding = said.get(b"content-length"), said.get(b"transfer-encoding")
+    if encoding is None:
+        return int(length or 0)
+    if length is not None or encoding.lower() != CHUNKED or version == "1.0":
         raise BrokenRequest
     return None
 

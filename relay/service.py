@@ -228,13 +228,6 @@ class Service:
         """The model of a name among them. Blocks; raises ModelNotFound, or RelayError where there is no list."""
         return self.catalog.find(self.upstream_for(caller), caller, name)
 
-    def check_model(self, caller: Caller, name: str | None) -> str | None:
-        """The name by which the upstream of this caller's new conversations is asked; None: by none.
-
-        Blocks; raises ModelNotFound. See `ModelCatalog.name_for`.
-        """
-        return self.catalog.name_for(self.upstream_for(caller), caller, name)
-
     def default_model(self, caller: Caller) -> str:
         """The model for requests that name none: the first listed, unless a setting names one.
 

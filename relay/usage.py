@@ -16,7 +16,7 @@ from threading import Lock, Timer
 from typing import Any, Protocol, TypeAlias
 
 from relay.database import Database
-from relay.domain import Caller, Reply, Tokens, UsageQuery, UsageRow
+from relay.domain import Caller, Findings, Reply, Tokens, UsageQuery, UsageRow
 from relay.errors import (
     BadRequest,
     CallerLeft,
@@ -178,22 +178,13 @@ class Meter:
 
 
 class AnswerReader(Protocol):
-    """Reads along with an answer that passes. See `relay.passage.Observer` for its methods.
-
-    `model`: the one that answered, as far as is known. `has_failed`: the answer itself tells of a failure.
-    """
-
-    @property
-    def model(self) -> str | None: ...
-
-    @property
-    def has_failed(self) -> bool: ...
+    """Reads along with an answer that passes. See `relay.passage.Observer` for its other methods."""
 
     @property
     def may_block(self) -> bool: ...
 
-    def tokens(self, asked: Callable[[], int]) -> Tokens:
-        """What was used so far. `asked`: gives the estimated tokens of the request."""
+    def findings(self, asked: Callable[[], int]) -> Findings:
+        """What it has found. `asked`: gives the estimated tokens of the request."""
 
     def accepted(self, account: Any) -> None: ...
 
@@ -231,18 +222,17 @@ class PassageMeter:
 
     def count(self, failure: RelayError | None) -> None:
         """Count it, once it is over. `failure`: what ended it, as far as that was no answer of the upstream's."""
+        model = None
         if self._is_accepted:
-            tokens = self._reader.tokens(self._prompt_tokens)
-            if self._reader.has_failed:
+            model, tokens, has_failed = self._reader.findings(self._prompt_tokens)
+            if has_failed:
                 failure = failure or UpstreamFailed()
         elif failure is not None and failure.may_have_been_sent:
             tokens = Tokens(self._prompt_tokens(), estimated=True)
         else:
             tokens = Tokens()
             failure = failure or UpstreamFailed()  # its refusal passed as it came
-        self._meter.count(
-            failure, tokens, self._reader.model, accepted=self._is_accepted
-        )
+        self._meter.count(failure, tokens, model, accepted=self._is_accepted)
 
 
 class UsageCounter:

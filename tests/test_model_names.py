@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -320,12 +321,13 @@ def test_the_service_offers_all_of_it(build: Build, api: OpenAIBackend) -> None:
     assert service.model_for("gpt-4") == "tiny-2"
     assert service.model_for("other") == "other" and service.model_for("") == ""
     assert ids(service.listed_models(OWNER)) == ["tiny-1", "tiny-2"]
-    assert service.check_model(OWNER, "gpt-4") == "tiny-2"
-    assert service.check_model(OWNER, "gpt-3.5-turbo") is None
-    assert service.check_model(OWNER, None) is None
+    name_for = partial(service.catalog.name_for, service.upstreams["openai"], OWNER)
+    assert name_for("gpt-4") == "tiny-2"
+    assert name_for("gpt-3.5-turbo") is None
+    assert name_for(None) is None
     assert service.find_model(OWNER, "gpt-4").id == "tiny-2"
     with pytest.raises(ModelNotFound):
-        service.check_model(OWNER, "tiny-3")
+        name_for("tiny-3")
     assert len(api.asked) == 1
     assert ids(service.models(OWNER)) == ["tiny-1", "tiny-2"]
     assert len(api.asked) == 2, "GET /models shows what there is now"

@@ -404,19 +404,19 @@ def test_usage_is_found_wherever_an_answer_has_it() -> None:
     spread = PassedAnswer("chat/completions", streams=True)
     for at in range(0, len(STATED), 7):
         spread.feed(STATED[at : at + 7])
-    assert spread.tokens(lambda: 1) == Tokens(7, 3)
+    assert spread.findings(lambda: 1).tokens == Tokens(7, 3)
     last = PassedAnswer("responses", streams=False)
     last.feed(b'{"usage": {"input_tokens": 1, "output_tokens": 2}, "n": ' + b"9" * 9000)
     last.feed(b', "usage": {"input_tokens": 3, "output_tokens": 4}, "user": null}')
-    assert last.tokens(lambda: 1) == Tokens(3, 4)
+    assert last.findings(lambda: 1).tokens == Tokens(3, 4)
     unstated = PassedAnswer("chat/completions", streams=False)
     unstated.feed(
         b'{"choices":[{"message":{"content":"%b"}}],"usage":null}' % (b"w" * 40)
     )
-    assert unstated.tokens(lambda: 5) == Tokens(5, 10, estimated=True)
+    assert unstated.findings(lambda: 5).tokens == Tokens(5, 10, estimated=True)
     large = PassedAnswer("chat/completions", streams=False)
     large.feed(b'{"choices":[{"message":{"content":"' + b"w" * 40_000)
-    assert 10_000 < large.tokens(lambda: 5).completion < 10_100
+    assert 10_000 < large.findings(lambda: 5).tokens.completion < 10_100
 
 
 def test_the_estimate_of_a_request_is_linear() -> None:

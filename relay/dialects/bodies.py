@@ -107,8 +107,11 @@ def read(
         raise UnsupportedMediaType(
             f"The Content-Type has more than {LONGEST_CONTENT_TYPE} characters."
         )
-    mimetype, options = parse_options_header(content_type)
-    mimetype = mimetype.lower()
+    mimetype = content_type.strip().lower()
+    options: Mapping[str, str] = {}
+    if ";" in mimetype:
+        mimetype, options = parse_options_header(content_type)
+        mimetype = mimetype.lower()
     charset = _charset(options.get("charset", "utf-8"))
     if mimetype == "application/json" or mimetype.endswith("+json"):
         return _json(body, pause)

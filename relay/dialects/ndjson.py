@@ -117,8 +117,7 @@ def keeps(fields: Fields, unasked: bool = False) -> bool:
 
     `unasked`: whether one that says nothing is stored.
     """
-    names = (read.conversation_of(fields), read.conversation_name_of(fields))
-    if any(name is not None for name in names):
+    if read.conversation_of(fields) or read.conversation_name_of(fields):
         return True
     if fields.get("history_disabled") is None:
         return unasked

@@ -6,7 +6,6 @@ Each function works on a connection of the caller's own transaction. Days are te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, select
@@ -63,7 +62,7 @@ def add_usage(connection: Connection, statement: Any, rows: Sequence[UsageRow]) 
         ordered = sorted(
             rows, key=lambda row: (row.key, row.day, row.upstream, row.model)
         )
-        connection.execute(statement, [asdict(row) for row in ordered])
+        connection.execute(statement, [row._asdict() for row in ordered])
 
 
 def select_usage(
@@ -97,6 +96,6 @@ def give_usage(
 ) -> int:
     """Make all usage of one owner another's; how many rows there were. `statement`: as for `add_usage`."""
     taken = connection.execute(TAKE_OWNED, {"former_owner": former_owner}).mappings()
-    rows = [replace(_to_row(row), key=owner) for row in taken]
+    rows = [_to_row(row)._replace(key=owner) for row in taken]
     add_usage(connection, statement, rows)
     return len(rows)

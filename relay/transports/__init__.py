@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from relay.cached import cached
 
@@ -67,12 +67,11 @@ class Call:
     unpack: bool = True
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """An answer's status and headers; names in lower case."""
 
     status: int
-    headers: Headers = field(repr=False)
+    headers: Headers
 
 
 class Exchange(Protocol):

@@ -59,7 +59,7 @@ A_MOMENT = (
 )
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
 NOW = Deadline(0.0)
-MOST_IDLE = 20  # connections to one origin
+MOST_IDLE = 64  # connections to one origin; to dial anew takes longer than most answers
 SEND_SECONDS = 30.0
 DEFAULT_PORTS = {"http": 80, "https": 443}
 FOREIGN_ERRORS = (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade)

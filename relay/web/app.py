@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from flask import Flask, Response
+from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 
 if TYPE_CHECKING:
     from relay.web.edge import Edge
 
 
 class App(Flask):
-    """Flask's routes, requests and responses. `edge`: set before the first request."""
+    """Flask's routes, with requests and responses of our own. `edge`: set before the first request."""
 
     edge: Edge
-    request_class = Incoming
 
     def __init__(self, name: str) -> None:
         super().__init__(name, static_folder=None)
@@ -28,41 +28,37 @@ class App(Flask):
         self._fixed: dict[tuple[str, str], Rule] = {}
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
-        # in its environ it would wait for the garbage collector, with its body
-        incoming = Incoming(environ, populate_request=False)
-        response = self.edge.answer(incoming)
-        return response(environ, self.edge.starter(incoming, start_response))
+        response = self.edge.answer(Incoming(environ))
+        return response(environ, start_response)
 
     def match(self, incoming: Incoming) -> None:
         """Find the route; where there is none, `dispatch` will raise that."""
         place = incoming.path, incoming.method
-        incoming.url_rule, incoming.view_args = self._fixed.get(place), {}
-        if incoming.url_rule is not None:
+        incoming.rule = self._fixed.get(place)
+        if incoming.rule is not None:
             return
         try:
             rule, arguments = self._adapter.match(*place, return_rule=True)
         except HTTPException as error:
-            incoming.routing_exception = error
+            incoming.no_route = error
             return
-        incoming.url_rule, incoming.view_args = rule, dict(arguments)
+        incoming.rule, incoming.arguments = rule, dict(arguments)
         if not arguments:
             self._fixed[place] = rule
 
     def dispatch(self, incoming: Incoming) -> Response:
         """Let the view answer. Raises what it raises, and HTTPException."""
-        if incoming.routing_exception is not None:
-            raise incoming.routing_exception
-        rule, arguments = incoming.url_rule, incoming.view_args
-        assert rule is not None and arguments is not None
+        rule = incoming.rule
+        if rule is None:
+            raise incoming.no_route or HTTPException()
         if incoming.method == "OPTIONS" and _answers_options(rule):
             return self._options(incoming.path)
         view = cast("Callable[..., Response]", self.view_functions[rule.endpoint])
-        return view(incoming, **arguments)
+        return view(incoming, **incoming.arguments)
 
     def _options(self, path: str) -> Response:
-        response = Response()
-        response.allow.update(self._adapter.allowed_methods(path))
-        return response
+        methods = self._adapter.allowed_methods(path)
+        return Response(headers={"Allow": ", ".join(sorted(methods))})
 
 
 def _answers_options(rule: Rule) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flask import Response
-
 from relay.chat import Printer
 from relay.dialects import bodies, fields, tree
 from relay.dialects import talk as talking
@@ -21,6 +19,7 @@ from relay.dialects.chatgpt.classic import Classic, whole
 from relay.dialects.chatgpt.delta import Edits
 from relay.errors import BadRequest
 from relay.web.incoming import Incoming, pause
+from relay.web.response import Response
 from relay.web.responses import deliver_stream, deliver_whole, reply_headers
 
 SUCCESS = {"success": True}
@@ -144,4 +143,4 @@ def read_payload(incoming: Incoming) -> Fields:
 
 
 def ascii_response(value: Any) -> Response:
-    return Response(dumps(value), mimetype="application/json")
+    return Response(dumps(value), "application/json")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from relay.access import parse_authorization
 from relay.dialects.chatgpt import errors, session, wire
@@ -23,6 +23,7 @@ from relay.usage import PassageMeter
 from relay.web import chatgpt_local, passages, signin
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 from relay.window import estimate_text
 
 routes = Blueprint("chatgpt", __name__)
@@ -326,7 +327,7 @@ def deliver(
 
 
 def json_answer(value: Any) -> Response:
-    return Response(dumps(value) + b"\n", mimetype="application/json")
+    return Response(dumps(value) + b"\n", "application/json")
 
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
@@ -338,7 +339,7 @@ def error_response(error: RelayError, incoming: Incoming) -> Response:
         response = json_answer(errors.MISSING_TOKEN)
     else:
         response = json_answer(errors.body(error))
-    response.status_code = error.status
+    response.status = error.status
     return response
 
 

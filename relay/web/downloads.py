@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response
+from werkzeug.http import dump_options_header
 
 from relay.dialects.tree import Address, no_address
 from relay.domain import Caller, Conversation
@@ -14,6 +14,7 @@ from relay.file_passage import SHOWN_TYPES, FilePassage
 from relay.transports import Headers
 from relay.upstreams import Forwarded
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 from relay.web.responses import deliver_passage
 
 NEEDS_TOKEN = (
@@ -36,11 +37,10 @@ def address_maker(
 def with_new_links(incoming: Incoming, response: Response) -> Response:
     """The response with new links in the place of those that were stored with a text of the caller's."""
     caller = incoming.caller
-    if PATH.encode() not in response.get_data():
-        return response
-    text = response.get_data(as_text=True)
-    owners = (caller.owner, caller.verified_owner)
-    response.set_data(incoming.service.links.renewed(text, owners))
+    if PATH.encode() in response.body:
+        owners = (caller.owner, caller.verified_owner)
+        text = incoming.service.links.renewed(response.body.decode(), owners)
+        response.body = text.encode()
     return response
 
 
@@ -51,9 +51,9 @@ def answer(incoming: Incoming, link: str) -> Response:
     caller = _caller(incoming, download)
     if incoming.method == "HEAD":
         service.conversations.check_file(download)
-        return Response(mimetype="application/octet-stream")
+        return Response(content_type="application/octet-stream")
     file = service.conversations.find_file(caller, download)
-    ranges = incoming.headers.get("Range", "")
+    ranges = incoming.fields.get("Range", "")
     headers = Headers([("Range", ranges)] if ranges else ())
     request = Forwarded("GET", "", headers, request_id=incoming.id)
     largest = service.settings.max_answer
@@ -64,9 +64,8 @@ def answer(incoming: Incoming, link: str) -> Response:
     disposition = "inline" if kind in SHOWN_TYPES else "attachment"
     if file.name:
         name = "".join(sign for sign in file.name if sign.isprintable())
-        response.headers.set("Content-Disposition", disposition, filename=name)
-    else:
-        response.headers["Content-Disposition"] = disposition
+        disposition = dump_options_header(disposition, {"filename": name})
+    response.headers["Content-Disposition"] = disposition
     return response
 
 

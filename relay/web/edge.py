@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response
+from flask import Blueprint
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
@@ -33,6 +33,7 @@ from relay.web.app import App
 from relay.web.browsers import BrowserRules, comes_from_page
 from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
 from relay.web.proxies import TrustedProxies
+from relay.web.response import Response
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -118,12 +119,20 @@ class Edge:
             response = self._admit(incoming) or self._app.dispatch(incoming)
         except Exception as error:
             response = self._failed(incoming, error)
-        for callback in incoming.when_sent:
-            response.call_on_close(callback)
-        response.call_on_close(
-            partial(write_access_log, incoming, response.status_code)
-        )
+        self._complete(incoming, response)
         return response
+
+    def _complete(self, incoming: Incoming, response: Response) -> None:
+        """Give a response what every one has."""
+        headers = response.headers
+        headers["X-Request-Id"] = incoming.id
+        headers["X-Content-Type-Options"] = "nosniff"
+        if "Cache-Control" not in headers and not passes(response, "cache-control"):
+            headers["Cache-Control"] = "no-store"
+        headers |= self._browsers.cors(incoming.fields.get("Origin", ""))
+        response.when_closed += incoming.when_sent
+        line = partial(write_access_log, incoming, response.status)
+        response.when_closed.append(line)
 
     def _hand_in(self, incoming: Incoming) -> None:
         """Give the request what its view reads beside it."""
@@ -153,7 +162,7 @@ class Edge:
         if headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         if asks_nobody(incoming):
-            return Response(mimetype="application/json")
+            return Response(content_type="application/json")
         return None
 
     def _authenticate(self, incoming: Incoming) -> None:
@@ -166,7 +175,7 @@ class Edge:
             self._service.access.check(incoming.credential)
 
     def _view_authenticates(self, incoming: Incoming) -> bool:
-        has_view = incoming.routing_exception is None
+        has_view = incoming.rule is not None
         may_have_field = incoming.method == "POST" and incoming.dialect.token_in_body
         return has_view and may_have_field
 
@@ -193,27 +202,15 @@ class Edge:
                 response.headers["Allow"] = allow
         return response
 
-    def starter(
-        self, incoming: Incoming, start_response: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        """WSGI's start_response, with the fields that every response has."""
 
-        def start(
-            status: str, headers: list[tuple[str, str]], exc_info: Any = None
-        ) -> Any:
-            headers.append(("X-Request-Id", incoming.id))
-            headers.append(("X-Content-Type-Options", "nosniff"))
-            if "cache-control" not in [name.lower() for name, _ in headers]:
-                headers.append(("Cache-Control", "no-store"))
-            headers += self._browsers.cors(incoming.fields.get("Origin", "")).items()
-            return start_response(status, headers, exc_info)
-
-        return start
+def passes(response: Response, name: str) -> bool:
+    """Whether a response has such a field of an upstream's. `name`: in lower case, as theirs are."""
+    return any(known == name for known, _ in response.passed)
 
 
 def asks_nobody(incoming: Incoming) -> bool:
     """Whether a request is a HEAD of a view that would ask an upstream."""
-    is_head = incoming.method == "HEAD" and incoming.routing_exception is None
+    is_head = incoming.method == "HEAD" and incoming.rule is not None
     return is_head and incoming.endpoint not in incoming.dialect.answers_head
 
 

@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
-from flask import Request
-from werkzeug.sansio.utils import get_content_length
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule
+from werkzeug.sansio.utils import get_host
+from werkzeug.wsgi import get_input_stream
 
 from relay.access import parse_authorization
 from relay.cached import cached
@@ -48,20 +52,27 @@ _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Incoming(Request):
+class Incoming:
     """A request, the service that answers it, and how far that is.
 
     The edge sets `service`, `dialect` and `proxies` before any view runs. The body is read by the
-    view alone: with `whole_body`, or in pieces with `body_pieces`, where it is passed on untouched. `failure`: the
-    error that it was answered with.
+    view alone: with `whole_body`, or in pieces with `body_pieces`, where it is passed on untouched.
+    `rule`, `arguments`: the route and what its path holds; `no_route`: why there is none. `failure`: the error
+    that it was answered with.
     """
 
     service: Service
     dialect: Dialect
     proxies: TrustedProxies
 
-    def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
-        super().__init__(environ, *args, **options)
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self.environ = environ
+        self.method: str = environ["REQUEST_METHOD"].upper()
+        self.path = "/" + text_of(environ.get("PATH_INFO", "")).lstrip("/")
+        self.query: str = environ.get("QUERY_STRING", "")
+        self.rule: Rule | None = None
+        self.arguments: dict[str, Any] = {}
+        self.no_route: HTTPException | None = None
         self.started = time.monotonic()
         self.id = self._own_id() or os.urandom(16).hex()
         self.format: str | None = None
@@ -71,6 +82,49 @@ class Incoming(Request):
         self._caller: Caller | None = None
         self._memory_holder: object | None = None
         self._returned: bytes | None = None
+
+    @property
+    def endpoint(self) -> str | None:
+        """The name of its route."""
+        return self.rule.endpoint if self.rule else None
+
+    @cached
+    def args(self) -> MultiDict[str, str]:
+        """The fields of its query; bytes that are no UTF-8 stay as they are quoted."""
+        query = self.query.encode("latin-1").decode(errors="werkzeug.url_quote")
+        pairs = parse_qsl(query, keep_blank_values=True, errors="werkzeug.url_quote")
+        return MultiDict(pairs)
+
+    @property
+    def content_type(self) -> str:
+        return self.fields.get("Content-Type", "")
+
+    @property
+    def mimetype(self) -> str:
+        """The type of its body, without parameters."""
+        return self.content_type.partition(";")[0].strip().lower()
+
+    @property
+    def scheme(self) -> str:
+        """As this process sees it: behind a proxy it is that proxy's."""
+        return str(self.environ["wsgi.url_scheme"])
+
+    @property
+    def host(self) -> str:
+        """The Host header, or where there is none this server's address; "" for what is no host's name."""
+        environ = self.environ
+        server = environ["SERVER_NAME"], int(environ["SERVER_PORT"] or 0)
+        return get_host(self.scheme, self.fields.get("Host"), server)
+
+    @property
+    def root_path(self) -> str:
+        """The prefix below which the routes are, without a slash at its end."""
+        return text_of(self.environ.get("SCRIPT_NAME", "")).rstrip("/")
+
+    @property
+    def remote_address(self) -> str:
+        """Who opened the connection: behind a proxy that is the proxy."""
+        return str(self.environ.get("REMOTE_ADDR", ""))
 
     @cached
     def fields(self) -> dict[str, str]:
@@ -121,20 +175,20 @@ class Incoming(Request):
     def caller_address(self) -> str:
         """Where the caller is, as far as that is known: see `TrustedProxies`."""
         forwarded = self.fields.get("X-Forwarded-For", "")
-        return self.proxies.caller_address(self.remote_addr or "", forwarded)
+        return self.proxies.caller_address(self.remote_address, forwarded)
 
     @cached
     def base_url(self) -> str:
         """Where the caller reaches this service, without a slash at the end; "" where that cannot be told."""
         settings = self.service.settings
         if settings.public_url:
-            return settings.public_url.rstrip("/") + self.root_path.rstrip("/")
+            return settings.public_url.rstrip("/") + self.root_path
         host = self.fields.get("Host", "")
         if not _HOST.fullmatch(host):
             return ""
         forwarded = self.fields.get("X-Forwarded-Proto", "")
-        scheme = self.proxies.scheme(self.remote_addr or "", forwarded, self.scheme)
-        return f"{scheme}://{host}{self.root_path.rstrip('/')}"
+        scheme = self.proxies.scheme(self.remote_address, forwarded, self.scheme)
+        return f"{scheme}://{host}{self.root_path}"
 
     def authenticate(
         self, access_token: str | None = None, workspace: object = None
@@ -185,18 +239,21 @@ class Incoming(Request):
     @cached
     def announced(self) -> int | None:
         """The size of the body, where a header says it."""
-        fields = self.fields
-        return get_content_length(
-            fields.get("Content-Length"), fields.get("Transfer-Encoding")
-        )
+        stated = self.fields.get("Content-Length", "")
+        is_stated = stated.isascii() and stated.isdigit()
+        return int(stated) if is_stated and not self.is_chunked else None
+
+    @property
+    def is_chunked(self) -> bool:
+        return "Transfer-Encoding" in self.fields
 
     @cached
     def _input(self) -> Any:
         """The body as the server gives it; as Flask does, where the server does not end it."""
         if self.environ.get("wsgi.input_terminated", False):
             return self.environ["wsgi.input"]
-        self.max_content_length = self.service.settings.max_body
-        return self.stream
+        most = self.service.settings.max_body
+        return get_input_stream(self.environ, max_content_length=most)
 
     def whole_body(self) -> bytes:
         """The body, whole: a server may take one that was cut short for whole.
@@ -289,6 +346,13 @@ class Incoming(Request):
             self.when_sent.append(release)
         most = max(MOST_IN_MEMORY, self.service.settings.max_body)
         self.service.body_memory.reserve(self._memory_holder, size, most)
+
+
+def text_of(text: str) -> str:
+    """A text of WSGI's environ, whose characters are bytes of UTF-8."""
+    if text.isascii():
+        return text
+    return text.encode("latin-1").decode(errors="replace")
 
 
 @lru_cache(maxsize=1000)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from relay.dialects import ndjson
 from relay.errors import RelayError
@@ -10,6 +10,7 @@ from relay.web import links
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
 from relay.web.own import authenticate_by_fields
+from relay.web.response import Response
 from relay.web.responses import bytes_response, deliver_stream
 
 routes = Blueprint("ndjson", __name__)
@@ -27,7 +28,7 @@ def chat(incoming: Incoming) -> Response:
 def error_response(error: RelayError, incoming: Incoming) -> Response:
     status, lines = ndjson.error(error)
     response = bytes_response(lines, ndjson.TYPE)
-    response.status_code = status
+    response.status = status
     return response
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from relay.dialects.openai import chat, errors, models, usage, wire
 from relay.errors import NotFound, RelayError
@@ -16,6 +16,7 @@ from relay.usage import PassageMeter
 from relay.web import links, passages, signin, stored_responses
 from relay.web.edge import Dialect
 from relay.web.incoming import WORKSPACE, Incoming
+from relay.web.response import Response
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -145,7 +146,7 @@ def translate(
         return deliver_stream(incoming, ask, printer, "text/event-stream")
     reply = deliver_whole(incoming, ask)
     response = json_response(chat.completion(reply, ask, created=int(time.time())))
-    response.headers.extend(reply_headers(reply))
+    response.headers.update(reply_headers(reply))
     return response
 
 
@@ -160,20 +161,21 @@ def pass_json(
     forwarder = upstream.forwarder
     assert forwarder is not None
     model = wire.model_of(payload)
-    wanted = choose_model(incoming, path, model)
+    wanted = choose_model(incoming, upstream, path, model)
     if wanted != model:
         body = wire.with_model(body, wanted)
     request = passages.forwarded(incoming, path, body, model=wanted)
     return deliver_ask(incoming, forwarder, request, path, payload, upstream.name)
 
 
-def choose_model(incoming: Incoming, path: str, model: str) -> str:
+def choose_model(incoming: Incoming, upstream: Upstream, path: str, model: str) -> str:
     """The model that the upstream is asked for; "" where none is named and the route has no default."""
     service = incoming.service
     if path not in DEFAULTED:
         return service.model_for(model) if model else ""
-    checked = service.check_model(incoming.caller, model or None)
-    return checked or service.default_model(incoming.caller)
+    caller = incoming.caller
+    name = service.catalog.name_for(upstream, caller, model)
+    return name or service.default_model(caller)
 
 
 def deliver_ask(
@@ -214,7 +216,7 @@ def deliver(
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
     response = json_response(errors.body(error))
-    response.status_code = errors.status(error)
+    response.status = errors.status(error)
     return response
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from flask import Response
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
@@ -14,6 +13,7 @@ from relay.dialects.bodies import Fields, FilePart
 from relay.errors import BadRequest, RelayError
 from relay.web import links
 from relay.web.incoming import WORKSPACE, Incoming, pause
+from relay.web.response import Response
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -40,7 +40,7 @@ def read_query(incoming: Incoming, formats: dict[str, str] = ANSWER_FORMATS) -> 
 
     Raises BadRequest, also for a credential in the URL.
     """
-    if not incoming.query_string:
+    if not incoming.query:
         incoming.format = choose_format(incoming, {}, formats)
         return {}
     found = bodies.read_query(dict(incoming.args.lists()))
@@ -57,7 +57,7 @@ def authenticate_by_fields(
     `files`: see `bodies.read`. Raises RelayError.
     """
     found = read_query(incoming)
-    content_type = incoming.fields.get("Content-Type", "")
+    content_type = incoming.content_type
     found |= bodies.read(content_type, incoming.whole_body(), pause, files)
     incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
     token = fields.text_of(found, "access_token").strip()
@@ -90,7 +90,7 @@ def answer(incoming: Incoming, route: form.Route) -> Response:
     found = authenticate_by_fields(incoming, files)
     ask = route.ask(found, incoming.caller, incoming.idempotency_key, files)
     ask = links.with_linked_files(incoming, ask)
-    if incoming.query_string:
+    if incoming.query:
         misplaced = set(incoming.args).difference(bodies.QUERY_FIELDS)
         ask = replace(ask, ignored=(*ask.ignored, *misplaced))
     is_text = incoming.format == "text"
@@ -106,7 +106,7 @@ def answer(incoming: Incoming, route: form.Route) -> Response:
         response = text_response(reply.text)
     else:
         response = json_response(route.answer(reply))
-    response.headers.extend(reply_headers(reply))
+    response.headers.update(reply_headers(reply))
     return response
 
 
@@ -119,7 +119,7 @@ def error_response(error: RelayError, incoming: Incoming) -> Response:
         response = text_response(error.message)
     else:
         response = json_response(body)
-    response.status_code = status
+    response.status = status
     return response
 
 

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from flask import Response
-
 from relay.passage import Observer, Passage, Watch
 from relay.transports import Headers
 from relay.upstreams import Forwarded, Forwarder
 from relay.usage import PassageMeter
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 from relay.web.responses import deliver_passage
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -33,8 +32,8 @@ def forwarded(
     target = path
     if not _PLAIN_PATH.fullmatch(path):
         target = quote(path, safe=PATH_CHARACTERS)
-    if incoming.query_string:
-        target += f"?{incoming.query_string.decode('latin-1')}"
+    if incoming.query:
+        target += f"?{incoming.query}"
     return Forwarded(
         method=incoming.method,
         path=target,
@@ -50,7 +49,7 @@ def forwarded(
 
 def unread(incoming: Incoming, path: str, *, account: str | None = None) -> Forwarded:
     """The same with its body as it arrives, which is not looked at."""
-    has_body = incoming.announced or "HTTP_TRANSFER_ENCODING" in incoming.environ
+    has_body = incoming.announced or incoming.is_chunked
     if not has_body:
         return forwarded(incoming, path, b"", account=account)
     return forwarded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+from flask import Blueprint
 
 from relay.dialects.openai import wire
 from relay.errors import BadRequest, NotFound
@@ -16,6 +16,7 @@ from relay.web.openai_routes import (
     deliver_ask,
     error_response,
 )
+from relay.web.response import Response
 
 routes = Blueprint("platform", __name__, url_prefix="/platform")
 API = "v1/"

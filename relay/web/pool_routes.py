@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint
 from jinja2 import Environment, Template
 
 from relay.dialects import bodies, fields
@@ -17,6 +17,7 @@ from relay.pool import PooledAccount
 from relay.web import own
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming, pause
+from relay.web.response import Response
 from relay.web.responses import json_response
 
 routes = Blueprint("pool", __name__, url_prefix="/tokens")
@@ -108,7 +109,7 @@ def choose_format(incoming: Incoming) -> str:
     """What is asked for: a page is the default of a GET, JSON that of a POST. Raises BadRequest."""
     formats = PAGE_FORMATS if incoming.method in ("GET", "HEAD") else JSON_FORMATS
     query = bodies.read_query(dict(incoming.args.lists()))
-    if not query.get("format") and not incoming.accept_mimetypes:
+    if not query.get("format") and not incoming.fields.get("Accept"):
         return next(iter(formats))
     return own.choose_format(incoming, query, formats)
 
@@ -124,7 +125,7 @@ def read_fields(incoming: Incoming) -> dict[str, Any]:
     """The fields of a body that the owner sent. Raises RelayError."""
     incoming.format = choose_format(incoming)
     check_operator(incoming)
-    return bodies.read(incoming.content_type or "", incoming.whole_body(), pause)
+    return bodies.read(incoming.content_type, incoming.whole_body(), pause)
 
 
 def answer_count(incoming: Incoming) -> Response:
@@ -156,7 +157,7 @@ def page(
         usable=count_usable(accounts or []),
         base=incoming.root_path,
     )
-    return Response(html, mimetype="text/html", headers=PAGE_HEADERS)
+    return Response(html.encode(), "text/html; charset=utf-8", headers=PAGE_HEADERS)
 
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:
@@ -165,7 +166,7 @@ def error_response(error: RelayError, incoming: Incoming) -> Response:
         response = page(incoming, None, error.message)
     else:
         response = json_response({"detail": error.message})
-    response.status_code = error.status
+    response.status = error.status
     return response
 
 

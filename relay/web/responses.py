@@ -1,14 +1,12 @@
-"""Turns as Flask responses: what every dialect's views share once they have an Ask and a Printer."""
+"""Turns as responses: what every dialect's views share once they have an Ask and a Printer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import orjson
-from flask import Response
 
 from relay.chat import Printer, Turn
 from relay.delivery import (
@@ -24,6 +22,7 @@ from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 
 MOST_IGNORED = 20
 _PLAIN = re.compile(r"[!-~]{1,64}")  # others' words may hold what no header can
@@ -38,7 +37,7 @@ STREAM_HEADERS = {
 def json_response(value: object) -> Response:
     """A value as JSON, with a line end."""
     body = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
-    return WholeResponse(body, mimetype="application/json")
+    return Response(body, "application/json")
 
 
 def text_response(text: str, mimetype: str = "text/plain") -> Response:
@@ -50,32 +49,7 @@ def text_response(text: str, mimetype: str = "text/plain") -> Response:
 
 def bytes_response(body: bytes, mimetype: str) -> Response:
     """UTF-8 as it is."""
-    return WholeResponse(body, content_type=f"{mimetype}; charset=utf-8")
-
-
-class WholeResponse(Response):
-    """A body as the server takes it, without what Flask would look for in its head once more."""
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["REQUEST_METHOD"] == "HEAD":
-            return super().__call__(environ, start_response)
-        start_response(self.status, list(self.headers))
-        return WholeBody(self)
-
-
-class WholeBody:
-    """The body of such a response; to close it closes that."""
-
-    __slots__ = ("_response",)
-
-    def __init__(self, response: Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._response.iter_encoded())
-
-    def close(self) -> None:
-        self._response.close()
+    return Response(body, f"{mimetype}; charset=utf-8")
 
 
 def reply_headers(reply: Reply) -> dict[str, str]:
@@ -119,10 +93,9 @@ def deliver_stream(
     """A response that streams what the printer prints; raises RelayError for what fails before the first event."""
     delivery = _delivery(incoming, ask, printer)
     with OpenDelivery(incoming, delivery) as opened:
-        response = StreamedResponse(
-            content_type=f"{mimetype}; charset=utf-8", headers=STREAM_HEADERS
-        )
-        response.response = StreamedBody(delivery.stream(), opened, response)
+        pieces = delivery.stream()
+        response = StreamedResponse(opened, pieces, headers=STREAM_HEADERS)
+        response.headers["Content-Type"] = f"{mimetype}; charset=utf-8"
         if delivery.turn is not None:
             response.headers.update(_turn_headers(delivery.turn))
         return response
@@ -161,66 +134,52 @@ class OpenDelivery:
 
 
 class StreamedResponse(Response):
-    """A response as the server takes it, without what Flask would put around its head and its pieces.
-
-    `passed`: fields of an upstream's, which stand before its own.
-    """
-
-    default_mimetype = None
-    passed: Iterable[tuple[str, str]] = ()
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        if not isinstance(self.response, StreamedBody):
-            self.headers.extend(self.passed)
-            return super().__call__(environ, start_response)
-        start_response(self.status, [*self.passed, *self.headers])
-        return self.response
-
-
-class StreamedBody:
-    """The body of such a response; to close it closes that. `delivery`: what gives it, which a server may park."""
+    """A response whose body comes in pieces, as the delivery gives them; to close it closes that."""
 
     def __init__(
         self,
-        pieces: Generator[bytes, None, None],
         opened: OpenDelivery,
-        response: Response,
+        pieces: Generator[bytes, None, None],
+        *,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        super().__init__(status=status, headers=headers)
         self.delivery = opened.delivery
-        self._opened = opened
+        self.when_closed += (pieces.close, opened.close)
         self._pieces = pieces
-        self._response = response
-        self._is_closed = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
 
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._pieces.close()
-            self._opened.close()
-            self._response.close()  # which closes its body in turn
-            self._response.response = ()  # they would hold each other, and the request
+    def _fields(self) -> list[tuple[str, str]]:
+        return [*self.passed, *self.headers.items()]
 
 
 def _passed_response(
     incoming: Incoming, passage: Passage, opened: OpenDelivery
 ) -> Response:
     head = passage.start()
-    response = StreamedResponse(status=head.status if head else 200)
-    response.response = StreamedBody(passage.body(), opened, response)
-    response.passed = passed = passage.headers
+    status = head.status if head else 200
+    passed, length = passage.headers, passage.length
+    is_stream = passage.is_event_stream
+    is_unframed = length is None and not is_stream
+    response: Response
+    if is_unframed and incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        response = Response(
+            _whole_body(passage), status=status
+        )  # else a cut would look whole
+        response.when_closed.append(opened.close)
+    else:
+        response = StreamedResponse(opened, passage.body(), status=status)
     if head is None:
-        response.content_type = EVENT_STREAM
-    if passage.is_event_stream:
-        response.passed = _without(passed, STREAM_HEADERS)
+        response.headers["Content-Type"] = EVENT_STREAM
+    if is_stream:
+        passed = _without(passed, STREAM_HEADERS)
         response.headers.update(STREAM_HEADERS)
-    elif (length := passage.length) is not None:
+    elif length is not None:
         passed.append(("Content-Length", str(length)))
-    elif incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-        response.set_data(_whole_body(passage))  # else a cut would look whole
-        response.call_on_close(opened.close)
+    response.passed = passed
     return response
 
 

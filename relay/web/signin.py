@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Response
+from werkzeug.http import parse_cache_control_header
 
 from relay.dialects import bodies, fields
 from relay.errors import BadRequest
 from relay.signin.grants import Credentials, Grant
 from relay.web.incoming import Incoming, pause
+from relay.web.response import Response
 from relay.web.responses import json_response
 
 NO_CREDENTIALS = (
@@ -37,12 +38,12 @@ def platform_login(incoming: Incoming) -> Response:
     grant = incoming.service.logins.to_platform(
         credentials, incoming.caller_address, fresh=wants_fresh(incoming)
     )
-    return Response(grant.login, mimetype="application/json")
+    return Response(grant.login, "application/json")
 
 
 def credentials_of(incoming: Incoming) -> Credentials:
     bodies.read_query(dict(incoming.args.lists()))
-    found = bodies.read(incoming.content_type or "", incoming.whole_body(), pause)
+    found = bodies.read(incoming.content_type, incoming.whole_body(), pause)
     if fields.text_of(found, "proxy").strip():
         raise BadRequest(NO_PROXY)
     email = fields.text_of(found, "email") or fields.text_of(found, "username")
@@ -54,4 +55,5 @@ def credentials_of(incoming: Incoming) -> Credentials:
 
 def wants_fresh(incoming: Incoming) -> bool:
     """Whether the caller says that a token which is kept does not do: it may have been revoked."""
-    return "no-cache" in incoming.cache_control
+    stated = incoming.fields.get("Cache-Control", "")
+    return "no-cache" in parse_cache_control_header(stated)

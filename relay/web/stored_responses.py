@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Response
-
 from relay.dialects import fields as read
 from relay.dialects.openai import items, responses
 from relay.dialects.openai.response_events import ResponseEvents
@@ -16,6 +14,7 @@ from relay.errors import BadRequest, NoConversation, NoPreviousResponse, NoRespo
 from relay.upstreams import Upstream
 from relay.web import downloads, links
 from relay.web.incoming import Incoming
+from relay.web.response import Response
 from relay.web.responses import (
     deliver_stream,
     deliver_whole,
@@ -52,7 +51,7 @@ def create(incoming: Incoming, payload: dict[str, Any], upstream: Upstream) -> R
         return deliver_stream(incoming, ask, printer, "text/event-stream")
     reply = deliver_whole(incoming, ask)
     response = json_response(responses.whole(reply, ask))
-    response.headers.extend(reply_headers(reply))
+    response.headers.update(reply_headers(reply))
     return response
 
 

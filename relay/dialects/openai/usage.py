@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from relay.dialects.events import Batch
-from relay.domain import Ask, Message, Reply, Tokens
+from relay.domain import Ask, Findings, Message, Reply, Tokens
 from relay.window import (
     PER_MESSAGE,
     TextCount,
@@ -168,22 +168,13 @@ class PassedAnswer:
                 words = b"".join(pattern.findall(text))
                 count.add(words.decode("utf-8", "replace"))
 
-    @property
-    def model(self) -> str | None:
+    def findings(self, asked: Callable[[], int]) -> Findings:
         self._look()
-        return self._model
-
-    @property
-    def has_failed(self) -> bool:
-        self._look()
-        return self._streams and _FAILED.search(self._tail) is not None
-
-    def tokens(self, asked: Callable[[], int]) -> Tokens:
-        self._look()
-        stated = _stated_in(self._tail)
-        if stated is not None:
-            return stated
-        return Tokens(asked(), self._estimated(), estimated=True)
+        tokens = _stated_in(self._tail)
+        if tokens is None:
+            tokens = Tokens(asked(), self._estimated(), estimated=True)
+        has_failed = self._streams and _FAILED.search(self._tail) is not None
+        return Findings(self._model, tokens, has_failed)
 
     def _estimated(self) -> int:
         if self._streams or not self._words:
