@@ -190,43 +190,33 @@ def wait_readable(connection: Any, seconds: float) -> bool:
 
 
 class Readiness:
-    """See `relay.stream_pump.Readiness`. The pump's greenlet runs once for all that one turn of the loop notices."""
+    """See `relay.stream_pump.Readiness`: one poll, which the loop watches, tells of all descriptors at once."""
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
-        self._watchers: dict[int, Any] = {}
-        self._ready: dict[int, None] = {}
+        self._poll: Any = unpatched_epoll()
+        self._io = self._hub.loop.io(self._poll.fileno(), READABLE)
+        self._io.start(self._end_wait)
         self._timer: Any = None
         self._rings_at = NEVER
         self._switch: Callable[[], object] | None = None
 
     def add(self, descriptor: int) -> None:
-        watcher = self._watchers[descriptor] = self._hub.loop.io(descriptor, READABLE)
-        watcher.start(self._notice, descriptor)
+        self._poll.register(descriptor, select.EPOLLIN)
 
     def remove(self, descriptor: int) -> None:
-        watcher = self._watchers.pop(descriptor)
-        watcher.stop()
-        watcher.close()
-        self._ready.pop(descriptor, None)
+        with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+            self._poll.unregister(descriptor)
 
     def wait(self, deadline: Deadline) -> list[int]:
         if deadline < self._rings_at:
             self._ring_at(deadline)
-        if not self._ready:
-            self._switch = gevent.getcurrent().switch
-            self._hub.switch()
-        ready = list(self._ready)
-        self._ready.clear()
-        return ready
+        self._switch = gevent.getcurrent().switch
+        self._hub.switch()
+        return [descriptor for descriptor, _ in self._poll.poll(0)]
 
     def wake(self) -> None:
         self._hub.loop.run_callback(self._end_wait)
-
-    def _notice(self, descriptor: int) -> None:
-        if not self._ready:
-            self.wake()
-        self._ready[descriptor] = None
 
     def _end_wait(self) -> None:
         switch, self._switch = self._switch, None

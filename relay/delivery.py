@@ -85,23 +85,26 @@ class Silent:
 
 
 class SilenceClock:
-    """The clock for the first byte, then for silence within the answer, then for the trailer after it."""
+    """The clock for the first byte, then for silence within the answer, then for the trailer after it.
+
+    `ends`: when it runs out, on the monotonic clock.
+    """
 
     def __init__(self, clocks: Clocks, now: float) -> None:
         self._silence = clocks.silence
         self._is_trailer = False
         self.limit = clocks.first_byte
-        self.deadline = Deadline(now + self.limit)
+        self.ends = now + self.limit
 
-    def restart(self, is_complete: bool, now: float | None = None) -> None:
-        """Something of the body came. While the answer is complete, that moves nothing. `now`: where it is known."""
+    def restart(self, is_complete: bool, now: float) -> None:
+        """Something of the body came. While the answer is complete, that moves nothing."""
         if is_complete and self._is_trailer:
             return
         self._is_trailer = is_complete
         self.limit = self._silence
         if is_complete:
             self.limit = min(TRAILER_SECONDS, self._silence)
-        self.deadline = Deadline((now or time.monotonic()) + self.limit)
+        self.ends = now + self.limit
 
 
 class Delivery:
@@ -129,7 +132,7 @@ class Delivery:
         self._deadline = Deadline(now + self.seconds)
         self._caller_left = Flag()
         self._silence = SilenceClock(clocks, now)
-        self._keep_alive = Deadline(now + clocks.keep_alive)
+        self._spoke = now  # when the caller got something last
         self._was_parked = False
         self.turn: Turn | None = None
         self.outcome = "open"
@@ -148,7 +151,12 @@ class Delivery:
     @property
     def wakes_at(self) -> Deadline:
         """When something is to be done, whatever arrives."""
-        return min(self._deadline, self._silence.deadline, self._keep_alive)
+        keep_alive = self._spoke + self._clocks.keep_alive
+        return Deadline(min(self._deadline, self._silence.ends, keep_alive))
+
+    @property
+    def _needs_keep_alive(self) -> bool:
+        return time.monotonic() >= self._spoke + self._clocks.keep_alive
 
     def park(self) -> None:
         self.is_parked = self._was_parked = True
@@ -198,14 +206,14 @@ class Delivery:
     def _body(
         self, first: bytes, chunks: Iterator[bytes | None]
     ) -> Generator[bytes, None, None]:
-        self._keep_alive = Deadline.after(self._clocks.keep_alive)
+        self._spoke = time.monotonic()
         yield first
         try:
             for chunk in chunks:
-                if not chunk and self._keep_alive.passed:
+                if not chunk and self._needs_keep_alive:
                     chunk = self._printer.keep_alive
                 if chunk:
-                    self._keep_alive = Deadline.after(self._clocks.keep_alive)
+                    self._spoke = time.monotonic()
                     yield chunk
                 elif self._was_parked:
                     yield b""
@@ -218,14 +226,14 @@ class Delivery:
         """Seconds that one read may wait: to the next clock, and no longer than between two keep-alives."""
         if self.is_parked:
             return 0.0
-        next_clock = min(self._deadline, self._silence.deadline)
-        return min(next_clock.left, self._clocks.keep_alive)
+        left = min(self._deadline, self._silence.ends) - time.monotonic()
+        return max(0.0, min(left, self._clocks.keep_alive))
 
     def _check_clocks(self) -> None:
         """Raise CallerLeft, or UpstreamTimeout where a clock ran out."""
         if self._caller_left.is_set():
             raise CallerLeft()
-        if not min(self._deadline, self._silence.deadline).passed:
+        if time.monotonic() < min(self._deadline, self._silence.ends):
             return
         if self._deadline.passed:
             raise UpstreamTimeout(
@@ -328,7 +336,7 @@ class DirectDelivery(Delivery):
                 yield output
             if turn.failure is not None:
                 raise turn.failure
-            self._silence.restart(turn.complete)
+            self._silence.restart(turn.complete, time.monotonic())
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield from self._wait_unparked()

@@ -6,7 +6,7 @@ there are, and which; how a browser may treat them is said here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from relay.accounts import Account, AccountPool, Attempts
@@ -57,6 +57,12 @@ class NoWatch:
     keep_alive = b""
     is_whole = True
     is_between_events = False
+
+    def listen(self, listener: Callable[[bytes], None]) -> None:
+        pass
+
+    def look(self) -> None:
+        pass
 
     def feed(self, piece: bytes) -> bytes:
         return piece

@@ -71,6 +71,11 @@ class Watch(Protocol):
     @property
     def is_between_events(self) -> bool: ...
 
+    def listen(self, listener: Callable[[bytes], None]) -> None:
+        """Have another one look at the events, too: not later than `is_whole` is asked for, or `look` called."""
+
+    def look(self) -> None: ...
+
     def feed(self, piece: bytes) -> bytes: ...
 
     def end(self) -> bytes: ...
@@ -91,14 +96,10 @@ class Observer(Protocol):
         """The upstream took the request, which was sent with this account. Before anything goes to the caller."""
 
     def feed(self, piece: bytes) -> None:
-        """Bytes that go to the caller next."""
+        """Bytes that pass; of an event stream, when its `Watch` looks at them."""
 
     def end(self) -> None:
         """The answer came to its end, whole."""
-
-
-def ignore(piece: bytes) -> None:
-    """Where nobody reads along."""
 
 
 class Passage(Delivery):
@@ -131,7 +132,6 @@ class Passage(Delivery):
         self._began_late = False  # the caller was promised an event stream
         self._is_watched = False
         self._arrived = 0.0  # when the last piece did, on the monotonic clock
-        self._observe: Callable[[bytes], None] = ignore
 
     def start(self) -> Head | None:
         """Send the request; the answer's head. None for an event stream that has not begun yet.
@@ -166,9 +166,9 @@ class Passage(Delivery):
     def awaited(self) -> int | None:
         if self._exchange is None or not self._is_watched:
             return None
-        if self._observer is not None and self._observer.may_block:
-            return None
-        return self._exchange.awaited
+        if self.is_parked or self._observer is None or not self._observer.may_block:
+            return self._exchange.awaited
+        return None
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -273,11 +273,11 @@ class Passage(Delivery):
     def _begin_late(self) -> Iterator[bytes]:
         """The head comes after the caller's own was sent."""
         self._began_late = True
-        self._keep_alive = Deadline.after(self._clocks.keep_alive)
+        self._spoke = time.monotonic()
         yield self._watch.keep_alive
         for _ in self._opening:
-            if self._keep_alive.passed:
-                self._keep_alive = Deadline.after(self._clocks.keep_alive)
+            if self._needs_keep_alive:
+                self._spoke = time.monotonic()
                 yield self._watch.keep_alive
         assert self._head is not None
         if self._refusal is not None:
@@ -285,19 +285,24 @@ class Passage(Delivery):
         if not self.is_event_stream:
             raise UpstreamFailed("The upstream did not stream, as it was asked to.")
 
-    def _observe_begin(self) -> None:
-        if self._observer is not None and self.accepted:
-            assert self._attempts.account is not None
-            self._observer.accepted(self._attempts.account)
-            self._observe = self._observer.feed
+    def _observe_begin(self) -> Callable[[bytes], None] | None:
+        """What is given the bytes that pass; None where nobody reads along."""
+        if self._observer is None or not self.accepted:
+            return None
+        assert self._attempts.account is not None
+        self._observer.accepted(self._attempts.account)
+        return self._observer.feed
 
     def _observe_end(self) -> None:
         if self._observer is not None and self.accepted:
             self._observer.end()
 
     def _pass_on(self) -> Iterator[bytes]:
-        self._observe_begin()
+        observe = self._observe_begin()
         watches = self._is_watched = self.is_event_stream
+        if watches and observe is not None:
+            self._watch.listen(observe)
+            observe = None
         while True:
             piece = self._read()
             if piece == b"":
@@ -309,21 +314,21 @@ class Passage(Delivery):
                 continue
             passed = self._watch.feed(piece) if watches else piece
             if passed:
-                self._keep_alive = Deadline(self._arrived + self._clocks.keep_alive)
-                self._observe(passed)
+                self._spoke = self._arrived
+                if observe is not None:
+                    observe(passed)
                 yield passed
         if watches:
             rest = self._watch.end()
             if not self._watch.is_whole:
                 raise UpstreamCut()
-            self._observe(rest)
             yield rest
 
     def _silent(self, watches: bool) -> bytes:
         """What the caller gets where nothing has come: a keep-alive, if it is time and can stand here."""
-        if self.is_parked and not self._keep_alive.passed:
+        if self.is_parked and not self._needs_keep_alive:
             return b""
-        self._keep_alive = Deadline.after(self._clocks.keep_alive)
+        self._spoke = time.monotonic()
         can_stand = watches and self._watch.is_between_events
         return self._watch.keep_alive if can_stand else b""
 
@@ -351,6 +356,8 @@ class Passage(Delivery):
         failure = CallerLeft() if self._caller_left.is_set() else error
         self.failure = failure
         self.outcome = failure.code
+        if self._is_watched:
+            self._watch.look()
         self._release()
 
     def leave(self) -> None:

@@ -6,42 +6,31 @@ merely ends for a whole one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import orjson
 
 BATCH = 2048  # bytes that are looked at at once
 LONGEST_HELD = 8 * 1024 * 1024  # bytes of one event that wait for its end
 
 
-class Batch:
-    """Pieces that pass, looked at many at once: a look at each would cost as much as passing it on."""
-
-    __slots__ = ("_pieces", "_size")
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def add(self, piece: bytes) -> bool:
-        """Whether there are enough for a look now."""
-        self._pieces.append(piece)
-        self._size += len(piece)
-        return self._size >= BATCH
-
-    def take(self) -> bytes:
-        """What was added since the last time."""
-        text = b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
-        return text
-
-
 class EventWatch:
-    """Whole events pass on, so that an error can follow where the next one was cut. A dialect says what its end is."""
+    """Whole events pass on, so that an error can follow where the next one was cut. A dialect says what its end is.
 
-    def __init__(self) -> None:
+    `batch`: how many bytes are looked at at once: to look at each event would cost as much as to pass it on.
+    """
+
+    def __init__(self, batch: int = BATCH) -> None:
         self._held = b""
         self._ended = False
-        self._batch = Batch()
+        self._batch = batch
+        self._unseen: list[bytes] = []
+        self._unseen_size = 0
+        self._listener: Callable[[bytes], None] | None = None
+
+    def listen(self, listener: Callable[[bytes], None]) -> None:
+        """Have another one look along at the events that pass."""
+        self._listener = listener
 
     def ends(self, passed: bytes) -> bool:
         """Whether one of these whole events says that the answer is whole, or that it failed."""
@@ -49,39 +38,51 @@ class EventWatch:
 
     @property
     def is_whole(self) -> bool:
-        self._look()
+        self.look()
         return self._ended
 
     @property
     def is_between_events(self) -> bool:
-        """No event has begun, so that a keep-alive can stand here."""
+        """Whether a keep-alive can stand here. One that waits in the middle of an event has held back its piece."""
         return not self._held
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events that have come."""
-        if not self._held and piece.endswith(b"\n\n"):
-            return self._passed(piece)
+        if self._held or not piece.endswith(b"\n\n"):
+            piece = self._whole_events(piece)
+        self._unseen.append(piece)
+        self._unseen_size += len(piece)
+        if self._unseen_size >= self._batch:
+            self.look()
+        return piece
+
+    def _whole_events(self, piece: bytes) -> bytes:
+        """The whole events of what is held and this piece; the rest is held."""
         held = self._held + piece
         last = _last_boundary(held, len(self._held))
         if not last and len(held) > LONGEST_HELD:
             last = len(held)
         self._held = held[last:]
-        return self._passed(held[:last])
+        return held[:last]
 
     def end(self) -> bytes:
         """The bytes are over: what was held, which no empty line ended. It counts where its JSON is whole."""
         held = self._held
         self._held = b""
-        return self._passed(held) if _is_whole_event(held) else held
+        if _is_whole_event(held):
+            self._unseen.append(held)
+        return held
 
-    def _passed(self, events: bytes) -> bytes:
-        if self._batch.add(events):
-            self._look()
-        return events
-
-    def _look(self) -> None:
-        events = self._batch.take()
+    def look(self) -> None:
+        """Look at what has passed since the last time."""
+        events = b"".join(self._unseen)
+        self._unseen.clear()
+        self._unseen_size = 0
+        if not events:
+            return
         self._ended = self._ended or self.ends(events)
+        if self._listener is not None:
+            self._listener(events)
 
 
 def _is_whole_event(event: bytes) -> bool:

@@ -110,10 +110,6 @@ class TimeSlice:
     def __init__(self) -> None:
         self._used = 0
 
-    def begin_anew(self) -> None:
-        """Others have run."""
-        self._used = 0
-
     def use(self, size: int) -> None:
         """So many bytes were handled."""
         self._used += COST_OF_CALL + size
@@ -178,40 +174,25 @@ class DirectTransport:
             self._idle.clear()
 
 
-class Body:
-    """The pieces of a body that have arrived, unpacked as they are taken."""
+class Unpacker:
+    """Unpacks a body that came as gzip or deflate."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.is_packed = False
-        self._unpacker: zlib._Decompress | None = None
+        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
 
-    def unpack(self) -> None:
-        """From now on, what is taken is unpacked: gzip or deflate."""
-        self.is_packed = True
-        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    def take(self, packed: list[bytes]) -> bytes:
+        """The next of what these pieces hold, LARGEST_READ of it at most; they are used up. Raises zlib.error.
 
-    def take(self) -> bytes:
-        """What has arrived since, LARGEST_READ of it at most where it was packed. Raises zlib.error.
-
-        What follows the end of a packed body is dropped.
+        What follows the end of the packed body is dropped.
         """
-        if not self.pieces:
-            return b""
-        if self._unpacker is None:
-            if len(self.pieces) == 1:
-                return self.pieces.pop()
-            arrived = b"".join(self.pieces)
-            self.pieces.clear()
-            return arrived
         unpacked = b""
-        while self.pieces and not unpacked:
-            packed = self.pieces.pop(0)
-            if self._unpacker.eof:
+        while packed and not unpacked:
+            piece = packed.pop(0)
+            if self._stream.eof:
                 continue
-            unpacked = self._unpacker.decompress(packed, LARGEST_READ)
-            if self._unpacker.unconsumed_tail:
-                self.pieces.insert(0, self._unpacker.unconsumed_tail)
+            unpacked = self._stream.decompress(piece, LARGEST_READ)
+            if self._stream.unconsumed_tail:
+                packed.insert(0, self._stream.unconsumed_tail)
         return unpacked
 
 
@@ -228,8 +209,9 @@ class DirectExchange:
         self._interrupted = False
         self._fields: list[tuple[str, str]] = []
         self._head: Head | None = None
-        self._body = Body()
-        self.on_body = self._body.pieces.append
+        self._pieces: list[bytes] = []  # of the body, that have arrived
+        self._unpacker: Unpacker | None = None
+        self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._slice = TimeSlice()
         self._overhead = 0  # bytes since the last that were part of the body
@@ -253,7 +235,7 @@ class DirectExchange:
         self._framed = chunked or "content-length" in headers
         packing = headers.get("content-encoding", "").lower()
         if self._call.unpack and packing in ("gzip", "x-gzip", "deflate"):
-            self._body.unpack()
+            self._unpacker = Unpacker()
 
     def on_message_complete(self) -> None:
         self._complete = self._head is not None
@@ -269,12 +251,13 @@ class DirectExchange:
         return self._head
 
     def read(self, seconds: float) -> bytes | None:
-        arrived = self._take()
+        arrived = self._take() if self._pieces else b""
         deadline = Deadline.after(seconds) if seconds else NOW
         while not arrived and not self._complete:
             if not self._receive(deadline):
                 return None
-            arrived = self._take()
+            if self._pieces:
+                arrived = self._take()
             if not arrived and deadline.passed:
                 break  # what comes is no body, and it may come for ever
         return arrived if arrived or self._complete else None
@@ -283,21 +266,30 @@ class DirectExchange:
     def awaited(self) -> int | None:
         """None also for a packed body, of which more may be here already."""
         is_over = self._complete or self._interrupted
-        if self._connection is None or is_over or self._body.is_packed:
+        if self._connection is None or is_over or self._unpacker is not None:
             return None
         return self._descriptor
 
     def _take(self) -> bytes:
-        if not self._body.pieces:
-            return b""
+        """What has arrived of the body since the last time."""
+        pieces = self._pieces
+        if self._unpacker is not None:
+            return self._unpack(self._unpacker)
+        self._overhead = 0
+        if len(pieces) == 1:
+            return pieces.pop()
+        arrived = b"".join(pieces)
+        pieces.clear()
+        return arrived
+
+    def _unpack(self, unpacker: Unpacker) -> bytes:
         try:
-            arrived = self._body.take()
+            arrived = unpacker.take(self._pieces)
         except zlib.error as error:
             raise self._translated(error) from error
         if arrived:
             self._overhead = 0
-            if self._body.is_packed:  # a small packet is a large piece
-                self._slice.use(len(arrived))
+            self._slice.use(len(arrived))  # a small packet is a large piece
         return arrived
 
     def _translated(self, error: Exception) -> RelayError:
@@ -416,7 +408,6 @@ class DirectExchange:
                 self._end()
                 return True
             self._overhead += len(piece)
-            self._slice.use(len(piece))
             self._parser.feed_data(piece)
         except FOREIGN_ERRORS as error:
             raise self._translated(error) from error
@@ -431,8 +422,8 @@ class DirectExchange:
         """What arrives next; see `receive`. After a read that left something, the next one need not wait."""
         if self._plain is None or self._has_more:
             piece = receive(connection, deadline)
+            self._slice.use(len(piece or b""))
         elif deadline is NOW or self._is_readable(connection, deadline):
-            self._slice.begin_anew()  # who does not wait here has waited elsewhere
             piece = receive_now(self._plain)
         else:
             return None

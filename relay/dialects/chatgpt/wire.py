@@ -34,7 +34,9 @@ class EventWatch(events.EventWatch):
     keep_alive = KEEP_ALIVE
 
     def __init__(self, is_classic: bool = False) -> None:
-        super().__init__()
+        super().__init__(
+            batch=0
+        )  # a conversation is known as soon as the answer names it
         self._is_classic = is_classic
 
     def feed(self, piece: bytes) -> bytes:

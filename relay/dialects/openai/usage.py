@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from relay.dialects.events import Batch
 from relay.domain import Ask, Findings, Message, Reply, Tokens
 from relay.window import (
     PER_MESSAGE,
@@ -134,7 +133,6 @@ class PassedAnswer:
     def __init__(self, path: str, *, streams: bool) -> None:
         self._words = _WORDS.get((path, streams), ())
         self._streams = streams
-        self._batch = Batch()
         self._tail = b""
         self._size = 0
         self._model: str | None = None
@@ -143,18 +141,11 @@ class PassedAnswer:
     def accepted(self, account: object) -> None:
         pass
 
-    def feed(self, piece: bytes) -> None:
-        """Of a stream: whole events."""
-        if self._batch.add(piece):
-            self._look()
-
     def end(self) -> None:
         pass
 
-    def _look(self) -> None:
-        text = self._batch.take()
-        if not text:
-            return
+    def feed(self, text: bytes) -> None:
+        """Of a stream: whole events."""
         self._size += len(text)
         self._tail = (self._tail + text)[-TAIL:]
         if self._model is None and (found := _MODEL.search(text)):
@@ -169,7 +160,6 @@ class PassedAnswer:
                 count.add(words.decode("utf-8", "replace"))
 
     def findings(self, asked: Callable[[], int]) -> Findings:
-        self._look()
         tokens = _stated_in(self._tail)
         if tokens is None:
             tokens = Tokens(asked(), self._estimated(), estimated=True)
