@@ -120,7 +120,8 @@ class Turn:
     """One question and its answer, pushed from outside by one thread.
 
     `failure`: an error that the bytes fed so far tell of; what came before it was printed, and the
-    driver raises it. `ended`: `end` or `fail` was called.
+    driver raises it. `started`: the upstream took the question. `over`: the answer is whole; what the upstream may
+    still send is not waited for. `ended`: `end` or `fail` was called.
     """
 
     def __init__(
@@ -134,6 +135,8 @@ class Turn:
         self.stream = stream
         self.conversation_id = context.conversation_id
         self.remarks = context.remarks
+        self.started = False
+        self.over = False
         self.ended = False
         self.failure: RelayError | None = None
         self.reply: Reply | None = None
@@ -151,15 +154,6 @@ class Turn:
         self._tool_calls: dict[int, list[ToolCall]] = {}  # pieces, by their index
 
     @property
-    def over(self) -> bool:
-        """The answer is whole: what the upstream may still send is not waited for."""
-        return self._finished is not None
-
-    @property
-    def started(self) -> bool:
-        return self._started is not None
-
-    @property
     def complete(self) -> bool:
         """The answer's text is complete, only the stream's trailer is missing."""
         return self._decoder.complete
@@ -172,11 +166,15 @@ class Turn:
         batch: list[Event] = []
         try:
             for event in events:
-                if isinstance(event, Finished):
+                if isinstance(event, Delta):  # which most are
+                    self._text.append(event.text)
+                elif isinstance(event, Finished):
                     self._finished = event
+                    self.over = True
                     break
-                event = self._with_ids(event)
-                self._add(event)
+                else:
+                    event = self._with_ids(event)
+                    self._add(event)
                 batch.append(event)
         except RelayError as error:
             self.failure = error
@@ -202,12 +200,11 @@ class Turn:
         match event:
             case Started():
                 self._started = event
+                self.started = True
                 if event.conversation_id and self._keeper.returns_ids:
                     self.conversation_id = event.conversation_id
             case Restarted():
                 self._text.clear()
-            case Delta(text):
-                self._text.append(text)
             case Reasoning(text):
                 self._reasoning.append(text)
             case Refusal(text):

@@ -23,3 +23,6 @@ class Deadline(float):
     @property
     def passed(self) -> bool:
         return time.monotonic() >= self
+
+
+NOW = Deadline(0.0)  # has passed

@@ -343,20 +343,16 @@ class DirectDelivery(Delivery):
         yield turn.end()
 
     def _read_piece(self, turn: Turn) -> bytes | None:
-        """What has arrived; None for one keep-alive of silence, b"" at the end."""
+        """What has arrived; None for one keep-alive of silence, b"" at the end. Raises where a clock ran out."""
         try:
-            return self._read_in_time(turn)
+            self._check_clocks()
+            piece = turn.stream.read(self._patience())
+            if piece is None:
+                self._check_clocks()
         except (UpstreamCut, UpstreamTimeout):
             if turn.complete and not self._caller_left.is_set():
                 return b""  # nothing of the answer is missing
             raise
-
-    def _read_in_time(self, turn: Turn) -> bytes | None:
-        """The same. Raises where a clock ran out."""
-        self._check_clocks()
-        piece = turn.stream.read(self._patience())
-        if piece is None:
-            self._check_clocks()
         return piece
 
     def _fail(self, error: RelayError) -> None:

@@ -7,7 +7,7 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from relay.errors import UpstreamFailed
 
@@ -17,8 +17,7 @@ OPENING_SIZE = 64  # bytes by which `opens_stream` knows a stream
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
 
-@dataclass(frozen=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     """One event: its name (`message` where none is given) and its data lines, joined by LF."""
 
     name: str

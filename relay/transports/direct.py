@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from relay.deadline import Deadline
+from relay.deadline import NOW, Deadline
 from relay.errors import (
     BadRequest,
     RelayError,
@@ -58,7 +58,6 @@ A_MOMENT = (
     1e-6  # seconds; after 0, gevent runs those that are ready, and looks at no socket
 )
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
-NOW = Deadline(0.0)
 MOST_IDLE = 64  # connections to one origin; to dial anew takes longer than most answers
 SEND_SECONDS = 30.0
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -29,7 +29,7 @@ from typing import Protocol, TypeAlias
 
 from relay import sse
 from relay.accounts import Account, AccountPool, Attempts
-from relay.deadline import Deadline
+from relay.deadline import NOW, Deadline
 from relay.errors import (
     OneAtATime,
     RelayError,
@@ -53,14 +53,6 @@ SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep bu
 LONGEST_PAUSE = 8.0  # and one that others keep busy
 
 
-def never() -> bool:
-    return False
-
-
-def nothing() -> int:
-    return 0
-
-
 @dataclass(frozen=True)
 class Step:
     """One request of a procedure.
@@ -76,8 +68,8 @@ class Step:
     call: Call
     asks: bool = False
     streams: bool = False
-    ended: Callable[[], bool] = never
-    repeated: Callable[[], int] = nothing
+    ended: Callable[[], bool] | None = None
+    repeated: Callable[[], int] | None = None
     pause: float = 0.0
     seconds: float | None = None
     single_use: bool = False
@@ -282,24 +274,26 @@ class HttpSession:
         return self._exchange.awaited
 
     def read(self, seconds: float) -> bytes | None:
-        deadline = Deadline.after(seconds)
+        deadline = Deadline.after(seconds) if seconds else NOW
         while not self._interrupted.is_set():
             try:
-                piece = self._advance(deadline)
+                if self._streaming:
+                    piece = self._read_stream(seconds)
+                else:
+                    piece = self._advance(deadline)
             except (UpstreamCut, Unreachable):
                 if self._interrupted.is_set():
                     return b""
                 raise
             if piece is not None or deadline.passed:
                 return piece
+            seconds = deadline.left
         return b""
 
     def _advance(self, deadline: Deadline) -> bytes | None:
         """One wait for what comes next; None if it led to nothing for the decoder yet."""
         if self._over:
             return b""
-        if self._streaming and self._step is not None:
-            return self._take_step(self._step, deadline)
         if self._steps is None:
             return self._begin(deadline.left)
         if self._computation is not None:
@@ -312,15 +306,13 @@ class HttpSession:
         return self._take_step(self._step, deadline)
 
     def _take_step(self, step: Step, deadline: Deadline) -> bytes | None:
-        """Send the step's request, or read on in its answer."""
+        """Send the step's request, or read on in its answer, as long as that is no stream."""
         try:
             if self._exchange is None and not self._send(step):
                 return None
-            if self._streaming:
-                return self._read_stream(step, deadline)
             return self._read_answer(step, deadline)
         except (Unreachable, UpstreamCut) as error:
-            if self._streaming or self._interrupted.is_set():
+            if self._interrupted.is_set():
                 raise
             return self._fail_step(error)
 
@@ -393,26 +385,28 @@ class HttpSession:
             self._attempts.model = self._procedure.model
             self._attempts.succeeded()
 
-    def _read_stream(self, step: Step, deadline: Deadline) -> bytes | None:
-        assert self._exchange is not None
-        if step.ended():
+    def _read_stream(self, seconds: float) -> bytes | None:
+        step = self._step
+        assert self._exchange is not None and step is not None
+        if step.ended is not None and step.ended():
             piece: bytes | None = b""
         elif self._first:
             piece = self._first
             self._first = b""
         else:
-            piece = self._exchange.read(deadline.left)
+            piece = self._exchange.read(seconds)
         if piece == b"":
             self._release()
             return self._resume(None)
         if piece:
-            self._check_size(step, len(piece))
+            self._streamed += len(piece)
+            if self._streamed > self._largest:
+                self._check_size(step)
         return piece
 
-    def _check_size(self, step: Step, size: int) -> None:
-        """Count what was streamed. Raises UpstreamFailed where that is more than an answer may have."""
-        self._streamed += size
-        repeated = step.repeated()
+    def _check_size(self, step: Step) -> None:
+        """Raise UpstreamFailed where more was streamed than an answer may have, without what only repeats."""
+        repeated = step.repeated() if step.repeated is not None else 0
         if self._streamed - repeated + repeated // REPETITION > self._largest:
             raise UpstreamFailed(TOO_LARGE)
 

@@ -165,12 +165,11 @@ class OpenAIDecoder:
 def _message_events(message: dict[str, Any]) -> list[Event]:
     content = message.get("content")
     events = _content(content) if content else []
-    reasoning = _text(message.get("reasoning_content"))
-    reasoning = reasoning or _text(message.get("reasoning"))
-    if reasoning:
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought and (reasoning := _text(thought)):
         events.append(Reasoning(reasoning))
-    refusal = _text(message.get("refusal"))
-    if refusal:
+    refused = message.get("refusal")
+    if refused and (refusal := _text(refused)):
         events.append(Refusal(refusal))
     calls = message.get("tool_calls")
     if not calls and "function_call" in message:  # the API before `tool_calls`
