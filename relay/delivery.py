@@ -332,11 +332,11 @@ class DirectDelivery(Delivery):
                 continue
             output = turn.feed(piece)
             turn.accepted()
+            self._silence.restart(turn.complete, time.monotonic())
             if output or turn.failure is None:
                 yield output
             if turn.failure is not None:
                 raise turn.failure
-            self._silence.restart(turn.complete, time.monotonic())
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield from self._wait_unparked()
@@ -345,9 +345,10 @@ class DirectDelivery(Delivery):
     def _read_piece(self, turn: Turn) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end. Raises where a clock ran out."""
         try:
-            self._check_clocks()
             piece = turn.stream.read(self._patience())
-            if piece is None:
+            if piece is None or time.monotonic() >= min(
+                self._deadline, self._silence.ends
+            ):
                 self._check_clocks()
         except (UpstreamCut, UpstreamTimeout):
             if turn.complete and not self._caller_left.is_set():

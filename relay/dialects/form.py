@@ -229,7 +229,8 @@ class Events:
             elif isinstance(event, Restarted):
                 restart = sse.event(b"{}", "restart")
                 text = ""
-        return restart + _piece(reasoning, "reasoning") + _piece(text)
+        thought = _piece(reasoning, "reasoning") if reasoning else b""
+        return restart + thought + (_piece(text) if text else b"")
 
     def end(self, reply: Reply) -> bytes:
         return sse.event(orjson.dumps(self._route.answer(reply)), "done")
@@ -239,7 +240,7 @@ class Events:
 
 
 def _piece(text: str, name: str = "") -> bytes:
-    return sse.event(orjson.dumps({"text": text}), name) if text else b""
+    return sse.event(orjson.dumps({"text": text}), name)
 
 
 class Raw:

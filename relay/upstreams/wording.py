@@ -211,7 +211,7 @@ def parse_json(body: bytes) -> Any:
 
     Half an emoji, as servers that cut texts anywhere send it, is U+FFFD.
     """
-    if has_too_many_values(body):
+    if len(body) >= MOST_VALUES and has_too_many_values(body):
         return None
     try:
         return orjson.loads(body)
