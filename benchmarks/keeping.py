@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from relay.domain import Reply
+from relay.domain import Message, Reply
 from relay.server import in_place
 from relay.store import Store, TurnRequest
 from tests.postgresql import PostgreSQL, programs
@@ -31,7 +31,7 @@ def turn(store: Store, conversation_id: str | None = None) -> str:
         upstream="openai",
         question_id=str(uuid.uuid4()),
         answer_id=str(uuid.uuid4()),
-        prompt="a question of some words",
+        question=Message("user", "a question of some words"),
         title="A title",
         is_new=conversation_id is None,
     )
