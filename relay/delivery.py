@@ -224,8 +224,6 @@ class Delivery:
 
     def _patience(self) -> float:
         """Seconds that one read may wait: to the next clock, and no longer than between two keep-alives."""
-        if self.is_parked:
-            return 0.0
         left = min(self._deadline, self._silence.ends) - time.monotonic()
         return max(0.0, min(left, self._clocks.keep_alive))
 
@@ -345,7 +343,7 @@ class DirectDelivery(Delivery):
     def _read_piece(self, turn: Turn) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end. Raises where a clock ran out."""
         try:
-            piece = turn.stream.read(self._patience())
+            piece = turn.stream.read(0.0 if self.is_parked else self._patience())
             if piece is None or time.monotonic() >= min(
                 self._deadline, self._silence.ends
             ):

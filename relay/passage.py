@@ -340,7 +340,7 @@ class Passage(Delivery):
             return refusal
         if self._exchange is None:
             return b""
-        piece = self._exchange.read(self._patience())
+        piece = self._exchange.read(0.0 if self.is_parked else self._patience())
         if piece == b"":
             self._release()
             return piece

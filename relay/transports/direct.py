@@ -400,13 +400,18 @@ class DirectExchange:
         if self._interrupted:
             raise UpstreamCut()
         try:
-            piece = self._next_piece(self._connection, deadline)
+            if deadline is NOW and self._plain is not None and not self._has_more:
+                piece = receive_now(self._plain)
+            else:
+                piece = self._next_piece(self._connection, deadline)
             if piece is None:
                 return False
             if not piece:
                 self._end()
                 return True
-            self._overhead += len(piece)
+            size = len(piece)
+            self._has_more = size == RECEIVE_SIZE
+            self._overhead += size
             self._parser.feed_data(piece)
         except FOREIGN_ERRORS as error:
             raise self._translated(error) from error
@@ -422,12 +427,11 @@ class DirectExchange:
         if self._plain is None or self._has_more:
             piece = receive(connection, deadline)
             self._slice.use(len(piece or b""))
-        elif deadline is NOW or self._is_readable(connection, deadline):
-            piece = receive_now(self._plain)
-        else:
-            return None
-        self._has_more = piece is not None and len(piece) == RECEIVE_SIZE
-        return piece
+            self._has_more = False
+            return piece
+        if self._is_readable(connection, deadline):
+            return receive_now(self._plain)
+        return None
 
     def _is_readable(self, connection: socket.socket, deadline: Deadline) -> bool:
         wait = self._transport.wait_readable

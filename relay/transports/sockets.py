@@ -41,10 +41,9 @@ def receive_now(plain: socket.socket) -> bytes | None:
 def send_now(plain: socket.socket, data: bytes) -> bytes:
     """Send what can be sent without waiting; the rest. `plain`: see `without_waiting`. Raises OSError."""
     try:
-        sent = plain.send(data)
+        return data[plain.send(data) :]
     except BlockingIOError:
         return data
-    return data[sent:]
 
 
 def without_waiting(connection: socket.socket) -> socket.socket:
