@@ -335,6 +335,8 @@ class DirectDelivery(Delivery):
                 yield output
             if turn.failure is not None:
                 raise turn.failure
+            if not self.is_parked:  # how long the caller took to read is no silence
+                self._silence.restart(turn.complete, time.monotonic())
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield from self._wait_unparked()

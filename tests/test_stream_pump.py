@@ -235,6 +235,8 @@ def test_silence_is_filled_and_ends(served: Served, path: str) -> None:
     begun = time.monotonic()
     body = served.ask(path).read()
     assert body.count(b": keep-alive") >= 2 + 1
+    # the silence begins with what came last: 1 s of it, and a keep-alive each 0.3 s
+    assert body.partition(b"two")[2].count(b": keep-alive") <= 3
     assert b"two" in body and b"silent for 1 s" in body and b"[DONE]" not in body
     assert 1.5 < time.monotonic() - begun < 8
     wait_for(lambda: served.upstream.left)
