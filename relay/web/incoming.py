@@ -112,8 +112,8 @@ class Incoming:
     @property
     def host(self) -> str:
         """The Host header, or where there is none this server's address; "" for what is no host's name."""
-        environ = self.environ
-        server = environ["SERVER_NAME"], int(environ["SERVER_PORT"] or 0)
+        name, port = self.environ["SERVER_NAME"], self.environ["SERVER_PORT"]
+        server = name, int(port) if port.isdigit() else None  # a UNIX socket has none
         return get_host(self.scheme, self.fields.get("Host"), server)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from http import HTTPStatus
@@ -9,6 +10,7 @@ from typing import Any
 
 from relay.delivery import Delivery
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 WITHOUT_BODY = (204, 304)  # statuses whose responses say no length either
 
 
@@ -39,7 +41,6 @@ class Response:
         self._is_closed = False
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Response:
-        self._check_fields()
         start_response(status_line(self.status), self._fields())
         if environ["REQUEST_METHOD"] == "HEAD":
             self.body = b""
@@ -57,16 +58,24 @@ class Response:
             callback()
 
     def _fields(self) -> list[tuple[str, str]]:
-        fields = [*self.passed, *self.headers.items()]
-        if self.status not in WITHOUT_BODY:
-            fields.append(("Content-Length", str(len(self.body))))
-        return fields
-
-    def _check_fields(self) -> None:
-        """Raise ValueError for a field that would begin another one: some hold others' words."""
+        """The head's fields. Some hold others' words, which can begin no other field."""
         text = "".join(self.headers.values())
-        if not text.isprintable() and ("\r" in text or "\n" in text):
-            raise ValueError("a field of the header holds a line end")
+        if not (text.isascii() and text.isprintable()):
+            self.headers = {
+                name: _sendable(self.headers[name]) for name in self.headers
+            }
+        return [*self.passed, *self.headers.items(), *self._framing()]
+
+    def _framing(self) -> list[tuple[str, str]]:
+        """The fields that say where the body ends."""
+        if self.status in WITHOUT_BODY:
+            return []
+        return [("Content-Length", str(len(self.body)))]
+
+
+def _sendable(value: str) -> str:
+    """A field's value without what no header can carry."""
+    return _CONTROL.sub(" ", value).encode("latin-1", "replace").decode("latin-1")
 
 
 @lru_cache(maxsize=100)

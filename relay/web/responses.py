@@ -152,8 +152,8 @@ class StreamedResponse(Response):
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
 
-    def _fields(self) -> list[tuple[str, str]]:
-        return [*self.passed, *self.headers.items()]
+    def _framing(self) -> list[tuple[str, str]]:
+        return []
 
 
 def _passed_response(
@@ -166,9 +166,8 @@ def _passed_response(
     is_unframed = length is None and not is_stream
     response: Response
     if is_unframed and incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-        response = Response(
-            _whole_body(passage), status=status
-        )  # else a cut would look whole
+        # else a cut would look whole
+        response = Response(_whole_body(passage), status=status)
         response.when_closed.append(opened.close)
     else:
         response = StreamedResponse(opened, passage.body(), status=status)
