@@ -286,27 +286,24 @@ class Passage(Delivery):
             raise UpstreamFailed("The upstream did not stream, as it was asked to.")
 
     def _observe_begin(self) -> Callable[[bytes], None] | None:
-        """What is given the bytes that pass; None where nobody reads along."""
+        """What is given the bytes that pass; None where nobody reads along but the watch, and who listens to it."""
         if self._observer is None or not self.accepted:
             return None
         assert self._attempts.account is not None
         self._observer.accepted(self._attempts.account)
-        return self._observer.feed
+        if not self._is_watched:
+            return self._observer.feed
+        self._watch.listen(self._observer.feed)
+        return None
 
     def _observe_end(self) -> None:
         if self._observer is not None and self.accepted:
             self._observer.end()
 
     def _pass_on(self) -> Iterator[bytes]:
-        observe = self._observe_begin()
         watches = self._is_watched = self.is_event_stream
-        if watches and observe is not None:
-            self._watch.listen(observe)
-            observe = None
-        while True:
-            piece = self._read()
-            if piece == b"":
-                break
+        observe = self._observe_begin()
+        while (piece := self._read()) != b"":
             if piece is None:
                 chunk = self._silent(watches)
                 if chunk or self._was_parked:
@@ -319,10 +316,14 @@ class Passage(Delivery):
                     observe(passed)
                 yield passed
         if watches:
-            rest = self._watch.end()
-            if not self._watch.is_whole:
-                raise UpstreamCut()
-            yield rest
+            yield self._rest()
+
+    def _rest(self) -> bytes:
+        """What an event stream ends with. Raises UpstreamCut where it is not whole."""
+        rest = self._watch.end()
+        if not self._watch.is_whole:
+            raise UpstreamCut()
+        return rest
 
     def _silent(self, watches: bool) -> bytes:
         """What the caller gets where nothing has come: a keep-alive, if it is time and can stand here."""

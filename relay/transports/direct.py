@@ -255,8 +255,7 @@ class DirectExchange:
         while not arrived and not self._complete:
             if not self._receive(deadline):
                 return None
-            if self._pieces:
-                arrived = self._take()
+            arrived = self._take()
             if not arrived and deadline.passed:
                 break  # what comes is no body, and it may come for ever
         return arrived if arrived or self._complete else None
@@ -274,6 +273,8 @@ class DirectExchange:
         pieces = self._pieces
         if self._unpacker is not None:
             return self._unpack(self._unpacker)
+        if not pieces:
+            return b""
         self._overhead = 0
         if len(pieces) == 1:
             return pieces.pop()
