@@ -108,6 +108,16 @@ ADVANCE_NEWEST = Prepared(
         ),
     )
 )
+UPDATE_REMOTE = Prepared(
+    UPDATE_CONVERSATION.where(conversations.c.owner == bindparam("of_owner")).values(
+        updated=bindparam("now"),
+        account=bindparam("at_account", type_=Text),
+        newest=func.coalesce(
+            bindparam("answer_id", type_=Text), conversations.c.newest
+        ),
+    )
+)
+SELECT_ID = Prepared(select(conversations.c.id).where(_THIS_CONVERSATION))
 TAKE_OVER = UPDATE_CONVERSATION.where(
     conversations.c.owner == bindparam("former_owner")
 ).values(owner=bindparam("new_owner"))
@@ -259,17 +269,16 @@ def take_over(
 
 def update_remote(connection: Connection, row: Conversation, now: float) -> bool:
     """Update the row of a remote conversation, unless it is another owner's; False where there is none."""
-    known = lock_conversation(connection, row.id)
-    if known is None:
-        return False
-    if known.owner == row.owner:
-        values = {
-            "updated": now,
-            "newest": row.newest or known.newest,
-            "account": row.account,
-        }
-        update_conversation(connection, row.id, values)
-    return True
+    values = {
+        "conversation_id": row.id,
+        "of_owner": row.owner,
+        "now": now,
+        "at_account": row.account,
+        "answer_id": row.newest or None,
+    }
+    if UPDATE_REMOTE.run(connection, values):
+        return True
+    return bool(SELECT_ID.rows(connection, {"conversation_id": row.id}))
 
 
 def delete_row(connection: Connection, conversation_id: str) -> None:
