@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
 from relay.accounts import Account, can_be_sent
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.upstreams.addresses import parse_address
 from relay.upstreams.chatgpt_web.models import choose_model
+from relay.upstreams.wording import write_json
 
 USER_AGENT = "chatgpt-webapi"
 _ROLES = {"developer": "system"}
@@ -172,7 +171,7 @@ def question_body(
     }
     if question.conversation_id:
         body["conversation_id"] = question.conversation_id
-    return orjson.dumps(body | dict(extras.body))
+    return write_json(body | dict(extras.body))
 
 
 def continuation_body(
@@ -185,7 +184,7 @@ def continuation_body(
         "parent_message_id": parent_id,
         **_common_fields(question),
     }
-    return orjson.dumps(body | dict(extras.body))
+    return write_json(body | dict(extras.body))
 
 
 def _common_fields(question: Question) -> dict[str, Any]:

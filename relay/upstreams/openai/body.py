@@ -17,6 +17,7 @@ from relay.accounts import can_be_sent
 from relay.attachments import without_names
 from relay.domain import Question
 from relay.errors import BadRequest
+from relay.upstreams.wording import write_json
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 OPENAI_HOST = "api.openai.com"
@@ -113,12 +114,9 @@ def completion_body(
         **extras.body,
     }
     try:
-        content = orjson.dumps(
+        return write_json(
             {name: value for name, value in body.items() if value is not None}
         )
-        return bytes(
-            memoryview(content)
-        )  # orjson's own takes 4 KB, for as long as the answer streams
     except orjson.JSONEncodeError:
         raise BadRequest("The question holds what cannot be written as JSON.") from None
 
