@@ -76,7 +76,7 @@ def never(token: str) -> bool:
     return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Key:
     """A client key, held as its SHA-256 only, and the owner of what is asked with it."""
 
@@ -194,7 +194,7 @@ def _make_key(path: Path) -> bool:
         os.unlink(draft)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Credential:
     """What a request shows. `may_be_token`: it may be the caller's own. `explicit`: it was sent for us alone.
 

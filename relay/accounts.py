@@ -44,7 +44,7 @@ _OTHER_TOKENS = ("at-", "cw-", "fk-", "pk-", "sess-", "sk-")
 Source: TypeAlias = Literal["setting", "login", "pool", "caller"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SignIn:
     """A refresh token, by which an account's access tokens are got.
 
@@ -67,7 +67,7 @@ class SignIn:
         return f"token-{self.id[:16]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Account:
     """An account and its access token.
 
@@ -279,7 +279,7 @@ class Scope(NamedTuple):
     token: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rest:
     """An account that rests. `until`: the stated end; `since`: when it was last tried. Monotonic seconds.
 
@@ -291,7 +291,7 @@ class Rest:
     kind: type[RelayError] = RateLimited
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Resting:
     """A resting account for those who look: its name, the model that the limit is for, and its stated end.
 

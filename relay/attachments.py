@@ -41,7 +41,7 @@ _UNSAFE = re.compile(r"[^\w .,()+=@#-]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Content:
     """What a data URL has, `size` bytes of it. `start`: where in the URL its base64 begins."""
 
@@ -57,7 +57,7 @@ class _Content:
         return found[at - first * 3 :][:size]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A file. `media_type`: by its content. `width`, `height`: pixels, of an image."""
 

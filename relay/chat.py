@@ -99,7 +99,7 @@ class Printer(Protocol):
         """A failure within an answer; None where the dialect has no way to say it, so the body is aborted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TurnContext:
     """What a turn knows beside its answer.
 
@@ -311,7 +311,7 @@ class Turn:
         self.stream.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Routing:
     """Where new conversations go.
 
@@ -341,7 +341,7 @@ class Routing:
         return upstreams[self.default_upstream]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PreparedAsk:
     """What is made of an ask once, however often it is tried.
 
@@ -586,7 +586,8 @@ class Chat:
         window = self._window(ask, keeper.request.question, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
-        payer = changed(ask.caller, token=token)
+        is_own = token == ask.caller.token
+        payer = ask.caller if is_own else changed(ask.caller, token=token)
         question = Question(
             window.messages,
             question_id=keeper.request.question_id,

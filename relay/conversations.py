@@ -35,7 +35,7 @@ PAGE = 100  # rows of the index that are read at once
 Item: TypeAlias = "Conversation | dict[str, Any]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Page:
     """A page of conversations. `missing`: why those of an upstream are not among them."""
 
@@ -43,7 +43,7 @@ class Page:
     missing: UpstreamError | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Located:
     """Where a conversation is: its index row, and the history that has its text; None: it is stored here."""
 

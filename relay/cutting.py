@@ -23,7 +23,7 @@ MOST_STOPS = 4
 LONGEST_STOP = 1000  # characters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnswerLimits:
     """What ends an answer. `stops`: texts before which it ends. `tokens`: its estimated length; None: no limit."""
 

@@ -52,7 +52,7 @@ LARGEST_BACKLOG = 1024 * 1024  # bytes of output that wait for one follower
 COST_OF_CHUNK = 64  # bytes that each chunk of it counts as, at least
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clocks:
     """Seconds: to the first byte, of silence within the answer, for the whole ask, and between keep-alives."""
 
@@ -260,7 +260,7 @@ class DirectDelivery(Delivery):
         super().__init__(printer, clocks, timeout)
         self._open_turn = open_turn
         self._request_id = request_id
-        self._waiting_is_over = Flag()
+        self._waiting_is_over = False
         self._waits_for: Waiting | None = None
 
     def leave(self) -> None:
@@ -276,7 +276,7 @@ class DirectDelivery(Delivery):
 
     def stop_waiting(self) -> None:
         """If the question still waits for its conversation, it is not asked any more."""
-        self._waiting_is_over.set()
+        self._waiting_is_over = True
 
     @property
     def awaited(self) -> int | None:
@@ -308,7 +308,7 @@ class DirectDelivery(Delivery):
         while isinstance(turn := self._open_turn(), Waiting):
             self._waits_for = turn
             self._caller_left.wait(min(pause, self._deadline.left))
-            if self._caller_left.is_set() or self._waiting_is_over.is_set():
+            if self._caller_left.is_set() or self._waiting_is_over:
                 raise CallerLeft()
             if self._deadline.passed:
                 raise self.too_late(self.seconds)
@@ -317,6 +317,7 @@ class DirectDelivery(Delivery):
                 yield None
             pause = min(pause * 1.5, LONGEST_PAUSE)
         self.turn = turn
+        del self._open_turn  # it has the ask, which nobody needs while the answer comes
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:

@@ -21,13 +21,15 @@ ROOT = "client-created-root"  # ChatGPT's own name for the parent of a conversat
 
 
 def changed(value: T, **fields: Any) -> T:
-    """A dataclass' value with other fields: `dataclasses.replace` without its checks, at a fifth of its cost."""
+    """A dataclass' value with other fields: `dataclasses.replace` without its checks, at half its cost."""
     copy = object.__new__(type(value))
-    copy.__dict__.update(value.__dict__, **fields)
+    for name in value.__dataclass_fields__:  # type: ignore[attr-defined]
+        field_value = fields[name] if name in fields else getattr(value, name)
+        object.__setattr__(copy, name, field_value)
     return copy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks.
 
@@ -52,7 +54,7 @@ class Caller:
         return f"token-{hashlib.sha256(token).hexdigest()}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a conversation.
 
@@ -80,7 +82,7 @@ def joined(messages: Sequence[Message]) -> Message:
     return Message(messages[-1].role, text, tuple(payloads))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # without slots: those who wait for it hold it weakly
 class Ask:
     """What a caller wants, parsed: a prompt, and where it belongs.
 
@@ -126,7 +128,7 @@ class Ask:
         return Message(role, self.prompt, self.payloads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """What an upstream is sent, before it is encoded.
 
@@ -151,7 +153,7 @@ class Question:
     request_id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Started:
     """The upstream accepted the question. An upstream that stores conversations gives its own id.
 
@@ -166,19 +168,19 @@ class Started:
     question_id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The text so far is void (it was no answer, or was edited upstream): it begins again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of the answer: only what is new, never the text so far."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file that an upstream has. `pointer`: its own name for it; `message_id`: of the message that shows it."""
 
@@ -186,28 +188,28 @@ class RemoteFile:
     message_id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileLink:
     """Here the answer's text has the address of a file. It becomes a Delta before it reaches a turn."""
 
     file: RemoteFile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reasoning:
     """A piece of the model's reasoning, which is no part of the answer."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A piece of the model's refusal, which stands in the place of an answer."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A piece of a call that the model asks for.
 
@@ -233,7 +235,7 @@ def joined_call(pieces: Sequence[ToolCall]) -> ToolCall:
     return ToolCall(first.index, first.id, first.name, arguments)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is complete.
 
@@ -252,7 +254,7 @@ Event: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Remarks:
     """What a caller is told beside an answer.
 
@@ -265,7 +267,7 @@ class Remarks:
     replayed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """What an ask used. `estimated`: the upstream stated no counts."""
 
@@ -293,7 +295,7 @@ class Findings(NamedTuple):
     has_failed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A whole answer. Both ids are empty where the conversation is not stored.
 
@@ -323,7 +325,7 @@ class Reply:
         return message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class IdempotencyKey:
     """A key and its owner. `fingerprint` differs for another ask under the same key."""
 
@@ -332,7 +334,7 @@ class IdempotencyKey:
     fingerprint: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that an upstream offers. `id`: what the field `model` of an ask takes."""
 
@@ -341,7 +343,7 @@ class Model:
     upstream: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
     """What is known of an ask with an idempotency key.
 
@@ -353,7 +355,7 @@ class KeyRecord:
     outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Node:
     """A stored message in its tree. `parent`: None for the root's children. Times: seconds since 1970.
 
@@ -375,7 +377,7 @@ class Node:
     echo: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTurn:
     """A stored answer, and the question that it answers.
 
@@ -388,7 +390,7 @@ class StoredTurn:
     preamble: tuple[Node, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A row of the index, and its tree where that was asked for.
 
@@ -409,7 +411,7 @@ class Conversation:
     nodes: tuple[Node, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UsageQuery:
     """Which usage is asked for. `by`: of UsageRow's first four fields, those that are told apart.
 

@@ -39,7 +39,7 @@ PATH = "/files/"
 _LINK = re.compile(r"/files/([A-Za-z0-9_-]{20,4000}\.[A-Za-z0-9_-]{43})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Download:
     """What a link leads to.
 

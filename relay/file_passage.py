@@ -89,11 +89,10 @@ class FilePassage(Passage):
 
     def start(self) -> Head | None:
         head = super().start()
-        if self._refusal is None:
+        if self._refusal is None or self._refused is None:
             return head
-        status = self._refusal.status
-        error = self._forwarder.failure(self._refusal, self._request)
-        failure: RelayError = NoFile() if status in (404, 410) else error
+        is_gone = self._refusal.status in (404, 410)
+        failure = NoFile() if is_gone else self._refused
         self._fail(failure)
         raise failure
 

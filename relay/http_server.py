@@ -12,7 +12,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from io import BytesIO
 from time import time
@@ -85,13 +85,7 @@ class HttpServer:
         """Serve a connection to its end, or until a stream of its is parked."""
         connection = Connection.adopt(accepted, self._send_seconds, self._wait_readable)
         host, port = (address[0], str(address[1])) if address else ("", "")
-        environ = {
-            **self.environ,
-            "REMOTE_ADDR": host,
-            "REMOTE_PORT": port,
-            "relay.socket": connection,
-        }
-        served = ServedConnection(self, connection, environ)
+        served = ServedConnection(self, connection, host, port)
         self._go_on(served, served.serve)
 
     def _go_on(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
@@ -133,21 +127,24 @@ class HttpServer:
 
 
 class ServedConnection:
-    """One connection of a server's. `environ`: what is the same for all of its requests."""
+    """One connection of a server's. `host`, `port`: whose it is; "" where that cannot be known."""
+
+    __slots__ = ("_arrived", "_host", "_is_first", "_port", "_server", "connection")
 
     def __init__(
-        self, server: HttpServer, connection: Connection, environ: dict[str, Any]
+        self, server: HttpServer, connection: Connection, host: str, port: str
     ) -> None:
         self.connection = connection
         self._server = server
-        self._environ = environ
+        self._host = host
+        self._port = port
         self._arrived = bytearray()
         self._is_first = True
 
     @property
     def caller(self) -> str:
         """Its address, for the log."""
-        return self._environ["REMOTE_ADDR"] or "-"
+        return self._host or "-"
 
     def serve(self) -> bool:
         """Serve requests to the connection's end; whether it is parked instead.
@@ -211,7 +208,14 @@ class ServedConnection:
             body: Any = BytesIO(source.read(len(self._arrived)))
         else:
             body = unread = RequestBody(source, self.connection, request.length)
-        environ = {**self._environ, **environ_of(request), "wsgi.input": body}
+        environ = {
+            **self._server.environ,
+            **environ_of(request),
+            "REMOTE_ADDR": self._host,
+            "REMOTE_PORT": self._port,
+            "relay.socket": self.connection,
+            "wsgi.input": body,
+        }
         writer = ResponseWriter(
             self.connection, request, unread, self._server.is_stopping
         )
@@ -378,6 +382,19 @@ class ResponseWriter:
     `body`: the request's, where it had not arrived: what is unread of it stands before the next request.
     """
 
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_has_body",
+        "_headers",
+        "_is_begun",
+        "_is_chunked",
+        "_left",
+        "_status",
+        "_version",
+        "closes",
+    )
+
     def __init__(
         self,
         connection: Connection,
@@ -390,7 +407,7 @@ class ResponseWriter:
         self._connection = connection
         self._version = request.version
         self._status = ""
-        self._headers: list[tuple[str, str]] = []
+        self._headers: Sequence[tuple[str, str]] = ()
         self._is_begun = False
         self._is_chunked = False
         self._has_body = request.method != "HEAD"
@@ -461,6 +478,7 @@ class ResponseWriter:
         elif self._version == "1.0":
             added.append(("Connection", "keep-alive"))
         fields = [f"{name}: {value}\r\n" for name, value in (*self._headers, *added)]
+        self._headers = ()  # a stream may stay open for long
         head = f"HTTP/1.1 {self._status}\r\n{''.join(fields)}\r\n"
         return head.encode("latin-1")
 

@@ -25,7 +25,7 @@ MOST_COMPARED = 2000
 _DEFAULTS = re.compile(r"(?i:auto|(gpt-3\.5-turbo|text-davinci-00[23])(-[a-z0-9-]+)?)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Listing:
     """A list, or no models where it could not be had; and when that was, in monotonic seconds."""
 

@@ -23,7 +23,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamFailed,
 )
-from relay.transports import Call, Exchange, Head
+from relay.transports import Exchange, Head
 from relay.upstreams import Forwarded, Forwarder
 from relay.upstreams.http import (
     ADMISSION_SECONDS,
@@ -121,13 +121,15 @@ class Passage(Delivery):
         super().__init__(Silent(), clocks)
         self._observer = observer
         self._forwarder = forwarder
-        self._request = request
         self._watch = watch
         self._streams = streams
         self._attempts = forwarder.attempts(request)
         self._exchange: Exchange | None = None
-        self._opening = self._open()
+        self._opening = self._open(
+            request
+        )  # which alone has it: an answer may take long
         self._refusal: WholeResponse | None = None
+        self._refused: RelayError | None = None  # what it means
         self._head: Head | None = None
         self._began_late = False  # the caller was promised an event stream
         self._is_watched = False
@@ -191,23 +193,25 @@ class Passage(Delivery):
         stated = self._head.headers.get("content-length", "") if self._head else ""
         return int(stated) if stated.isascii() and stated.isdigit() else None
 
-    def _open(self) -> Iterator[None]:
+    def _open(self, request: Forwarded) -> Iterator[None]:
         """Send the request, with one account after the other; yields while that is waited for."""
         while self._head is None:
             self._attempts.next()
             account = yield from self._get_ready()
             yield from self._admit()
-            call = self._forwarder.call(self._request, account)
+            call = self._forwarder.call(request, account)
             self._exchange = self._forwarder.transport.send(call)
             try:
                 head = yield from self._read_head(self._exchange)
                 if head.status >= 300:
-                    yield from self._read_refusal(self._exchange, call, head)
+                    reader = BodyReader(self._exchange, call, LARGEST_ERROR)
+                    response = yield from self._read_refusal(reader)
+                    self._refuse(response, self._forwarder.failure(response, request))
                 else:
                     self._head = head
                     self._attempts.succeeded()
             except RelayError as error:
-                self._try_another(error, account)
+                self._try_another(error, request)
 
     def _get_ready(self) -> Generator[None, None, Account]:
         """Wait until the account has its access token."""
@@ -231,27 +235,28 @@ class Passage(Delivery):
             yield None
             self._check_clocks()
 
-    def _read_refusal(
-        self, exchange: Exchange, call: Call, head: Head
-    ) -> Iterator[None]:
-        """Read an error; raises it where it is not to be passed on as it is: a page, a redirect, a key of ours."""
-        reader = BodyReader(exchange, call, LARGEST_ERROR)
+    def _read_refusal(self, reader: BodyReader) -> Generator[None, None, WholeResponse]:
         while (response := reader.read(self._patience())) is None:
             yield None
             self._check_clocks()
-        failure = self._forwarder.failure(response, self._request)
+        return response
+
+    def _refuse(self, response: WholeResponse, failure: RelayError) -> None:
+        """Take an error for the answer. Raises one that is not to be passed on: a page, a redirect, a key of ours."""
         is_object = response.body.lstrip().startswith(b"{")
-        if failure.another_account_may_help or head.status < 400 or not is_object:
+        is_error = response.status >= 400
+        if failure.another_account_may_help or not is_error or not is_object:
             raise failure
         self._release()
         self._refusal = response
-        self._head = head
+        self._refused = failure
+        self._head = response.head
 
-    def _try_another(self, error: RelayError, account: Account) -> None:
+    def _try_another(self, error: RelayError, request: Forwarded) -> None:
         """Let the next account have the request. Raises the error where none may help."""
         self._release()
         self._attempts.refused(error)
-        if not self._request.is_repeatable:
+        if not request.is_repeatable:
             raise error
 
     def body(self) -> Generator[bytes, None, None]:
@@ -280,8 +285,8 @@ class Passage(Delivery):
                 self._spoke = time.monotonic()
                 yield self._watch.keep_alive
         assert self._head is not None
-        if self._refusal is not None:
-            raise self._forwarder.failure(self._refusal, self._request)
+        if self._refused is not None:
+            raise self._refused
         if not self.is_event_stream:
             raise UpstreamFailed("The upstream did not stream, as it was asked to.")
 

@@ -25,7 +25,7 @@ MOST_NAMED = 20  # lines that an error names
 _TOKEN = re.compile(r"[!-+\--~]{8,8192}")  # no comma, and no space
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PooledAccount:
     """An account of the pool for those who look; nothing here is a secret.
 

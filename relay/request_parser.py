@@ -32,7 +32,7 @@ class BrokenRequest(OSError):
     """What came is no request, or is one that two servers could read differently."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a head says.
 

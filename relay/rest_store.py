@@ -13,7 +13,7 @@ from relay.store import Store
 from relay.tables import rests, revisions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredRest:
     """A row; see `relay.tables.rests`."""
 

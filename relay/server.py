@@ -37,7 +37,7 @@ def in_thread(work: Callable[[], None]) -> None:
     Thread(target=work, daemon=True).start()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Server:
     """`native`: makes a runner with a native thread of its own, so that blocking work stops nobody else.
 

@@ -61,7 +61,7 @@ UPSTREAMS: dict[str, Opener] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Basis:
     """What the parts of a service share."""
 
@@ -116,7 +116,7 @@ class Basis:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Service:
     """All parts of a running service."""
 

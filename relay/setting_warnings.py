@@ -94,7 +94,7 @@ def _nearest(name: str, similarity: float) -> str | None:
     return matches[0] if matches else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Given:
     """A name under which a setting is given, its value, and where it stands."""
 
@@ -129,7 +129,7 @@ def _override_warning(counts: _Given, other: _Given) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Rule:
     """When settings have no effect. `names`: fields of Settings; `reason`: the end of the sentence."""
 

@@ -290,7 +290,7 @@ def setting(
     return field(default=default, repr=not secret, metadata=known)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All that an operator can set."""
 

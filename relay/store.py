@@ -47,7 +47,7 @@ NOTHING = Message("user", "")
 LARGEST_CONVERSATION = 64 * 2**20  # as `messages.size_of` counts it: 64 MB of text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TurnRequest:
     """A turn to be opened.
 
@@ -102,7 +102,7 @@ class TurnRequest:
         return conversation, conversations.name_lease(self.owner, self.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OpenedTurn:
     """A turn that holds its conversation's lease; a new one whose question is deferred needs none yet.
 

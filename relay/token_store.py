@@ -16,7 +16,7 @@ from relay.tables import revisions, tokens
 UNUSED_SECONDS = 60 * 86400.0  # after which a caller's own row is deleted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredToken:
     """A row; see `relay.tables.tokens`. `account`: its name, which shows no token."""
 

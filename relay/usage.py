@@ -135,12 +135,11 @@ class Models:
         return model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Meter:
     """Counts one ask, when it has ended. `model`: the name that the upstream was asked for."""
 
-    add: Callable[[UsageRow], None]
-    today: Callable[[], str]
+    counter: UsageCounter
     caller: Caller
     upstream: str
     model: str | None
@@ -161,7 +160,7 @@ class Meter:
             return
         is_cancelled = isinstance(failure, CallerLeft)
         row = UsageRow(
-            day=self.today(),
+            day=self.counter.store.today(),
             key=self.caller.verified_owner,
             upstream=self.upstream,
             model=model or self.model or UNKNOWN,
@@ -174,7 +173,7 @@ class Meter:
             if tokens.estimated
             else 0,
         )
-        self.add(row)
+        self.counter.add(row)
 
 
 class AnswerReader(Protocol):
@@ -249,7 +248,7 @@ class UsageCounter:
 
     def meter(self, caller: Caller, upstream: str, model: str | None) -> Meter:
         """What counts one ask of this caller. `model`: the name that the upstream is asked for."""
-        return Meter(self.add, self.store.today, caller, upstream, model)
+        return Meter(self, caller, upstream, model)
 
     def add(self, row: UsageRow) -> None:
         """Count what a row says."""

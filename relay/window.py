@@ -16,7 +16,7 @@ from relay.domain import SYSTEM_ROLES, Message, Reply
 PER_MESSAGE = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """The messages that go upstream, how many were dropped, and the estimated tokens of those that go."""
 

@@ -26,7 +26,7 @@ LOCK_LENGTH = 512
 OUR_TABLES = {"conversations", "messages", "leases"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Restored:
     """What a restore did. `former`: where the database is that was there before, if there was one."""
 

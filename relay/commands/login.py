@@ -60,7 +60,7 @@ SPENT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Login:
     """One run of the command."""
 

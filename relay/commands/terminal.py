@@ -12,7 +12,7 @@ LONGEST_INPUT = 16 * 1024  # characters
 LONGEST_LINE = 4095  # bytes of a line that a terminal of Linux gives (termios(3))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Terminal:
     """Standard input and output."""
 

@@ -51,7 +51,7 @@ def join_parts(*parts: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """An own route: its name for the prompt, and how it prints answers and errors."""
 

@@ -51,7 +51,7 @@ NO_SUCH_ADDRESS = (
 OTHER_PROVIDER = "another provider signs that account in"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuthPages:
     """`base`: their origin. Nothing of the credentials goes anywhere else."""
 

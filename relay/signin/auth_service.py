@@ -19,7 +19,7 @@ STEP = "AUTH_URL"
 NO_TOKEN = "The service at AUTH_URL answered without an access token. Look at its log."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuthService:
     """`url`: it alone is sent the password, and no redirect is followed. `way`: without the proxies to OpenAI."""
 
@@ -47,7 +47,7 @@ def _code_of(page: Page) -> str:
     return page.headers.get("x-error-code", "").replace("challenged", "captcha")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DashboardLogin:
     """The dashboard's JSON for the access token that such a service gives."""
 

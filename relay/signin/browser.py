@@ -30,7 +30,7 @@ NOT_A_REDIRECT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
     """One sign-in: what only this side knows of it."""
 

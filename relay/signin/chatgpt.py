@@ -26,7 +26,7 @@ CALLBACK = f"/api/auth/callback/{PROVIDER}"
 ERROR = "/api/auth/error"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChatGPTFlow:
     """`chatgpt`: where /api/auth is; `auth`: the origin of the pages that ask for the password."""
 

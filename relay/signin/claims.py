@@ -12,7 +12,7 @@ PROFILE = "https://api.openai.com/profile"
 LONGEST_CLAIM = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Person:
     """Who signed in: "" and None for what no token says. `expires`: of the access token, seconds since 1970."""
 

@@ -38,7 +38,7 @@ _DENIED = re.compile(r"denied|declined|cancel")
 _ENDED = re.compile(r"denied|declined|expired|cancel|entitlement")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DeviceCode:
     """A code for a person to type. `interval`, `lifetime`: in seconds."""
 
@@ -48,7 +48,7 @@ class DeviceCode:
     lifetime: float = LIFETIME
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clock:
     """Seconds that only grow, and a way to let some pass."""
 
@@ -56,7 +56,7 @@ class Clock:
     sleep: Callable[[float], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Nobody has typed the code yet. `longer`: seconds by which to ask less often; `problem`: why nobody knows."""
 

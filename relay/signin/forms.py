@@ -27,7 +27,7 @@ _SECOND_FACTOR = re.compile(
 _CAPTCHA = re.compile(r"captcha|turnstile|arkose", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Form:
     """`fields`: the inputs and their values; `codes`: what the page's error texts are marked with."""
 

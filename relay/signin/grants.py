@@ -27,13 +27,13 @@ LATEST = 253_402_300_799.0  # the end of the year 9999, which dates can still sh
 TOO_SLOW = "The sign-in took too long. Try again."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Credentials:
     email: str = field(repr=False)
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Grant:
     """What a sign-in gives. `expires`: of the access token, Unix seconds; None where nothing says when.
 
@@ -75,7 +75,7 @@ def _moment(value: object) -> float | None:
     return float(value) if 0 < value <= LATEST else None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Running:
     """A sign-in that goes on, for all that wait for it."""
 

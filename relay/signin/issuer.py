@@ -41,7 +41,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[!-~]{8,16384}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """What a sign-in or an exchange gave."""
 
@@ -54,7 +54,7 @@ class Tokens:
         return person_of(self.access_token, self.id_token)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuthorizationCode:
     """A code that is exchanged for tokens once, and the verifier that belongs to it (RFC 7636)."""
 
@@ -63,7 +63,7 @@ class AuthorizationCode:
     redirect_uri: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """An answer of the issuer. `code` and `message`: of its error, without what was sent; "" where it has none."""
 
@@ -87,7 +87,7 @@ class Reply:
         return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Issuer:
     """Sends the issuer one request at a time. `seconds`: the longest wait for an answer.
 

@@ -10,7 +10,7 @@ from relay.signin.claims import Person
 from relay.signin.issuer import Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KeptSignIn:
     """One sign-in.
 

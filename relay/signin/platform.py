@@ -21,7 +21,7 @@ AUDIENCE = "https://api.openai.com/v1"
 LOGIN = "/dashboard/onboarding/login"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlatformFlow:
     """`platform`: where /dashboard is; `auth`: the origin of the pages that ask for the password."""
 

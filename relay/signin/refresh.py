@@ -38,7 +38,7 @@ _DEAD_CODE = re.compile(
 OTHER_REFUSAL = "refused_with_401"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Renewed:
     """`refresh_token`: the one that is to be used next; None: the same. `lifetime`: seconds, where it is stated."""
 
@@ -47,7 +47,7 @@ class Renewed:
     lifetime: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dead:
     """The refresh token gets no access token any more, by the server's code."""
 

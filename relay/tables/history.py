@@ -69,7 +69,7 @@ SELECT_MESSAGE = select(messages.c.text, messages.c.payloads).where(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class History:
     """Messages from the root on, and how many of the conversation do not fit the budget."""
 

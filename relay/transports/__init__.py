@@ -51,7 +51,7 @@ class Headers(Mapping[str, str]):
         return f"Headers({', '.join(self._values)})"  # values may be secret
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request. Host and the framing of the body are added.
 

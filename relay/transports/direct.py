@@ -201,7 +201,8 @@ class DirectExchange:
     def __init__(self, transport: DirectTransport, call: Call) -> None:
         self._target = target_of(call.url)
         self._transport = transport
-        self._call = call
+        self._call: Call | None = call  # until it is sent: an answer may take long
+        self._unpacks = call.unpack
         self._connection: socket.socket | None = None
         self._plain: socket.socket | None = None  # where it is read without waiting
         self._descriptor = -1
@@ -233,7 +234,7 @@ class DirectExchange:
         chunked = "chunked" in headers.get("transfer-encoding", "")
         self._framed = chunked or "content-length" in headers
         packing = headers.get("content-encoding", "").lower()
-        if self._call.unpack and packing in ("gzip", "x-gzip", "deflate"):
+        if self._unpacks and packing in ("gzip", "x-gzip", "deflate"):
             self._unpacker = Unpacker()
 
     def on_message_complete(self) -> None:
@@ -311,8 +312,11 @@ class DirectExchange:
         origin = self._target.origin
         connection = self._transport.take(origin) or self._connect(origin)
         self._opened(connection)
+        call = self._call
+        assert call is not None
+        self._call = None
         try:
-            self._send(connection)
+            self._send(connection, call)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have said why before it closed; reading tells
 
@@ -327,15 +331,15 @@ class DirectExchange:
         if self._interrupted:
             raise UpstreamCut()
 
-    def _send(self, connection: socket.socket) -> None:
+    def _send(self, connection: socket.socket, call: Call) -> None:
         """Send the request; pieces of a streamed body go out as they are taken."""
-        body = self._call.body
+        body = call.body
         if isinstance(body, bytes):
             size = len(body) if body else None
-            self._send_bytes(connection, self._request_head(size, False) + body)
+            self._send_bytes(connection, self._request_head(call, size, False) + body)
             return
-        chunked = self._call.length is None
-        head = self._request_head(self._call.length, chunked)
+        chunked = call.length is None
+        head = self._request_head(call, call.length, chunked)
         self._send_bytes(connection, head)
         for piece in filter(None, body):
             framed = b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
@@ -343,10 +347,10 @@ class DirectExchange:
         if chunked:
             self._send_bytes(connection, b"0\r\n\r\n")
 
-    def _request_head(self, length: int | None, chunked: bool) -> bytes:
-        headers = self._call.headers
+    def _request_head(self, call: Call, length: int | None, chunked: bool) -> bytes:
+        headers = call.headers
         pairs = headers.pairs if isinstance(headers, Headers) else headers.items()
-        lines = [f"{self._call.method} {self._target.path} HTTP/1.1"]
+        lines = [f"{call.method} {self._target.path} HTTP/1.1"]
         lines.append(f"Host: {self._target.authority}")
         lines += [f"{name}: {value}" for name, value in pairs]
         if length is not None:

@@ -46,7 +46,7 @@ UNAUTHORIZED = (401, 407)  # tinyproxy answers a wrong password by 401
 SOCKS_REFUSALS = (2, 7, 8)  # not allowed, no such command, no such kind of address
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Proxy:
     """An outgoing proxy. As text it is its scheme, host and port, and no secret.
 

@@ -20,7 +20,7 @@ from relay.transports.tls import Bounds, Library, TLSTransport
 from relay.transports.tunnel import Tunnel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Transports:
     """`direct`: past all proxies. `proxied`: through those of PROXY_URL. `chatgpt`: as ChatGPT is asked."""
 

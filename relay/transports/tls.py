@@ -63,7 +63,7 @@ _NO_HTTP = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """Bytes. `answer`: of a body that is kept until its head comes. `request`: of a request's body."""
 

@@ -19,7 +19,7 @@ from relay.transports import Call, Headers, Transport
 from relay.upstreams.http import WholeResponse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Resources:
     """What upstreams are built with, beside the settings.
 
@@ -91,7 +91,7 @@ class Decoder(Protocol):
         """The bytes are over: what was still held back. Raises UpstreamCut where the answer is not whole."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundFile:
     """A file at an address that an upstream gave. `name`: what it is called; "" where nothing says so."""
 
@@ -141,7 +141,7 @@ class History(Protocol):
         """Where a file of a conversation is just now. Raises NoFile."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Forwarded:
     """A request that goes to an upstream's API as it is.
 

@@ -53,7 +53,7 @@ SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep bu
 LONGEST_PAUSE = 8.0  # and one that others keep busy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One request of a procedure.
 
@@ -75,7 +75,7 @@ class Step:
     single_use: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Computation:
     """Work of a procedure that takes long.
 
@@ -88,7 +88,7 @@ class Computation:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WholeResponse:
     """An answer that was read whole. `redacted`: its body, to be quoted, without what the call kept secret."""
 
@@ -207,7 +207,7 @@ def fetch(
         exchange.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one question.
 
@@ -244,6 +244,8 @@ class HttpSession:
         self._due = Deadline.after(0)
         self._expiry: Deadline | None = None
         self._step: Step | None = None
+        self._ended: Callable[[], bool] | None = None  # see `Step`
+        self._repeated: Callable[[], int] | None = None
         self._computation: Computation | None = None
         self._exchange: Exchange | None = None
         self._body: BodyReader | None = None
@@ -377,6 +379,9 @@ class HttpSession:
         """The answer is an event stream, and `first` is what was read of it."""
         self._streaming = True
         self._first = first
+        self._ended = step.ended
+        self._repeated = step.repeated
+        self._step = self._body = None  # they have the request, and it may stream long
         self._succeed(step)
 
     def _succeed(self, step: Step) -> None:
@@ -386,9 +391,8 @@ class HttpSession:
             self._attempts.succeeded()
 
     def _read_stream(self, seconds: float) -> bytes | None:
-        step = self._step
-        assert self._exchange is not None and step is not None
-        if step.ended is not None and step.ended():
+        assert self._exchange is not None
+        if self._ended is not None and self._ended():
             piece: bytes | None = b""
         elif self._first:
             piece = self._first
@@ -401,12 +405,12 @@ class HttpSession:
         if piece:
             self._streamed += len(piece)
             if self._streamed > self._largest:
-                self._check_size(step)
+                self._check_size()
         return piece
 
-    def _check_size(self, step: Step) -> None:
+    def _check_size(self) -> None:
         """Raise UpstreamFailed where more was streamed than an answer may have, without what only repeats."""
-        repeated = step.repeated() if step.repeated is not None else 0
+        repeated = self._repeated() if self._repeated is not None else 0
         if self._streamed - repeated + repeated // REPETITION > self._largest:
             raise UpstreamFailed(TOO_LARGE)
 

@@ -112,7 +112,7 @@ class Secrets:
     """What a request's headers keep secret: the token, and what the operator added. Some upstreams quote them."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        self._headers = dict(headers)
+        self._headers = headers
 
     @cached
     def _secrets(self) -> list[bytes]:

@@ -63,7 +63,7 @@ def is_only_account(incoming: Incoming, gateway: Gateway) -> bool:
     return gateway.accounts <= 1 and incoming.service.routing.sole_owner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a request about a conversation passes. `row`: the conversation's in the index, if it has one."""
 

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,7 +44,7 @@ OUTSIDE = "/outside/of/the/prefix"
 HEALTH = "/healthz"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """A dialect's routes, and what the edge must know of them.
 
@@ -131,8 +130,7 @@ class Edge:
             headers["Cache-Control"] = "no-store"
         headers |= self._browsers.cors(incoming.fields.get("Origin", ""))
         response.when_closed += incoming.when_sent
-        line = partial(write_access_log, incoming, response.status)
-        response.when_closed.append(line)
+        response.when_closed.append(AccessLine(incoming, response.status).write)
 
     def _hand_in(self, incoming: Incoming) -> None:
         """Give the request what its view reads beside it."""
@@ -238,30 +236,58 @@ def check_host(host: str, allowed: tuple[str, ...]) -> None:
         ) from None
 
 
-def write_access_log(incoming: Incoming, status: int) -> None:
-    """Write a request's line: `who` is the owner, `from` the address; `why` says of a failure what may be said."""
-    level = logging.DEBUG if incoming.path == HEALTH else logging.INFO
-    if not log.isEnabledFor(level):
-        return
-    delivery = incoming.delivery
-    failure = incoming.failure
-    outcome = failure.code if failure else "-"
-    if delivery is not None:
-        outcome = delivery.outcome
-        failure = delivery.failure or failure
-    fields = {
-        "id": incoming.id,
-        "who": incoming.owner or "-",
-        "from": incoming.caller_address or "-",
-        "method": incoming.method,
-        "path": logged_path(incoming.path),
-        "status": status,
-        "outcome": outcome,
-        "ms": round((time.monotonic() - incoming.started) * 1000),
-    }
-    if failure is not None:
-        fields["why"] = failure.reason
-    write_line(log, level, "request", fields)
+class AccessLine:
+    """A request's line in the log: `who` is the owner, `from` the address; `why` says of a failure what may be said.
+
+    While a stream is open this is all that is held of its request.
+    """
+
+    __slots__ = (
+        "_address",
+        "_delivery",
+        "_failure",
+        "_id",
+        "_method",
+        "_owner",
+        "_path",
+        "_started",
+        "_status",
+    )
+
+    def __init__(self, incoming: Incoming, status: int) -> None:
+        self._id = incoming.id
+        self._owner = incoming.owner
+        self._address = incoming.caller_address
+        self._method = incoming.method
+        self._path = incoming.path
+        self._status = status
+        self._delivery = incoming.delivery
+        self._failure = incoming.failure
+        self._started = incoming.started
+
+    def write(self) -> None:
+        """Write it, once the response was sent or broke off."""
+        level = logging.DEBUG if self._path == HEALTH else logging.INFO
+        if not log.isEnabledFor(level):
+            return
+        failure = self._failure
+        outcome = failure.code if failure else "-"
+        if self._delivery is not None:
+            outcome = self._delivery.outcome
+            failure = self._delivery.failure or failure
+        fields = {
+            "id": self._id,
+            "who": self._owner or "-",
+            "from": self._address or "-",
+            "method": self._method,
+            "path": logged_path(self._path),
+            "status": self._status,
+            "outcome": outcome,
+            "ms": round((time.monotonic() - self._started) * 1000),
+        }
+        if failure is not None:
+            fields["why"] = failure.reason
+        write_line(log, level, "request", fields)
 
 
 def logged_path(path: str) -> str:

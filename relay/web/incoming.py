@@ -7,7 +7,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -330,7 +330,7 @@ class Incoming:
         """Take memory for what is held beside the body; given back as the body's is. Raises Overloaded."""
         holder = object()
         memory = self.service.body_memory
-        self.when_sent.append(weakref.finalize(self, memory.release, holder))
+        self._release_when_sent(holder)
         memory.reserve(
             holder, size, max(MOST_IN_MEMORY, self.service.settings.max_body)
         )
@@ -340,12 +340,17 @@ class Incoming:
         """Take memory for a large body; it is given back once the response is sent, or the request forgotten."""
         if self._memory_holder is None:
             self._memory_holder = object()
-            release = weakref.finalize(
-                self, self.service.body_memory.release, self._memory_holder
-            )
-            self.when_sent.append(release)
+            self._release_when_sent(self._memory_holder)
         most = max(MOST_IN_MEMORY, self.service.settings.max_body)
         self.service.body_memory.reserve(self._memory_holder, size, most)
+
+    def _release_when_sent(self, holder: object) -> None:
+        """Give memory back once the response is sent; until then this request, which has the body, is held."""
+        weakref.finalize(self, self.service.body_memory.release, holder)
+        self.when_sent.append(partial(self._release, holder))
+
+    def _release(self, holder: object) -> None:
+        self.service.body_memory.release(holder)
 
 
 def text_of(text: str) -> str:

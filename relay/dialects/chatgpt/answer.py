@@ -39,7 +39,7 @@ def failure(error: RelayError, conversation_id: str | None = None) -> bytes:
     return sse.event(dumps(errors.event(error, conversation_id))) + FAILURE_LINE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """All of an answer but its text.
 

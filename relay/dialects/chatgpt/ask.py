@@ -50,7 +50,7 @@ _NOT_KEPT = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a caller wants: a question, another answer to one (`variant`), or more of an answer (`continue`).
 

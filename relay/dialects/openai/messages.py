@@ -30,7 +30,7 @@ _BEYOND_TEXT = ("tool_calls", "function_call", "audio")
 _READ = {"role", "content", "refusal"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Dialogue:
     """`question`: the last message, with the results of tools before it. `ignored`: fields without effect."""
 

@@ -31,7 +31,7 @@ from relay.domain import (
 from relay.errors import RelayError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Kind:
     """How a kind of text is named: the prefix of its events, the field of a whole one, the index of a part."""
 
@@ -53,7 +53,7 @@ _REASONING = _Kind(
 )
 
 
-@dataclass
+@dataclass(slots=True)
 class _OpenText:
     """An item that is being written."""
 
@@ -84,7 +84,7 @@ class _OpenText:
         return items.message_item(self.id, parts, status)
 
 
-@dataclass
+@dataclass(slots=True)
 class _OpenCall:
     """A call that is being written."""
 

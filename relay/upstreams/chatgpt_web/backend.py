@@ -32,7 +32,7 @@ from relay.upstreams.http import Limits
 ANONYMOUS_NAME = "anonymous-device"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Backend:
     """Where the backend is, whose accounts there are, and what is added to every request.
 

@@ -28,7 +28,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _HARMLESS = ("user-agent", "accept-language", "oai-language", "origin", "referer")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a backend is: `base` is what its paths are appended to, `path` that of a new turn."""
 
@@ -77,7 +77,7 @@ def place(address: str, path: str = "conversation") -> Place:
     return Place(origin + (prefix or "/backend-api"), path.strip("/"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extras:
     """What the operator adds to every request. `user_agents`: each account has one of them, or our own name."""
 
@@ -95,7 +95,7 @@ class Extras:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Content:
     """What a message says, as the backend has it."""
 

@@ -45,7 +45,7 @@ _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
 _END_TYPES = ("message_stream_complete", "main_stream_complete")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Continue:
     """Ask for the rest of an answer that stopped for its length."""
 
@@ -53,7 +53,7 @@ class Continue:
     parent_id: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Poll:
     """The answer does not come in this stream: look for it in the conversation."""
 

@@ -23,7 +23,7 @@ LARGEST_JAR = 7 * 1024  # bytes; many servers refuse a header line of more than 
 _MAX_AGE = re.compile(r"-?[0-9]{1,12}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cookie:
     """`path`: below which it is sent. `until`: seconds since 1970."""
 
@@ -146,7 +146,7 @@ def with_cookies(headers: dict[str, str], jar: Jar | None, url: str) -> dict[str
     return others | ({"Cookie": "; ".join(pairs)} if pairs else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CookieCall(Call):
     """A request. `jar`: where the cookies of its answer are kept; None for nowhere."""
 

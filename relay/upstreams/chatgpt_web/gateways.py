@@ -15,7 +15,7 @@ OUTAGE_SECONDS = 30.0  # for so long a gateway that was not reached is tried las
 MISSING_SECONDS = 600.0  # for so long a route that a gateway does not have is not tried
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GatewayCall(CookieCall):
     """A request to the gateway at `base`. `others`: the same to those that are tried where it is not reached."""
 
@@ -25,6 +25,8 @@ class GatewayCall(CookieCall):
 
 def with_headers(call: GatewayCall, headers: dict[str, str]) -> GatewayCall:
     """The same request, with these headers too, to each of its gateways."""
+    if not headers:
+        return call
     others = tuple(with_headers(each, headers) for each in call.others)
     return changed(call, headers={**call.headers, **headers}, others=others)
 
@@ -35,7 +37,7 @@ def user_agent_of(call: GatewayCall) -> str:
     return call.headers[names["user-agent"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GatewayMemory:
     """What is known of the gateways: the bases that were not reached, and the URLs that they do not have."""
 

@@ -12,7 +12,7 @@ from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.http import WholeResponse, fetch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """One request. `path`: below the backend's base. `own`: the account's token is the caller's. `largest`: bytes."""
 

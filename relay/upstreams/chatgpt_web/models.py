@@ -20,7 +20,7 @@ _OF_THE_API = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModelChoice:
     """`slug`: the backend's own name of a model. `gpt`: the id of the GPT that is asked; "" for none."""
 

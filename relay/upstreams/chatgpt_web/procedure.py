@@ -94,10 +94,10 @@ class WebProcedure:
                 account, method, lambda place: f"{place.base}/{path}", content
             ),
         )
-        content = body.question_body(
-            self._question, parent, self._backend.extras, contents
+        yield from self._ask(
+            account,
+            body.question_body(self._question, parent, self._backend.extras, contents),
         )
-        yield from self._ask(account, content)
         while (wanted := self._decoder.wants) is not None:
             if isinstance(wanted, Continue):
                 yield from self._continue(account, wanted)
@@ -139,22 +139,28 @@ class WebProcedure:
         """The POST that asks, after what the backend wants before it; anew where the account was busy."""
         while True:
             headers = yield from self._prepare(account)
-            call = self._call(account, "POST", _turn, content, stream=True)
-            turn = with_headers(call, headers)
-            self._hide_secrets(turn)
             try:
-                yield Step(
-                    turn,
-                    asks=True,
-                    streams=True,
-                    ended=lambda: self._decoder.wants is not None,
-                    repeated=lambda: self._decoder.repeated,
-                    single_use=bool(headers),
-                )
+                yield self._question_step(account, content, headers)
                 return
             except OneAtATime:
                 if not headers:
                     raise
+
+    def _question_step(
+        self, account: Account, content: bytes, headers: dict[str, str]
+    ) -> Step:
+        """The step that asks. `headers`: those that had to be asked for first."""
+        call = self._call(account, "POST", _turn, content, stream=True)
+        turn = with_headers(call, headers)
+        self._hide_secrets(turn)
+        return Step(
+            turn,
+            asks=True,
+            streams=True,
+            ended=lambda: self._decoder.wants is not None,
+            repeated=lambda: self._decoder.repeated,
+            single_use=bool(headers),
+        )
 
     def _hide_secrets(self, call: GatewayCall) -> None:
         """Take out of the answer's errors what its request kept secret."""

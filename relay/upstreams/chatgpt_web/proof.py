@@ -31,7 +31,7 @@ LONGEST_SEED = 1000
 _DIFFICULTY = re.compile(r"[0-9a-f]{1,128}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Demand:
     """A proof that the backend asks for. Raises ValueError for a demand that nobody can meet."""
 

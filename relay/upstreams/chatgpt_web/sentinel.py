@@ -44,7 +44,7 @@ _SOLVED_HERE = ("arkose", "proofofwork")
 Flow: TypeAlias = Generator[Yielded, WholeResponse | None, dict[str, str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PreflightRules:
     """What the operator allows before a question.
 
@@ -58,7 +58,7 @@ class PreflightRules:
     run: Run = field(default_factory=in_place, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Requirements:
     """What the backend demands. `token`: of the question, or of the request that finishes the preparation."""
 
@@ -247,7 +247,7 @@ class Preflight:
         return parse_arkose(response)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Proofs:
     """What meets the demands; "" for what was not demanded."""
 
@@ -264,7 +264,7 @@ def _headers(token: str, proofs: Proofs) -> dict[str, str]:
     return headers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArkoseCall(Call):
     """A request to a service of the operator's own, to which no proxy leads."""
 

@@ -21,12 +21,12 @@ _ADDRESS = re.compile(r"[!\"$-~]{1,8192}")  # without a fragment
 _HEADERS = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2020-04-08"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StorageCall(Call):
     """A request to a host that the backend named: it must be a public one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """Puts files where the backend says, and gets them from there.
 

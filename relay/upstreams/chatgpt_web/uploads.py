@@ -54,7 +54,7 @@ MakeCall: TypeAlias = Callable[[str, str, bytes], Call]
 Request: TypeAlias = Generator[Step, WholeResponse | None, dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Uploaded:
     """A file under the id that the upstream gave it."""
 
@@ -80,7 +80,7 @@ def upload(
     return contents
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Parts:
     """A message's texts and the files that are to be uploaded."""
 

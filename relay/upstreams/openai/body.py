@@ -39,7 +39,7 @@ PROTECTED_FIELDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extras:
     """What the operator adds to every request; a body field that is null there is left out."""
 

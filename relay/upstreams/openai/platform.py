@@ -50,7 +50,7 @@ def open_platform(
     return Platform(api, dashboard, None, is_checked)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Platform:
     """`upstream`: whose API it is. `checks_keys`: without one, whether the platform is known to check callers' keys."""
 

@@ -26,7 +26,7 @@ KEYLESS = Account("keyless", "", label="A request without OPENAI_API_KEY")
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")  # what JSON has no other use for
 
 
-@dataclass
+@dataclass(slots=True)
 class DefaultModel:
     """The first model that the server lists, for a while."""
 
@@ -42,7 +42,7 @@ class DefaultModel:
         self.until = time.monotonic() + MODELS_SECONDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class API:
     """An OpenAI-compatible API and how to reach it: what does not change from ask to ask.
 
@@ -104,16 +104,22 @@ class OpenAIProcedure:
             self.model = self._api.default.known
         if not self.model:
             self.model = yield from self._first_listed(headers)
+        yield Step(self._call(headers), asks=True, streams=True)
+
+    def _call(self, headers: dict[str, str]) -> Call:
+        """The request that asks. Nothing of it stays here while it is answered."""
         content = body.completion_body(
             self._question,
             self.model,
             self._api.extras,
             developer_role=body.is_openai(self._api.base),
         )
-        headers["Content-Type"] = "application/json"
-        headers["Accept"] = "text/event-stream, application/json"
+        kinds = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+        }
         url = f"{self._api.base}/chat/completions"
-        yield Step(Call("POST", url, headers, content), asks=True, streams=True)
+        return Call("POST", url, headers | kinds, content)
 
     def _first_listed(
         self, headers: dict[str, str]
