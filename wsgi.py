@@ -25,8 +25,8 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import gevent
 from gevent import threadpool
@@ -97,12 +97,19 @@ def spare_collections() -> None:
     gc.set_threshold(*GARBAGE)
 
 
-class Watched(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Watched:
     """A caller's connection. `left`: called when its other side ends it; `until`: when it is ended here."""
 
+    departures: "Departures"
     connection: socket.socket
+    descriptor: int
     left: Callable[[], None]
     until: Deadline
+
+    def forget(self) -> None:
+        """Watch it no more."""
+        self.departures.forget(self)
 
 
 class Departures:
@@ -128,13 +135,14 @@ class Departures:
         if self._poll is None:  # gunicorn forks after the import
             self._begin()
         # the turn's own clock comes first, with an error of its own
-        watched = Watched(connection, left, Deadline.after(seconds + 1))
+        until = Deadline.after(seconds + 1)
         descriptor = connection.fileno()
+        watched = Watched(self, connection, descriptor, left, until)
         self._watched[descriptor] = watched
         self._poll.register(descriptor, select.EPOLLRDHUP)
         if not self._timer.active:
             self._timer.start(self._look_at_clocks)
-        return partial(self._forget, descriptor, watched)
+        return watched.forget
 
     def _begin(self) -> None:
         loop = gevent.get_hub().loop
@@ -148,7 +156,7 @@ class Departures:
         for descriptor, _ in self._poll.poll(0):
             watched = self._watched.get(descriptor)
             if watched is not None:
-                self._forget(descriptor, watched)
+                self.forget(watched)
                 gevent.spawn(watched.left)
 
     def _look_at_clocks(self) -> None:
@@ -159,11 +167,12 @@ class Departures:
                 with contextlib.suppress(OSError):  # it may be gone by now
                     watched.connection.shutdown(socket.SHUT_RDWR)
 
-    def _forget(self, descriptor: int, watched: Watched) -> None:
-        if self._watched.get(descriptor) is watched:
-            del self._watched[descriptor]
+    def forget(self, watched: Watched) -> None:
+        """Watch a connection no more, if nobody else has its descriptor by now."""
+        if self._watched.get(watched.descriptor) is watched:
+            del self._watched[watched.descriptor]
             try:
-                self._poll.unregister(descriptor)
+                self._poll.unregister(watched.descriptor)
             except (OSError, ValueError):
                 pass  # it is closed by now
 

@@ -610,7 +610,7 @@ class Attempts:
         self._resting: list[Account] = []
         self._most = most
         self._last: RelayError | None = None
-        self._renewed: set[str] = set()
+        self._renewed: tuple[str, ...] = ()
         self.model = model
         self.account: Account | None = None
 
@@ -700,7 +700,7 @@ class Attempts:
             return False
         if not self._pool.can_renew(account, error):
             return False
-        self._renewed.add(account.name)
+        self._renewed += (account.name,)
         return True
 
     def succeeded(self) -> None:

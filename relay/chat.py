@@ -636,7 +636,8 @@ class Chat:
         return LinkingDecoder(
             decoder,
             Download(request.owner, opened.upstream, row=row, own=own),
-            lambda download: self._links.address(download, ask.base_url),
+            self._links,
+            ask.base_url,
             is_kept=keeper.returns_ids,
         )
 

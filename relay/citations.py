@@ -19,6 +19,8 @@ _UNCLOSED = re.compile("\ue200[^\ue201]*|【(?:[0-9:]*|[0-9:]+†[^】]*)")
 class CitationFilter:
     """A text in, piece by piece; the same text without markers out."""
 
+    __slots__ = ("_held",)
+
     def __init__(self) -> None:
         self._held = ""
 

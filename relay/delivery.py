@@ -90,6 +90,8 @@ class SilenceClock:
     `ends`: when it runs out, on the monotonic clock.
     """
 
+    __slots__ = ("_is_trailer", "_silence", "ends", "limit")
+
     def __init__(self, clocks: Clocks, now: float) -> None:
         self._silence = clocks.silence
         self._is_trailer = False
@@ -208,6 +210,7 @@ class Delivery:
     ) -> Generator[bytes, None, None]:
         self._spoke = time.monotonic()
         yield first
+        del first  # else an open stream would hold it to its end
         try:
             for chunk in chunks:
                 if not chunk and self._needs_keep_alive:

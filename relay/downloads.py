@@ -146,21 +146,24 @@ def secret_of(key: str, folder: Path) -> bytes:
 class LinkingDecoder(WrappingDecoder):
     """A decoder with addresses in the place of another one's `FileLink`s. See `relay.upstreams.Decoder`.
 
-    `place`: the owner and the upstream; what the answer says of its conversation is added. `is_kept`:
-    the conversation is one of the index, by its own id where `place` has none.
+    `place`: the owner and the upstream; what the answer says of its conversation is added. `base_url`: where
+    the caller reaches this service. `is_kept`: the conversation is one of the index, by its own id where
+    `place` has none.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         place: Download,
-        address: Callable[[Download], str],
+        links: Links,
+        base_url: str,
         *,
         is_kept: bool,
     ) -> None:
         super().__init__(decoder)
         self._place = place
-        self._address = address
+        self._links = links
+        self._base_url = base_url
         self._is_kept = is_kept
 
     def feed(self, piece: bytes) -> Iterator[Event]:
@@ -172,7 +175,8 @@ class LinkingDecoder(WrappingDecoder):
     def _linked(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
             if isinstance(event, FileLink):
-                yield Delta(self._address(self._place.of(event.file)))
+                place = self._place.of(event.file)
+                yield Delta(self._links.address(place, self._base_url))
                 continue
             if isinstance(event, Started):
                 self._locate(event)

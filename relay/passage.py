@@ -204,7 +204,7 @@ class Passage(Delivery):
             try:
                 head = yield from self._read_head(self._exchange)
                 if head.status >= 300:
-                    reader = BodyReader(self._exchange, call, LARGEST_ERROR)
+                    reader = BodyReader(self._exchange, call, LARGEST_ERROR, head)
                     response = yield from self._read_refusal(reader)
                     self._refuse(response, self._forwarder.failure(response, request))
                 else:

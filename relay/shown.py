@@ -126,6 +126,8 @@ class Rendering:
     `images`: what the marks stand for. A link at the end that is not whole yet is held back.
     """
 
+    __slots__ = ("_held", "_message_id", "_shown", "images")
+
     def __init__(self, message_id: str, images: tuple[RemoteFile, ...] = ()) -> None:
         self.images = images
         self._message_id = message_id

@@ -90,7 +90,7 @@ class Exchange(Protocol):
     def awaited(self) -> int | None: ...
 
     def head(self, seconds: float) -> Head | None:
-        """Status and headers; None if they have not come within `seconds`. The first call sends.
+        """Status and headers, once; None if they have not come within `seconds`. The first call sends.
 
         Looking up the host, connecting and sending have limits of their own beside `seconds`.
         """

@@ -106,6 +106,8 @@ def check_sendable(text: str) -> None:
 class TimeSlice:
     """Lets others run from time to time: where data is always there, no call would ever wait for it."""
 
+    __slots__ = ("_used",)
+
     def __init__(self) -> None:
         self._used = 0
 
@@ -208,7 +210,8 @@ class DirectExchange:
         self._descriptor = -1
         self._interrupted = False
         self._fields: list[tuple[str, str]] = []
-        self._head: Head | None = None
+        self._head: Head | None = None  # until it is given
+        self._has_begun = False  # its head has come
         self._pieces: list[bytes] = []  # of the body, that have arrived
         self._unpacker: Unpacker | None = None
         self.on_body = self._pieces.append
@@ -231,6 +234,7 @@ class DirectExchange:
         if status < 200:  # 100 Continue, 103 Early Hints
             return
         self._head = Head(status, headers)
+        self._has_begun = True
         chunked = "chunked" in headers.get("transfer-encoding", "")
         self._framed = chunked or "content-length" in headers
         packing = headers.get("content-encoding", "").lower()
@@ -238,17 +242,18 @@ class DirectExchange:
             self._unpacker = Unpacker()
 
     def on_message_complete(self) -> None:
-        self._complete = self._head is not None
+        self._complete = self._has_begun
         self._reusable = self._parser.should_keep_alive()
 
     def head(self, seconds: float) -> Head | None:
         deadline = Deadline.after(seconds)
         if self._connection is None:
             self._dispatch()
-        while self._head is None:
-            if not self._receive(deadline) or (self._head is None and deadline.passed):
+        while not self._has_begun:
+            if not self._receive(deadline) or (not self._has_begun and deadline.passed):
                 return None
-        return self._head
+        head, self._head = self._head, None
+        return head
 
     def read(self, seconds: float) -> bytes | None:
         arrived = self._take() if self._pieces else b""
@@ -447,7 +452,7 @@ class DirectExchange:
     def _end(self) -> None:
         if self._interrupted:
             raise UpstreamCut()
-        if self._head is None:
+        if not self._has_begun:
             failure = UpstreamCut(
                 "The upstream closed the connection without answering."
             )

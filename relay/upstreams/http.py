@@ -129,11 +129,17 @@ class Procedure(Protocol):
 
 
 class BodyReader:
-    """An answer that is read to its end, within a bound. A read may be resumed after a silence."""
+    """An answer that is read to its end, within a bound. A read may be resumed after a silence.
 
-    def __init__(self, exchange: Exchange, call: Call, largest: int) -> None:
+    `head`: where it has been read already.
+    """
+
+    def __init__(
+        self, exchange: Exchange, call: Call, largest: int, head: Head | None = None
+    ) -> None:
         self._exchange = exchange
         self._call = call
+        self._head = head
         self._largest = largest
         self._pieces: list[bytes] = []
         self._size = 0
@@ -149,10 +155,16 @@ class BodyReader:
         """What was read so far."""
         return b"".join(self._pieces)
 
+    def head(self, seconds: float) -> Head | None:
+        """Its head; None while that has not come."""
+        if self._head is None:
+            self._head = self._exchange.head(seconds)
+        return self._head
+
     def read(self, seconds: float) -> WholeResponse | None:
         """The answer; None while there is more to come. Raises UpstreamFailed for one that is too large."""
         deadline = Deadline.after(seconds)
-        head = self._exchange.head(seconds)
+        head = self.head(seconds)
         if head is None:
             return None
         piece = self._piece(head, deadline.left)
@@ -347,7 +359,7 @@ class HttpSession:
         """The answer's head, and its body where it is no event stream."""
         assert self._exchange is not None and self._body is not None
         deadline = min(deadline, self._expiry or deadline)
-        head = self._exchange.head(deadline.left)
+        head = self._body.head(deadline.left)
         if head is None:
             return self._check_expiry()
         if not step.streams:

@@ -109,16 +109,17 @@ def redacted(text: str) -> str:
 
 
 class Secrets:
-    """What a request's headers keep secret: the token, and what the operator added. Some upstreams quote them."""
+    """What requests' headers keep secret: the token, and what the operator added. Some upstreams quote them."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
+    def __init__(self, *headers: Mapping[str, str]) -> None:
         self._headers = headers
 
     @cached
     def _secrets(self) -> list[bytes]:
         """The longest first. Most asks quote none, so they are looked for where they may be quoted."""
         secrets: set[str] = set()
-        for name, value in self._headers.items():
+        fields = [field for headers in self._headers for field in headers.items()]
+        for name, value in fields:
             if name.lower() not in _PUBLIC_HEADERS:
                 secrets.update((value, *_SECRET_PARTS.split(value)))
         longest_first = sorted(secrets, key=len, reverse=True)

@@ -74,6 +74,8 @@ def is_answer(message: dict[str, Any]) -> bool:
 class GrowingText:
     """A text that grows by pieces, joined only when it is read."""
 
+    __slots__ = ("_pieces", "length")
+
     def __init__(self, text: str = "") -> None:
         self._pieces = [text]
         self.length = len(text)
@@ -89,7 +91,7 @@ class GrowingText:
         return self._pieces[0]
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """A message that may be the answer, as it was last seen.
 
@@ -148,11 +150,14 @@ class Candidate:
 class OtherMessages:
     """What a turn's messages show beside the answer's text: images, and code. `awaits_image`: one is announced."""
 
+    __slots__ = ("_is_announced", "_reasoned", "_seen", "images", "newest")
+
     def __init__(self) -> None:
         self.images: list[RemoteFile] = []  # that the caller does not have yet
         self.newest = ""  # the id of the message that had the last image
-        self._seen: set[str] = set()
-        self._reasoned: set[str] = set()
+        # while they are empty, a third of a set's size
+        self._seen: dict[str, None] = {}
+        self._reasoned: dict[str, None] = {}
         self._is_announced = False
 
     @property
@@ -175,7 +180,7 @@ class OtherMessages:
         text = shown.reasoning_of(message)
         if not text or message.get("status") is None or identifier in self._reasoned:
             return []
-        self._reasoned.add(identifier)
+        self._reasoned[identifier] = None
         return [Reasoning(text)]
 
     def _forget(self) -> None:
@@ -188,7 +193,7 @@ class OtherMessages:
         """Images that a message shows, each once."""
         for image in images:
             if image.pointer not in self._seen:
-                self._seen.add(image.pointer)
+                self._seen[image.pointer] = None
                 self.images.append(image)
                 self.newest = identifier
 

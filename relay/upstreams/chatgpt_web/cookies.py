@@ -172,6 +172,8 @@ class CookieTransport:
 class CookieExchange:
     """See `relay.transports.Exchange`."""
 
+    __slots__ = ("_exchange", "_jar", "_url")
+
     def __init__(self, exchange: Exchange, jar: Jar, url: str) -> None:
         self._exchange = exchange
         self._jar: Jar | None = jar

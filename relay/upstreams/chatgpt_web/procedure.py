@@ -87,6 +87,18 @@ class WebProcedure:
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
             parent = _newest(tree)
+        content = yield from self._content(account, parent)
+        yield from self._ask(account, content)
+        while (wanted := self._decoder.wants) is not None:
+            if isinstance(wanted, Continue):
+                yield from self._continue(account, wanted)
+            else:
+                yield from self._poll(account, wanted)
+
+    def _content(
+        self, account: Account, parent: str | None
+    ) -> Generator[Step, WholeResponse | None, bytes]:
+        """The body that asks, once its files are uploaded."""
         contents = yield from uploads.upload(
             self._question.messages,
             Storage(tuple(place.base for place in self._places), self._upload_seconds),
@@ -94,15 +106,9 @@ class WebProcedure:
                 account, method, lambda place: f"{place.base}/{path}", content
             ),
         )
-        yield from self._ask(
-            account,
-            body.question_body(self._question, parent, self._backend.extras, contents),
+        return body.question_body(
+            self._question, parent, self._backend.extras, contents
         )
-        while (wanted := self._decoder.wants) is not None:
-            if isinstance(wanted, Continue):
-                yield from self._continue(account, wanted)
-            else:
-                yield from self._poll(account, wanted)
 
     @property
     def _upload_seconds(self) -> float:
@@ -152,20 +158,24 @@ class WebProcedure:
         """The step that asks. `headers`: those that had to be asked for first."""
         call = self._call(account, "POST", _turn, content, stream=True)
         turn = with_headers(call, headers)
-        self._hide_secrets(turn)
+        # out of the answer's errors
+        secrets = Secrets(*(each.headers for each in (turn, *turn.others)))
+        self._decoder.redact = secrets.redact
         return Step(
             turn,
             asks=True,
             streams=True,
-            ended=lambda: self._decoder.wants is not None,
-            repeated=lambda: self._decoder.repeated,
+            ended=self._is_enough,
+            repeated=self._repeated,
             single_use=bool(headers),
         )
 
-    def _hide_secrets(self, call: GatewayCall) -> None:
-        """Take out of the answer's errors what its request kept secret."""
-        secrets = [Secrets(each.headers) for each in (call, *call.others)]
-        self._decoder.redact = lambda text: _redacted(text, secrets)
+    def _is_enough(self) -> bool:
+        """Whether the decoder needs no more of this stream."""
+        return self._decoder.wants is not None
+
+    def _repeated(self) -> int:
+        return self._decoder.repeated
 
     def _prepare(self, account: Account) -> Flow:
         """The headers of a question that must be asked for first."""
@@ -227,12 +237,6 @@ class WebProcedure:
 
 def _turn(place: Place) -> str:
     return place.turn
-
-
-def _redacted(text: bytes, secrets: list[Secrets]) -> bytes:
-    for each in secrets:
-        text = each.redact(text)
-    return text
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -86,7 +86,7 @@ class OpenAIProcedure:
         self._question = question
         self._own = bool(question.token)
         self.model = question.model or api.model
-        self._secrets = Secrets({})
+        self._secrets = Secrets()
 
     def redact(self, text: bytes) -> bytes:
         """An upstream's words without the key and the extra headers that it was sent."""
