@@ -30,10 +30,11 @@ from relay.request_parser import (
     take_head,
 )
 from relay.server import in_thread
-from relay.stream_pump import StreamPump
+from relay.stream_pump import ParkedStream, StreamPump
 
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
+THREAD_SECONDS = 1.0  # how long of that it keeps its thread, where there is a pump
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -106,16 +107,29 @@ class HttpServer:
             if not is_parked:
                 connection.close()
 
+    @property
+    def has_pump(self) -> bool:
+        return self._pump is not None
+
     def park(self, response: RunningResponse) -> bool:
         """Have the pump go on with a response, if that is a stream of which something is awaited."""
         delivery = response.delivery
         if self._pump is None or delivery is None or delivery.awaited is None:
             return False
-        self._pump.park(response)
+        self._pump.park_stream(response)
+        return True
+
+    def park_idle(self, served: ServedConnection) -> bool:
+        """Have the pump wait for a connection's next request."""
+        if self._pump is None or self.is_stopping:
+            return False
+        self.idle.add(served.connection)
+        self._pump.park(IdleConnection(served))
         return True
 
     def take_up(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
         """Go on with a connection that was parked, in a thread of its own."""
+        self.idle.discard(served.connection)
         self._spawn(partial(self._go_on, served, serve))
 
     def let_idle_go(self) -> None:
@@ -129,7 +143,15 @@ class HttpServer:
 class ServedConnection:
     """One connection of a server's. `host`, `port`: whose it is; "" where that cannot be known."""
 
-    __slots__ = ("_arrived", "_host", "_is_first", "_port", "_server", "connection")
+    __slots__ = (
+        "_arrived",
+        "_host",
+        "_is_first",
+        "_is_idle",
+        "_port",
+        "_server",
+        "connection",
+    )
 
     def __init__(
         self, server: HttpServer, connection: Connection, host: str, port: str
@@ -140,6 +162,7 @@ class ServedConnection:
         self._port = port
         self._arrived = bytearray()
         self._is_first = True
+        self._is_idle = False
 
     @property
     def caller(self) -> str:
@@ -151,6 +174,7 @@ class ServedConnection:
 
         Raises BrokenRequest, and OSError for a caller that left or is too slow.
         """
+        self._is_idle = False
         while (head := self._next_head()) is not None:
             request = parse_head(head)
             self.connection.pause()  # many requests may have come in one packet
@@ -159,24 +183,26 @@ class ServedConnection:
             if is_parked or response.writer.closes:
                 return is_parked
             del request, response  # nothing of them is kept for the next one's time
-        return False
+        return self._is_idle and self._server.park_idle(self)
 
-    def resume(
-        self, response: RunningResponse, rest: bytes, failure: Exception | None
-    ) -> bool:
+    def resume(self, response: RunningResponse) -> bool:
         """As `serve`, from the middle of a response on that was parked."""
-        if self._send(response, rest, failure):
+        if self._send(response):
             return True
-        return False if response.writer.closes else self.serve()
+        if response.writer.closes:
+            return False
+        is_idle = not self._arrived and self._server.park_idle(self)
+        return is_idle or self.serve()
 
     def _next_head(self) -> bytes | None:
-        """The next request's head; None at the end of the connection."""
+        """The next request's head; None at the end of the connection, and where it is to be parked meanwhile."""
         if self._server.is_stopping:
             return None
         connection = self.connection
         has_begun = bool(self._arrived)
-        seconds = HEAD_SECONDS if has_begun else IDLE_SECONDS
-        connection.read_deadline = Deadline.after(seconds)
+        connection.read_deadline = Deadline.after(
+            HEAD_SECONDS if has_begun else self._idle_seconds
+        )
         self._server.idle.add(connection)
         try:
             while (head := take_head(self._arrived)) is None:
@@ -190,15 +216,23 @@ class ServedConnection:
                 self._arrived += piece
             self._is_first = False
             return head
+        except TimeoutError:
+            if has_begun or not self._server.has_pump:
+                raise
+            self._is_idle = True
+            return None
         finally:
             self._server.idle.discard(connection)
             connection.read_deadline = None
 
-    def take_up(
-        self, response: RunningResponse, rest: bytes, failure: Exception | None
-    ) -> None:
-        """Go on with a response that was parked. See `ParkedStream.leave`."""
-        self._server.take_up(self, partial(self.resume, response, rest, failure))
+    @property
+    def _idle_seconds(self) -> float:
+        """How long the next request is waited for here."""
+        return THREAD_SECONDS if self._server.has_pump else IDLE_SECONDS
+
+    def take_up(self, serve: Callable[[], bool]) -> None:
+        """Go on with what was parked: `serve` does that, in a thread of its own."""
+        self._server.take_up(self, serve)
 
     def _answer(self, request: Request) -> RunningResponse:
         """Let the application answer."""
@@ -222,20 +256,16 @@ class ServedConnection:
         answer = self._server.application(environ, writer.start)
         return RunningResponse(self, writer, answer)
 
-    def _send(
-        self,
-        response: RunningResponse,
-        rest: bytes = b"",
-        failure: Exception | None = None,
-    ) -> bool:
+    def _send(self, response: RunningResponse) -> bool:
         """Send a response to its end; whether it is parked instead."""
         writer = response.writer
         is_parked = False
         try:
-            if failure is not None:
-                raise failure
-            if rest:
-                self.connection.sendall(rest)
+            if response.failure is not None:
+                raise response.failure
+            if response.rest:
+                self.connection.sendall(response.rest)
+                response.rest = b""
             for piece in response.pieces:
                 writer.write(piece)
                 is_parked = self._server.park(response)
@@ -254,38 +284,50 @@ class ServedConnection:
         return False
 
 
-class RunningResponse:
-    """A response on its way. See `relay.stream_pump.ParkedStream`; `delivery` is None for one that is no stream."""
+class RunningResponse(ParkedStream):
+    """A response on its way. `delivery` is None for one that is no stream, and is never parked."""
 
-    __slots__ = (
-        "_answer",
-        "delivery",
-        "descriptor",
-        "pieces",
-        "served",
-        "tick",
-        "writer",
-    )
+    __slots__ = ("_answer", "served", "writer")
 
     def __init__(
         self, served: ServedConnection, writer: ResponseWriter, answer: Iterable[bytes]
     ) -> None:
+        delivery: Any = getattr(answer, "delivery", None)
+        super().__init__(delivery, iter(answer))
         self.served = served
         self.writer = writer
-        self.delivery: Any = getattr(answer, "delivery", None)
-        self.pieces = iter(answer)
-        self.descriptor = self.tick = -1
         self._answer = answer
 
     def write(self, piece: bytes) -> bytes:
         return self.served.connection.send_now(self.writer.framed(piece))
 
-    def leave(self, rest: bytes, failure: Exception | None) -> None:
-        self.served.take_up(self, rest, failure)
+    def leave(self) -> None:
+        self.served.take_up(partial(self.served.resume, self))
 
     def close(self) -> None:
         if hasattr(self._answer, "close"):
             self._answer.close()
+
+
+class IdleConnection:
+    """A connection that waits in the pump for its next request. See `relay.stream_pump.Parked`."""
+
+    __slots__ = ("_served", "descriptor", "tick", "wakes_at")
+
+    def __init__(self, served: ServedConnection) -> None:
+        self._served = served
+        self.descriptor = served.connection.fileno()
+        self.tick = -1
+        self.wakes_at = Deadline.after(IDLE_SECONDS)
+
+    def advance(self) -> bool:
+        return False
+
+    def leave(self) -> None:
+        self._served.take_up(self._serve)
+
+    def _serve(self) -> bool:
+        return not self.wakes_at.passed and self._served.serve()
 
 
 class BodySource:

@@ -1,8 +1,8 @@
-"""Streams without a thread each: one loop takes up whichever has something to do, and writes it at once.
+"""What waits without a thread of its own: one loop takes up whatever has something to do.
 
-A stream is parked here by whoever served it (`Delivery.park`), and leaves by itself before anything that may block: its
-end, a failure, a caller that reads slowly. Then its server goes on with it in a thread of its own. The same rules hold
-in both places, because it is the same delivery.
+A stream is parked here by whoever served it (`Delivery.park`); what arrives for it is written at once. It leaves by
+itself before anything that may block: its end, a failure, a caller that reads slowly. Then its server goes on with it
+in a thread of its own. The same rules hold in both places, because it is the same delivery.
 """
 
 from __future__ import annotations
@@ -34,97 +34,122 @@ class Readiness(Protocol):
         """End a wait that is going on."""
 
 
-class ParkedStream(Protocol):
-    """A stream in the pump. `pieces`: the delivery's output. `descriptor`, `tick`: where it is found there."""
+class Parked(Protocol):
+    """What waits in the pump until its `descriptor` can be read, or for `wakes_at`. `tick`: where it is found there."""
 
-    delivery: Delivery
-    pieces: Iterator[bytes]
     descriptor: int
     tick: int
 
+    @property
+    def wakes_at(self) -> Deadline: ...
+
+    def advance(self) -> bool:
+        """Do what is to be done, without waiting; whether more is awaited here."""
+
+    def leave(self) -> None:
+        """Go on elsewhere: it is parked no more. Does not block."""
+
+
+class ParkedStream:
+    """A stream in the pump. `pieces`: the delivery's output; `rest`, `failure`: what it goes on with elsewhere."""
+
+    __slots__ = ("delivery", "descriptor", "failure", "pieces", "rest", "tick")
+
+    def __init__(self, delivery: Delivery, pieces: Iterator[bytes]) -> None:
+        self.delivery = delivery
+        self.pieces = pieces
+        self.descriptor = self.tick = -1
+        self.rest = b""
+        self.failure: Exception | None = None
+
+    @property
+    def wakes_at(self) -> Deadline:
+        return self.delivery.wakes_at
+
+    def advance(self) -> bool:
+        """Give the caller what has arrived."""
+        delivery = self.delivery
+        try:
+            piece = next(self.pieces)
+            if piece:
+                self.rest = self.write(piece)
+        except Exception as error:  # this stream's alone: raised where it goes on
+            self.failure = error
+        if self.rest or self.failure is not None or delivery.awaited is None:
+            delivery.unpark()
+        return delivery.is_parked
+
     def write(self, piece: bytes) -> bytes:
         """Send a piece without waiting; what did not go. Raises OSError."""
+        raise NotImplementedError
 
-    def leave(self, rest: bytes, failure: Exception | None) -> None:
-        """Go on elsewhere: with what is left of a piece first, or with what ended the stream. Does not block."""
+    def leave(self) -> None:
+        """See `Parked`: with what is left of a piece first, or with what ended the stream."""
+        raise NotImplementedError
 
 
 class StreamPump:
-    """The loop over all parked streams."""
+    """The loop over all that is parked."""
 
     def __init__(self, readiness: Readiness) -> None:
         self._readiness = readiness
-        self._streams: dict[int, ParkedStream] = {}
-        self._wheel: dict[int, dict[ParkedStream, None]] = {}  # by their next clock
+        self._parked: dict[int, Parked] = {}
+        self._wheel: dict[int, dict[Parked, None]] = {}  # by their next clock
         self._wakes_at = NEVER
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._parked)
 
-    def park(self, stream: ParkedStream) -> None:
+    def park_stream(self, stream: ParkedStream) -> None:
         """Take a stream over, something of which is awaited."""
         descriptor = stream.delivery.awaited
         assert descriptor is not None
         stream.descriptor = descriptor
         stream.delivery.park()
-        self._streams[descriptor] = stream
-        self._readiness.add(descriptor)
-        self._set_clock(stream)
+        self.park(stream)
+
+    def park(self, parked: Parked) -> None:
+        """Take over what waits for its descriptor."""
+        self._parked[parked.descriptor] = parked
+        self._set_clock(parked)
+        self._readiness.add(parked.descriptor)  # from now on it may leave
         self._readiness.wake()
 
     def run(self) -> None:
         """Does not end. Runs in a thread of its own."""
         while True:
             for descriptor in self._readiness.wait(self._wakes_at):
-                stream = self._streams.get(descriptor)  # it may have left by now
-                if stream is not None:
-                    self._advance(stream)
+                parked = self._parked.get(descriptor)  # it may have left by now
+                if parked is not None and not parked.advance():
+                    self._release(parked)
             if self._wakes_at.passed:
                 self._look_at_clocks()
 
-    def _advance(self, stream: ParkedStream) -> None:
-        """Give the caller what has arrived."""
-        delivery = stream.delivery
-        rest = b""
-        failure = None
-        try:
-            piece = next(stream.pieces)
-            if piece:
-                rest = stream.write(piece)
-        except Exception as error:  # this stream's alone: raised where it goes on
-            failure = error
-        if rest or failure is not None or delivery.awaited is None:
-            delivery.unpark()
-        if not delivery.is_parked:
-            self._release(stream, rest, failure)
+    def _release(self, parked: Parked) -> None:
+        del self._parked[parked.descriptor]
+        self._forget_clock(parked)
+        self._readiness.remove(parked.descriptor)
+        parked.leave()
 
-    def _release(
-        self, stream: ParkedStream, rest: bytes, failure: Exception | None
-    ) -> None:
-        del self._streams[stream.descriptor]
-        self._forget_clock(stream)
-        self._readiness.remove(stream.descriptor)
-        stream.leave(rest, failure)
+    def _set_clock(self, parked: Parked) -> None:
+        parked.tick = int(parked.wakes_at / TICK) + 1
+        self._wheel.setdefault(parked.tick, {})[parked] = None
+        self._wakes_at = min(self._wakes_at, Deadline(parked.tick * TICK))
 
-    def _set_clock(self, stream: ParkedStream) -> None:
-        stream.tick = int(stream.delivery.wakes_at / TICK) + 1
-        self._wheel.setdefault(stream.tick, {})[stream] = None
-        self._wakes_at = min(self._wakes_at, Deadline(stream.tick * TICK))
-
-    def _forget_clock(self, stream: ParkedStream) -> None:
-        at_tick = self._wheel.get(stream.tick)
+    def _forget_clock(self, parked: Parked) -> None:
+        at_tick = self._wheel.get(parked.tick)
         if at_tick is not None:
-            at_tick.pop(stream, None)
+            at_tick.pop(parked, None)
             if not at_tick:
-                del self._wheel[stream.tick]
+                del self._wheel[parked.tick]
 
     def _look_at_clocks(self) -> None:
-        """Take up the streams whose time has come; of most it moved on with what arrived."""
+        """Take up what has come to its time; that of most streams moved on with what arrived."""
         now = int(time.monotonic() / TICK)
         for tick in [tick for tick in self._wheel if tick <= now]:
-            for stream in self._wheel.pop(tick):
-                if stream.delivery.wakes_at.passed:
-                    self._advance(stream)
-                if stream.delivery.is_parked:
-                    self._set_clock(stream)
+            for parked in self._wheel.pop(tick):
+                if parked.wakes_at.passed and not parked.advance():
+                    self._release(parked)
+                else:
+                    self._set_clock(parked)
         self._wakes_at = Deadline(min(self._wheel, default=inf) * TICK)

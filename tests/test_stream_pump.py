@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from chatgpt_webapi import create_app
+from relay import http_server
 from relay.deadline import Deadline
 from relay.delivery import Clocks
 from relay.http_server import HttpServer
@@ -126,6 +127,7 @@ class Served:
     """The service under a server of ours. `pump`: None where each stream has a thread."""
 
     port: int
+    server: HttpServer
     upstream: ScriptedUpstream
     pump: StreamPump | None
     parked: list[int]
@@ -165,19 +167,19 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     )
     app = create_app(settings, server=Server())
     service: Service = app.extensions["service"]
-    service.__dict__["clocks"] = CLOCKS
+    object.__setattr__(service, "clocks", CLOCKS)
     listener = socket.create_server(("127.0.0.1", 0))
     pump, parked = None, []
     if request.param == "pump":
         pump = StreamPump(PolledReadiness())
         threading.Thread(target=pump.run, daemon=True).start()
-        park = pump.park
+        park = pump.park_stream
 
         def count(stream: Any) -> None:
             parked.append(1)
             park(stream)
 
-        pump.park = count  # type: ignore[method-assign]
+        pump.park_stream = count  # type: ignore[method-assign]
     server = HttpServer(app, ("127.0.0.1", 80), 10, pump=pump)
 
     def accept() -> None:
@@ -189,7 +191,8 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
                 ).start()
 
     threading.Thread(target=accept, daemon=True).start()
-    served = Served(listener.getsockname()[1], upstream, pump, parked, [], service)
+    port = listener.getsockname()[1]
+    served = Served(port, server, upstream, pump, parked, [], service)
     yield served
     for connection in served.connections:
         connection.close()
@@ -219,6 +222,68 @@ def test_a_stream_arrives_as_it_comes_and_its_connection_goes_on(
         assert body.endswith(b"data: [DONE]\n\n" if path == PATHS[0] else b"\n\n")
         assert b"error" not in body
     assert len(served.parked) == (0 if served.pump is None else 2)
+
+
+def waits(served: Served) -> int:
+    return len(served.pump or ())
+
+
+def ask_whole(served: Served, connection: HTTPConnection) -> bytes:
+    served.upstream.script = [words("One "), END]
+    return served.ask(PATHS[0], connection).read()
+
+
+@pytest.mark.parametrize("served", ["pump"], indirect=True)
+def test_a_connection_waits_in_the_pump_for_its_next_request(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "THREAD_SECONDS", 0.1)
+    connection = served.connect()
+    for _ in range(3):  # after each stream, at once
+        assert b"One" in ask_whole(served, connection)
+        wait_for(lambda: waits(served) == 1)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().read().startswith(b'{"status":"ok"')
+    wait_for(lambda: waits(served) == 1)  # after a while
+    assert connection.sock is not None
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for piece in (request[:1], request[1:20], request[20:]):
+        connection.sock.sendall(piece)
+        time.sleep(0.05)
+    assert connection.sock.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    wait_for(lambda: waits(served) == 1)
+    connection.close()
+    wait_for(lambda: waits(served) == 0 and not served.server.idle)
+
+
+@pytest.mark.parametrize("served", ["pump"], indirect=True)
+def test_a_connection_without_a_request_ends(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "THREAD_SECONDS", 0.1)
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.5)
+    silent = socket.create_connection(("127.0.0.1", served.port))
+    connection = served.connect()
+    ask_whole(served, connection)
+    wait_for(lambda: waits(served) == 2)
+    for each in (silent, connection.sock):
+        assert each is not None
+        each.settimeout(5)
+        assert each.recv(1) == b""
+    silent.close()
+    wait_for(lambda: waits(served) == 0)
+
+
+@pytest.mark.parametrize("served", ["pump"], indirect=True)
+def test_a_stop_ends_the_connections_that_wait(served: Served) -> None:
+    connection = served.connect()
+    ask_whole(served, connection)
+    wait_for(lambda: waits(served) == 1)
+    served.server.let_idle_go()
+    assert connection.sock is not None
+    connection.sock.settimeout(5)
+    assert connection.sock.recv(1) == b""
+    wait_for(lambda: waits(served) == 0)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -285,7 +350,8 @@ def test_a_caller_that_left_is_met_at_the_next_piece(served: Served, path: str) 
 
 
 def test_two_hundred_streams_at_once_are_not_mixed(served: Served) -> None:
-    served.service.__dict__["clocks"] = Clocks()  # so many at once may take long
+    # so many at once may take long
+    object.__setattr__(served.service, "clocks", Clocks())
     upstream = served.upstream
     lock = threading.Lock()
 
