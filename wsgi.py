@@ -51,9 +51,10 @@ from relay.stream_pump import NEVER, StreamPump
 WORKER_BOOT_ERROR = workers.REFUSED
 
 READABLE = 1  # libev's EV_READ
+SOON = 0.2  # seconds that a request has before its connection is polled: most are answered by then
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
 #: objects before a collection, and collections before the next older ones
-GARBAGE = 3000, 10, 50
+GARBAGE = 3000, 10, 500
 
 log = logging.getLogger("chatgpt_webapi")
 unpatched_epoll = monkey.get_original("select", "epoll")
@@ -113,16 +114,18 @@ class Watched:
 
 
 class Departures:
-    """Sees callers leave, and ends connections whose time is over: one poll and one timer for all of them.
+    """Sees callers leave, and ends connections whose time is over: one poll for all of them, and two timers.
 
     What arrives on a connection is not for here to read: a body may be awaited, or the next request.
     """
 
     def __init__(self) -> None:
         self._watched: dict[int, Watched] = {}
+        self._unpolled: dict[int, Watched] = {}
         self._poll: Any = None
         self._io: Any = None
         self._timer: Any = None
+        self._poll_timer: Any = None
 
     def watch(
         self, environ: Mapping[str, Any], left: Callable[[], None], seconds: float
@@ -138,10 +141,11 @@ class Departures:
         until = Deadline.after(seconds + 1)
         descriptor = connection.fileno()
         watched = Watched(self, connection, descriptor, left, until)
-        self._watched[descriptor] = watched
-        self._poll.register(descriptor, select.EPOLLRDHUP)
+        self._watched[descriptor] = self._unpolled[descriptor] = watched
         if not self._timer.active:
             self._timer.start(self._look_at_clocks)
+        if not self._poll_timer.active:
+            self._poll_timer.start(self._poll_new)
         return watched.forget
 
     def _begin(self) -> None:
@@ -149,7 +153,14 @@ class Departures:
         self._poll = unpatched_epoll()
         self._io = loop.io(self._poll.fileno(), READABLE)
         self._timer = loop.timer(1, 1)
+        self._poll_timer = loop.timer(SOON)
         self._io.start(self._notice)
+
+    def _poll_new(self) -> None:
+        unpolled, self._unpolled = self._unpolled, {}
+        for descriptor in unpolled:
+            with contextlib.suppress(OSError, ValueError):  # it is closed by now
+                self._poll.register(descriptor, select.EPOLLRDHUP)
 
     def _notice(self) -> None:
         """What the loop calls must not block."""
@@ -171,6 +182,8 @@ class Departures:
         """Watch a connection no more, if nobody else has its descriptor by now."""
         if self._watched.get(watched.descriptor) is watched:
             del self._watched[watched.descriptor]
+            if self._unpolled.pop(watched.descriptor, None) is not None:
+                return
             try:
                 self._poll.unregister(watched.descriptor)
             except (OSError, ValueError):

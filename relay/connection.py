@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from werkzeug.wsgi import ClosingIterator
 
 from relay.deadline import Deadline
-from relay.transports.sockets import send_now, without_waiting
+from relay.transports.sockets import receive_now, send_now, without_waiting
 
 BODY_SECONDS = (
     60.0  # for a request's body, and one more for every BODY_RATE bytes of it
@@ -83,6 +83,10 @@ class Connection(socket.socket):
             self._wait_at_most()
             self._last_pause = time.monotonic()
         return self.recv(size)
+
+    def recv_now(self) -> bytes | None:
+        """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
+        return receive_now(self._plain or without_waiting(self))
 
     def _read(self, read: Callable[..., T], *args: Any) -> T:
         if self.read_deadline is not None and self.read_deadline.passed:

@@ -25,7 +25,7 @@ from threading import Lock, Timer
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection, StaticPool
 
@@ -141,6 +141,8 @@ class PostgreSQL:
         return time.time() + self._clock_offset
 
     def insert(self, table: Any) -> Any:
+        from sqlalchemy.dialects import postgresql  # 2 MB that SQLite has no use for
+
         return postgresql.insert(table)
 
     def read(self, work: Work[T]) -> T:

@@ -230,6 +230,20 @@ class ServedConnection:
         """How long the next request is waited for here."""
         return THREAD_SECONDS if self._server.has_pump else IDLE_SECONDS
 
+    def has_left(self) -> bool:
+        """Read what has come while it was idle; whether that was its end."""
+        try:
+            piece = self.connection.recv_now()
+        except OSError:
+            return True
+        self._arrived += piece or b""
+        return piece == b""
+
+    def close_idle(self) -> None:
+        """End it between two requests."""
+        self._server.idle.discard(self.connection)
+        self.connection.close()
+
     def take_up(self, serve: Callable[[], bool]) -> None:
         """Go on with what was parked: `serve` does that, in a thread of its own."""
         self._server.take_up(self, serve)
@@ -310,24 +324,26 @@ class RunningResponse(ParkedStream):
 
 
 class IdleConnection:
-    """A connection that waits in the pump for its next request. See `relay.stream_pump.Parked`."""
+    """A connection that waits in the pump for its next request, or its end. See `relay.stream_pump.Parked`."""
 
-    __slots__ = ("_served", "descriptor", "tick", "wakes_at")
+    __slots__ = ("_is_over", "_served", "descriptor", "tick", "wakes_at")
 
     def __init__(self, served: ServedConnection) -> None:
         self._served = served
         self.descriptor = served.connection.fileno()
         self.tick = -1
         self.wakes_at = Deadline.after(IDLE_SECONDS)
+        self._is_over = False
 
     def advance(self) -> bool:
+        self._is_over = self.wakes_at.passed or self._served.has_left()
         return False
 
     def leave(self) -> None:
-        self._served.take_up(self._serve)
-
-    def _serve(self) -> bool:
-        return not self.wakes_at.passed and self._served.serve()
+        if self._is_over:
+            self._served.close_idle()
+        else:
+            self._served.take_up(self._served.serve)
 
 
 class BodySource:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from relay.cached import cached
 from relay.deadline import NOW, Deadline
 from relay.errors import (
     BadRequest,
@@ -131,10 +132,14 @@ class DirectTransport:
         self.dialer = dialer or DirectDialer()
         self.wait_readable = wait_readable
         self._idle_seconds = idle_seconds
-        self._tls = ssl.create_default_context()
         self._idle: defaultdict[Origin, deque[tuple[Deadline, socket.socket]]]
         self._idle = defaultdict(deque)
         self._lock = Lock()
+
+    @cached
+    def _tls(self) -> ssl.SSLContext:
+        """Made once it is needed: certificates take a megabyte."""
+        return ssl.create_default_context()
 
     def send(self, call: Call) -> Exchange:
         return DirectExchange(self, call)
