@@ -586,15 +586,13 @@ class Chat:
         window = self._window(ask, keeper.request.question, opened, upstream)
         limits = _answer_limits(ask, upstream)
         token = self._credential(ask, upstream)
-        is_own = token == ask.caller.token
-        payer = ask.caller if is_own else changed(ask.caller, token=token)
         question = Question(
             window.messages,
             question_id=keeper.request.question_id,
             conversation_id=ask.conversation_id if opened.remote else None,
             parent_id=opened.parent_id if opened.remote else None,
             account=opened.account,
-            model=self._catalog.name_for(upstream, payer, ask.model),
+            model=self._model_for(ask, upstream, token),
             options=ask.options if upstream.accepts_options else {},
             reverse_proxy=ask.reverse_proxy,
             timeout=ask.timeout,
@@ -620,6 +618,13 @@ class Chat:
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
+
+    def _model_for(self, ask: Ask, upstream: Upstream, token: str | None) -> str | None:
+        """The name that the upstream has for the model. `token`: the credential that is used there."""
+        payer = ask.caller
+        if payer.token != token:
+            payer = changed(payer, token=token)
+        return self._catalog.name_for(upstream, payer, ask.model)
 
     def _meter(self, ask: Ask, upstream: Upstream, model: str | None) -> Meter | None:
         if self._usage is None:

@@ -79,10 +79,12 @@ class Connection(socket.socket):
 
     def recv_later(self, size: int) -> bytes:
         """As `recv`, where most likely nothing has come yet."""
-        if self._wait_readable is not None:
-            self._wait_at_most()
-            self._last_pause = time.monotonic()
-        return self.recv(size)
+        if self._wait_readable is None:
+            return self.recv(size)
+        self._wait_at_most()
+        self._last_pause = time.monotonic()
+        piece = self.recv_now()
+        return self.recv(size) if piece is None else piece
 
     def recv_now(self) -> bytes | None:
         """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
