@@ -276,7 +276,7 @@ class ServedConnection:
         is_parked = False
         try:
             if response.failure is not None:
-                raise response.failure
+                raise response.take_failure()
             if response.rest:
                 self.connection.sendall(response.rest)
                 response.rest = b""

@@ -125,9 +125,8 @@ class Passage(Delivery):
         self._streams = streams
         self._attempts = forwarder.attempts(request)
         self._exchange: Exchange | None = None
-        self._opening = self._open(
-            request
-        )  # which alone has it: an answer may take long
+        # that alone has the request, and only until it is answered: an answer may take long
+        self._opening = self._open(request)
         self._refusal: WholeResponse | None = None
         self._refused: RelayError | None = None  # what it means
         self._head: Head | None = None

@@ -79,6 +79,12 @@ class ParkedStream:
             delivery.unpark()
         return delivery.is_parked
 
+    def take_failure(self) -> Exception:
+        """What ended it, to be raised: held here as well, both would wait for the garbage collector."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
+
     def write(self, piece: bytes) -> bytes:
         """Send a piece without waiting; what did not go. Raises OSError."""
         raise NotImplementedError

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import logging
 import select
 import socket
 import threading
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +22,17 @@ import pytest
 
 from chatgpt_webapi import create_app
 from relay import http_server
+from relay.chat import Turn
 from relay.deadline import Deadline
-from relay.delivery import Clocks
+from relay.delivery import Clocks, DirectDelivery
 from relay.http_server import HttpServer
+from relay.passage import Passage
 from relay.server import Server
 from relay.service import Service
 from relay.settings import Settings
-from relay.stream_pump import StreamPump
+from relay.stream_pump import ParkedStream, StreamPump
+from relay.transports.direct import DirectExchange
+from relay.upstreams.http import HttpSession
 from tests.raw_upstream import RawUpstream, chunked
 from tests.waiting import wait_for
 
@@ -347,6 +354,33 @@ def test_a_caller_that_left_is_met_at_the_next_piece(served: Served, path: str) 
     response.close()
     connection.close()
     wait_for(lambda: served.upstream.left, 5)
+
+
+@pytest.mark.parametrize("how", ["cut", "left"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_failed_stream_leaves_nothing_to_the_garbage_collector(
+    served: Served, path: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.upstream.script = [words("One "), 0.3, words("two "), 0.3, words("three ")]
+    served.upstream.ends = False
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        with caplog.at_level(logging.INFO, "chatgpt_webapi"):
+            connection = served.connect()
+            response = served.ask(path, connection)
+            found = response.read1(100) if how == "left" else response.read()
+            response.close()
+            connection.close()
+            wait_for(lambda: "request" in caplog.messages)
+        assert b"One" in found and len(served.parked) == (served.pump is not None)
+        gc.collect()
+        kinds = {type(found) for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    ours = {DirectExchange, DirectDelivery, HttpSession, Passage, ParkedStream, Turn}
+    assert not kinds & {*ours, types.FrameType}
 
 
 def test_two_hundred_streams_at_once_are_not_mixed(served: Served) -> None:

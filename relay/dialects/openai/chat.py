@@ -155,9 +155,8 @@ class Chunks:
         self._include_usage = include_usage
         self._prompt_tokens = prompt_tokens
         self._has_begun = False
-        self._calls: dict[
-            int, None
-        ] = {}  # while there are none, a third of a set's size
+        # while there are none, a third of a set's size
+        self._calls: dict[int, None] = {}
 
     @classmethod
     def of(cls, payload: Fields, ask: Ask, *, created: int) -> Chunks:
