@@ -51,7 +51,7 @@ from relay.stream_pump import NEVER, StreamPump
 WORKER_BOOT_ERROR = workers.REFUSED
 
 READABLE = 1  # libev's EV_READ
-SOON = 0.2  # seconds that a request has before its connection is polled: most are answered by then
+SOON = 0.2  # seconds between two looks for connections that are to be polled: most requests are answered by then
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
 #: objects before a collection, and collections before the next older ones; one of all stops 5,000 streams for 0.2 s
 GARBAGE = 3000, 10, 500
@@ -146,7 +146,7 @@ class Departures:
         if not self._timer.active:
             self._timer.start(self._look_at_clocks)
         if not self._poll_timer.active:
-            self._poll_timer.start(self._poll_new)
+            self._poll_timer.again(self._poll_new)
         return watched.forget
 
     def _begin(self) -> None:
@@ -154,10 +154,12 @@ class Departures:
         self._poll = unpatched_epoll()
         self._io = loop.io(self._poll.fileno(), READABLE)
         self._timer = loop.timer(1, 1)
-        self._poll_timer = loop.timer(SOON)
+        self._poll_timer = loop.timer(SOON, SOON)
         self._io.start(self._notice)
 
     def _poll_new(self) -> None:
+        if not self._unpolled:
+            self._poll_timer.stop()
         unpolled, self._unpolled = self._unpolled, {}
         for descriptor in unpolled:
             with contextlib.suppress(OSError, ValueError):  # it is closed by now
