@@ -130,6 +130,7 @@ class Edge:
             headers["Cache-Control"] = "no-store"
         headers |= self._browsers.cors(incoming.fields.get("Origin", ""))
         response.when_closed += incoming.when_sent
+        incoming.when_sent = []  # what holds a large body would hold itself
         response.when_closed.append(AccessLine(incoming, response.status).write)
 
     def _hand_in(self, incoming: Incoming) -> None:
