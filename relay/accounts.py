@@ -647,9 +647,9 @@ class Attempts:
             try:
                 ready = self._pool.with_token(self.account, deadline.left)
             except UpstreamGone as error:
-                self._last = (
-                    self._last or error
-                )  # one that failed may be the wanted one
+                error.drop_frames()  # they have this object
+                # one that failed may be the wanted one
+                self._last = self._last or error
                 self.next()
             except RelayError as error:
                 self.refused(error)
@@ -679,6 +679,7 @@ class Attempts:
 
         An account whose access token has expired, and can be renewed, is the next one once more.
         """
+        error.drop_frames()  # they have the request, which may be answered for long
         account = self.account
         if account is not None and self.renew(error):
             self._left.insert(0, account)

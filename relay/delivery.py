@@ -500,6 +500,8 @@ class BackgroundDelivery(Delivery):
             try:
                 self._source.close()
             finally:
+                if self._error is not None:
+                    self._error.drop_frames()  # they have this object
                 self._backlog.end()
 
     def chunks(self) -> Iterator[bytes | None]:

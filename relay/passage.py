@@ -380,6 +380,7 @@ class Passage(Delivery):
     def close(self) -> None:
         if self.outcome == "open":
             self._fail(CallerLeft())
+        self._refused = None  # once raised, it has this object
         self._release()
 
 

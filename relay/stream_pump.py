@@ -132,9 +132,11 @@ class StreamPump:
                 self._look_at_clocks()
 
     def _release(self, parked: Parked) -> None:
-        del self._parked[parked.descriptor]
         self._forget_clock(parked)
-        self._readiness.remove(parked.descriptor)
+        # an interrupt may have closed it, and then another one may have its descriptor
+        if self._parked.get(parked.descriptor) is parked:
+            del self._parked[parked.descriptor]
+            self._readiness.remove(parked.descriptor)
         parked.leave()
 
     def _set_clock(self, parked: Parked) -> None:

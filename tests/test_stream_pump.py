@@ -293,6 +293,45 @@ def test_a_stop_ends_the_connections_that_wait(served: Served) -> None:
     wait_for(lambda: waits(served) == 0)
 
 
+class Waiting:
+    """What waits for a descriptor for ever. See `relay.stream_pump.Parked`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.tick = -1
+        self.wakes_at = Deadline.after(60)
+        self.has_left = False
+
+    def advance(self) -> bool:
+        return False
+
+    def leave(self) -> None:
+        self.has_left = True
+
+
+def test_a_descriptor_that_was_closed_may_be_another_ones() -> None:
+    readiness = PolledReadiness()
+    pump = StreamPump(readiness)
+    threading.Thread(target=pump.run, daemon=True).start()
+    first, peer = socket.socketpair()
+    stale = Waiting(first.fileno())
+    stale.wakes_at = Deadline.after(0.3)
+    pump.park(stale)
+    number = first.fileno()
+    first.close()  # as an interrupt may: the pump is told nothing
+    second, other = socket.socketpair()
+    assert number in (second.fileno(), other.fileno())
+    mine, theirs = (second, other) if second.fileno() == number else (other, second)
+    live = Waiting(number)
+    pump.park(live)
+    wait_for(lambda: stale.has_left)
+    assert not live.has_left
+    theirs.send(b"x")
+    wait_for(lambda: live.has_left and not len(pump))
+    for each in (mine, theirs, peer):
+        each.close()
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_cut_stream_ends_with_an_error(served: Served, path: str) -> None:
     served.upstream.script = WHOLE[:3]

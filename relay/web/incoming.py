@@ -345,7 +345,7 @@ class Incoming:
         self.service.body_memory.reserve(self._memory_holder, size, most)
 
     def _release_when_sent(self, holder: object) -> None:
-        """Give memory back once the response is sent; until then this request, which has the body, is held."""
+        """Give memory back once the response is sent: until then the question may be held that the body was."""
         weakref.finalize(self, self.service.body_memory.release, holder)
         self.when_sent.append(partial(self._release, holder))
 

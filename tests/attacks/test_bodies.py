@@ -286,6 +286,31 @@ def test_an_answered_ask_leaves_nothing_to_the_garbage_collector(
     assert not kinds & {*ours, types.FrameType, HttpResponseParser}
 
 
+@pytest.mark.parametrize("is_answered", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
+def test_an_ask_of_several_accounts_leaves_nothing_to_the_garbage_collector(
+    build: Build, api: OpenAIBackend, path: str, stream: bool, is_answered: bool
+) -> None:
+    limited = 429, {}, b'{"error": {"message": "Rate limit reached"}}'
+    api.mode.refuse_tokens["sk-invented-1"] = limited
+    if is_answered:
+        api.mode.keys += ("sk-invented-2",)
+    client = build(
+        authorization=(f"owner:{KEY}",),
+        openai_base_url=api.url,
+        openai_api_key=("sk-invented-1", "sk-invented-2"),
+    ).test_client()
+    messages = [{"role": "user", "content": "hello"}]
+    fields = {"msg": "hello"} if path == "/ask" else {"messages": messages}
+    asked = {"json": {**fields, "model": "tiny-1", "stream": stream}}
+    kinds = garbage_of(client, path, **asked)
+    if is_answered:
+        assert len(api.completions) == 2
+    ours = {Incoming, Ask, Turn, Passage, DirectExchange, HttpSession}
+    assert not kinds & {*ours, types.FrameType}
+
+
 def garbage_of(client: FlaskClient, path: str, **asked: Any) -> set[type]:
     """The types of what an answered request leaves to the garbage collector."""
     gc.collect()

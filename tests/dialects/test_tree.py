@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from relay.dialects import tree
 from relay.domain import ROOT, Conversation, Node
 
@@ -62,13 +64,6 @@ def test_a_conversation_without_any_whole_answer() -> None:
     empty = Conversation(
         "c", "owner", "offline", None, "Hi", None, 1.0, 1.0, nodes=NODES[1:2]
     )
-    assert (
-        tree.tree(Conversation(**{**vars(CONVERSATION), "newest": None}))[
-            "current_node"
-        ]
-        == "s"
-    )
-    broken = Conversation(
-        **{**vars(empty), "nodes": (Node("q", None, "user", "Hi", "whole", 1.0),)}
-    )
+    assert tree.tree(replace(CONVERSATION, newest=None))["current_node"] == "s"
+    broken = replace(empty, nodes=(Node("q", None, "user", "Hi", "whole", 1.0),))
     assert tree.tree(broken)["current_node"] == ROOT
