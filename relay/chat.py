@@ -53,6 +53,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamGone,
 )
+from relay.growing_text import GrowingText
 from relay.keeping import (
     DeferredKeeper,
     EphemeralKeeper,
@@ -148,7 +149,7 @@ class Turn:
         self._finished: Finished | None = None
         self._acceptance_kept = False
         self._is_counted = False
-        self._text: list[str] = []
+        self._text = GrowingText()
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
         self._tool_calls: dict[int, list[ToolCall]] = {}  # pieces, by their index
@@ -204,7 +205,7 @@ class Turn:
                 if event.conversation_id and self._keeper.returns_ids:
                     self.conversation_id = event.conversation_id
             case Restarted():
-                self._text.clear()
+                self._text = GrowingText()
             case Reasoning(text):
                 self._reasoning.append(text)
             case Refusal(text):
@@ -256,7 +257,7 @@ class Turn:
             message_id = self._context.answer_id or finished.message_id or ""
             message_id = message_id or self._keeper.request.answer_id
         reply = Reply(
-            text="".join(self._text),
+            text=self._text.text,
             conversation_id=conversation_id,
             message_id=message_id,
             model=finished.model or self._model,

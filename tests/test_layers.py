@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "relay.sse": VALUES,
     "relay.attachments": VALUES | {"relay.shown"},
     "relay.citations": set(),
+    "relay.growing_text": set(),
     "relay.shown": VALUES | {"relay.citations"},
     "relay.window": VALUES,
     "relay.schema": {"relay.errors"},
@@ -81,7 +82,8 @@ MAY_IMPORT = {
     "relay.transports": VALUES | {"relay.server", "relay.sse"},
     "relay.upstreams": VALUES
     | {"relay.sse", "relay.accounts", "relay.transports", "relay.settings"}
-    | {"relay.server", "relay.attachments", "relay.shown", "relay.citations"},
+    | {"relay.server", "relay.attachments", "relay.shown", "relay.citations"}
+    | {"relay.growing_text"},
     "relay.links": VALUES
     | {"relay.attachments", "relay.transports!", "relay.upstreams.http"},
     "relay.wrapping": PROTOCOL,
@@ -93,7 +95,7 @@ MAY_IMPORT = {
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
     | {"relay.cutting", "relay.models", "relay.usage", "relay.attachments"}
-    | {"relay.downloads"}
+    | {"relay.downloads", "relay.growing_text"}
     | PROTOCOL,
     "relay.index": VALUES
     | {"relay.store", "relay.accounts", "relay.window"}

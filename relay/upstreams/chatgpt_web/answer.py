@@ -39,6 +39,7 @@ from relay.domain import (
     Restarted,
 )
 from relay.errors import UpstreamCut, UpstreamFailed
+from relay.growing_text import GrowingText
 from relay.shown import Rendering, part_of, text_of
 
 Pieces: TypeAlias = "list[Delta | FileLink]"
@@ -69,26 +70,6 @@ def is_answer(message: dict[str, Any]) -> bool:
         and not is_hidden
         and not is_preamble
     )
-
-
-class GrowingText:
-    """A text that grows by pieces, joined only when it is read."""
-
-    __slots__ = ("_pieces", "length")
-
-    def __init__(self, text: str = "") -> None:
-        self._pieces = [text]
-        self.length = len(text)
-
-    def append(self, piece: str) -> None:
-        self._pieces.append(piece)
-        self.length += len(piece)
-
-    @property
-    def text(self) -> str:
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
-        return self._pieces[0]
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from relay.errors import UpstreamFailed
-from relay.upstreams.chatgpt_web.answer import GrowingText
+from relay.growing_text import GrowingText
 from relay.upstreams.wording import count_values
 
 MOST_DOCUMENTS = 1000
