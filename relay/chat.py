@@ -150,8 +150,8 @@ class Turn:
         self._acceptance_kept = False
         self._is_counted = False
         self._text = GrowingText()
-        self._reasoning: list[str] = []
-        self._refusal: list[str] = []
+        self._reasoning = GrowingText()
+        self._refusal = GrowingText()
         self._tool_calls: dict[int, list[ToolCall]] = {}  # pieces, by their index
 
     @property
@@ -262,8 +262,8 @@ class Turn:
             message_id=message_id,
             model=finished.model or self._model,
             finish_reason=finished.reason,
-            reasoning="".join(self._reasoning),
-            refusal="".join(self._refusal),
+            reasoning=self._reasoning.text,
+            refusal=self._refusal.text,
             tool_calls=tuple(map(joined_call, self._tool_calls.values())),
             usage=finished.usage,
             remarks=self.remarks,

@@ -182,7 +182,8 @@ class Delivery:
 
     def close(self) -> None:
         """Let everything go. The last call, whatever happened before."""
-        raise NotImplementedError
+        if self.failure is not None:
+            self.failure.drop_frames()  # they have this object
 
     def reply(self) -> Reply:
         """The whole answer."""
@@ -369,11 +370,11 @@ class DirectDelivery(Delivery):
             self._last_chunk = self.turn.fail(error)
 
     def close(self) -> None:
-        if self.turn is None:
-            return
-        if not self.turn.ended:
-            self._fail(CallerLeft())
-        self.turn.close()
+        if self.turn is not None:
+            if not self.turn.ended:
+                self._fail(CallerLeft())
+            self.turn.close()
+        super().close()
 
 
 class Background:
@@ -500,8 +501,6 @@ class BackgroundDelivery(Delivery):
             try:
                 self._source.close()
             finally:
-                if self._error is not None:
-                    self._error.drop_frames()  # they have this object
                 self._backlog.end()
 
     def chunks(self) -> Iterator[bytes | None]:
@@ -541,3 +540,4 @@ class BackgroundDelivery(Delivery):
         if self.outcome == "open":
             self.failure = CallerLeft()
             self.outcome = self.failure.code
+        super().close()

@@ -89,10 +89,9 @@ class FilePassage(Passage):
 
     def start(self) -> Head | None:
         head = super().start()
-        if self._refusal is None or self._refused is None:
+        if head is None or self._refused is None:
             return head
-        is_gone = self._refusal.status in (404, 410)
-        failure = NoFile() if is_gone else self._refused
+        failure = NoFile() if head.status in (404, 410) else self._refused
         self._fail(failure)
         raise failure
 

@@ -108,8 +108,9 @@ class HttpServer:
                 connection.close()
 
     @property
-    def has_pump(self) -> bool:
-        return self._pump is not None
+    def idle_seconds(self) -> float:
+        """How long a connection keeps its thread for its next request."""
+        return IDLE_SECONDS if self._pump is None else THREAD_SECONDS
 
     def park(self, response: RunningResponse) -> bool:
         """Have the pump go on with a response, if that is a stream of which something is awaited."""
@@ -195,14 +196,13 @@ class ServedConnection:
         return is_idle or self.serve()
 
     def _next_head(self) -> bytes | None:
-        """The next request's head; None at the end of the connection, and where it is to be parked meanwhile."""
+        """The next request's head; None at the end of the connection, and where none comes in time."""
         if self._server.is_stopping:
             return None
         connection = self.connection
         has_begun = bool(self._arrived)
-        connection.read_deadline = Deadline.after(
-            HEAD_SECONDS if has_begun else self._idle_seconds
-        )
+        seconds = HEAD_SECONDS if has_begun else self._server.idle_seconds
+        connection.read_deadline = Deadline.after(seconds)
         self._server.idle.add(connection)
         try:
             while (head := take_head(self._arrived)) is None:
@@ -217,18 +217,11 @@ class ServedConnection:
             self._is_first = False
             return head
         except TimeoutError:
-            if has_begun or not self._server.has_pump:
-                raise
-            self._is_idle = True
+            self._is_idle = not has_begun
             return None
         finally:
             self._server.idle.discard(connection)
             connection.read_deadline = None
-
-    @property
-    def _idle_seconds(self) -> float:
-        """How long the next request is waited for here."""
-        return THREAD_SECONDS if self._server.has_pump else IDLE_SECONDS
 
     def has_left(self) -> bool:
         """Read what has come while it was idle; whether that was its end."""

@@ -382,6 +382,7 @@ class Passage(Delivery):
             self._fail(CallerLeft())
         self._refused = None  # once raised, it has this object
         self._release()
+        super().close()
 
 
 def _quoted(response: WholeResponse) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import partial
 from urllib.parse import quote
 
 from relay.passage import Observer, Passage, Watch
@@ -62,11 +61,6 @@ def unread(incoming: Incoming, path: str, *, account: str | None = None) -> Forw
     )
 
 
-def count(observer: PassageMeter, passage: Passage) -> None:
-    """Count a passage that is over as an ask."""
-    observer.count(passage.failure)
-
-
 def deliver(
     incoming: Incoming,
     forwarder: Forwarder,
@@ -85,7 +79,7 @@ def deliver(
         forwarder, request, watch, clocks, streams=streams, observer=observer
     )
     if isinstance(observer, PassageMeter):
-        incoming.when_sent.append(partial(count, observer, passage))
+        incoming.when_sent.append(lambda: observer.count(passage.failure))
     if incoming.method == "POST":  # what only reads or changes something asks nothing
         incoming.service.chat.note(incoming.caller)
     return deliver_passage(incoming, passage)

@@ -131,8 +131,6 @@ class OpenDelivery:
     def close(self) -> None:
         self._end_watch()
         self.delivery.close()
-        if self.delivery.failure is not None:
-            self.delivery.failure.drop_frames()
 
 
 class StreamedResponse(Response):
