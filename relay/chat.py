@@ -19,6 +19,8 @@ import orjson
 
 from relay import attachments, cutting
 from relay.domain import (
+    NO_ARRIVAL,
+    Arrival,
     Ask,
     Caller,
     Delta,
@@ -54,6 +56,7 @@ from relay.errors import (
     UpstreamGone,
 )
 from relay.growing_text import GrowingText
+from relay.ids import new_id
 from relay.keeping import (
     DeferredKeeper,
     EphemeralKeeper,
@@ -389,7 +392,9 @@ class Chat:
         self._budget = budget
         self._waiters: Waiters[PreparedAsk, Waiting] = Waiters(leases)
 
-    def open(self, ask: Ask, printer: Printer, request_id: str = "") -> Turn | Waiting:
+    def open(
+        self, ask: Ask, printer: Printer, arrival: Arrival = NO_ARRIVAL
+    ) -> Turn | Waiting:
         """Store the question and open its stream; nothing is sent before that is read.
 
         While it waits for something, call it again with the same object. Raises Busy where too many
@@ -406,7 +411,7 @@ class Chat:
             prepared = waiter.prepared
         opened: Turn | Waiting | None = None
         try:
-            opened = self._try(ask, prepared, printer, request_id)
+            opened = self._try(ask, prepared, printer, arrival)
         finally:
             if not isinstance(opened, Waiting):
                 self._waiters.remove(ask)
@@ -439,7 +444,7 @@ class Chat:
         return ask if row is None else replace(ask, conversation_id=row.id)
 
     def _try(
-        self, ask: Ask, prepared: PreparedAsk, printer: Printer, request_id: str
+        self, ask: Ask, prepared: PreparedAsk, printer: Printer, arrival: Arrival
     ) -> Turn | Waiting:
         """The turn, if its leases are free."""
         if ask.conversation_id != prepared.conversation_id:
@@ -457,7 +462,7 @@ class Chat:
         keeper = self._keeper(ask, request, opened)
         turn = None
         try:
-            turn = self._start(ask, opened, keeper, printer, request_id)
+            turn = self._start(ask, opened, keeper, printer, arrival)
             return turn
         except RelayError as error:
             keeper.failed("", None, error, sent=False)
@@ -481,11 +486,11 @@ class Chat:
         may_adopt = bool(ask.caller.token) or self._routing.sole_owner
         key = _key(ask) if ask.idempotency_key else None
         return TurnRequest(
-            conversation_id=ask.conversation_id or str(uuid.uuid4()),
+            conversation_id=ask.conversation_id or new_id(),
             owner=_owner(ask),
             upstream=upstream.name,
-            question_id=str(uuid.uuid4()),
-            answer_id=str(uuid.uuid4()),
+            question_id=new_id(),
+            answer_id=new_id(),
             question=ask.question if is_new else _going_on(ask),
             title=title_of(ask.prompt),
             is_new=is_new,
@@ -580,7 +585,7 @@ class Chat:
         opened: OpenedTurn,
         keeper: Keeper,
         printer: Printer,
-        request_id: str,
+        arrival: Arrival,
     ) -> Turn:
         """Record that the question is about to be sent, and open its stream."""
         upstream = self._upstream_of(ask, opened)
@@ -600,7 +605,7 @@ class Chat:
             token=token,
             may_spend=ask.caller.may_spend,
             keep=ask.keep and opened.remote,
-            request_id=request_id,
+            request_id=arrival.request_id,
         )
         self._record_dispatch(keeper.request)
         is_stored_here = ask.keep and not opened.remote
@@ -615,7 +620,14 @@ class Chat:
         )
         stream, decoder = upstream.ask(question)
         if upstream.stores_conversations:
-            decoder = self._with_links(decoder, ask, opened, keeper, bool(token))
+            place = _place_of_files(opened, keeper, bool(token))
+            decoder = LinkingDecoder(
+                decoder,
+                place,
+                self._links,
+                arrival.base_url(),
+                is_kept=keeper.returns_ids,
+            )
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
@@ -631,21 +643,6 @@ class Chat:
         if self._usage is None:
             return None
         return self._usage.meter(ask.caller, upstream.name, model)
-
-    def _with_links(
-        self, decoder: Decoder, ask: Ask, opened: OpenedTurn, keeper: Keeper, own: bool
-    ) -> LinkingDecoder:
-        """The decoder with addresses of the answer's files. `own`: they are at a caller's own account."""
-        request = keeper.request
-        is_kept_here = keeper.returns_ids and not opened.remote
-        row = request.conversation_id if is_kept_here else ""
-        return LinkingDecoder(
-            decoder,
-            Download(request.owner, opened.upstream, row=row, own=own),
-            self._links,
-            ask.base_url,
-            is_kept=keeper.returns_ids,
-        )
 
     def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
         """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""
@@ -731,6 +728,14 @@ class Chat:
                 "access_token out."
             )
         return None
+
+
+def _place_of_files(opened: OpenedTurn, keeper: Keeper, own: bool) -> Download:
+    """Where the files of an answer are. `own`: at a caller's own account."""
+    request = keeper.request
+    is_kept_here = keeper.returns_ids and not opened.remote
+    row = request.conversation_id if is_kept_here else ""
+    return Download(request.owner, opened.upstream, row=row, own=own)
 
 
 def _owner(ask: Ask) -> str:

@@ -293,7 +293,6 @@ class DirectDelivery(Delivery):
         try:
             turn = yield from self._open()
             yield from self._read(turn)
-            self.outcome = "whole"
         except RelayError as error:
             yield from self._wait_unparked()
             self._fail(error)
@@ -326,6 +325,7 @@ class DirectDelivery(Delivery):
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
         self._silence = SilenceClock(self._clocks, time.monotonic())
+        output = b""
         while not turn.over:
             piece = self._read_piece(turn)
             if piece == b"":
@@ -336,8 +336,11 @@ class DirectDelivery(Delivery):
             output = turn.feed(piece)
             turn.accepted()
             self._silence.restart(turn.complete, time.monotonic())
+            if turn.over:
+                break
             if output or turn.failure is None:
                 yield output
+                output = b""
             if turn.failure is not None:
                 raise turn.failure
             if not self.is_parked:  # how long the caller took to read is no silence
@@ -345,7 +348,20 @@ class DirectDelivery(Delivery):
         if self._caller_left.is_set() and not turn.over:
             raise CallerLeft()
         yield from self._wait_unparked()
-        yield turn.end()
+        yield from self._end(turn, output)
+
+    def _end(self, turn: Turn, output: bytes) -> Iterator[bytes]:
+        """End the turn: what it still gives goes out with the last output, which goes out whatever happens."""
+        failure: RelayError | None = None
+        try:
+            output += turn.end()
+            self.outcome = "whole"
+        except RelayError as error:
+            failure = error
+        if output or failure is None:
+            yield output
+        if failure is not None:
+            raise failure
 
     def _read_piece(self, turn: Turn) -> bytes | None:
         """What has arrived; None for one keep-alive of silence, b"" at the end. Raises where a clock ran out."""

@@ -93,8 +93,7 @@ class Ask:
     `instructions`: a system message for this answer alone. `payloads`: see `Message`. `options`:
     parameters for the model. `keep`: whether the conversation is stored; `keep_here`: in our store,
     wherever the upstream would store it. `echo`: what of the request is stored with the answer, for
-    the dialect to show again. `base_url`: where the caller reaches this service.
-    `idempotency_key`: with one, the ask happens once, however often it is
+    the dialect to show again. `idempotency_key`: with one, the ask happens once, however often it is
     sent to its `route`. `ignored`: fields of the caller's that have no effect. `check`: raises
     RelayError for an answer that ended in good order and that the dialect cannot print as one.
     """
@@ -116,7 +115,6 @@ class Ask:
     keep_here: bool = False
     echo: Mapping[str, Any] | None = field(default=None, repr=False)
     idempotency_key: str | None = None
-    base_url: str = ""
     route: str = ""
     ignored: tuple[str, ...] = ()
     check: Callable[[Reply], None] = field(default=lambda reply: None, repr=False)
@@ -126,6 +124,16 @@ class Ask:
         roles = {payload.get("role") for payload in self.payloads}
         role = "tool" if roles.intersection(TOOL_ROLES) else "user"
         return Message(role, self.prompt, self.payloads)
+
+
+class Arrival(NamedTuple):
+    """The request that an ask came with. `base_url` gives where its caller reaches this service."""
+
+    request_id: str = ""
+    base_url: Callable[[], str] = str
+
+
+NO_ARRIVAL = Arrival()
 
 
 @dataclass(frozen=True, slots=True)

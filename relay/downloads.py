@@ -174,6 +174,9 @@ class LinkingDecoder(WrappingDecoder):
 
     def _linked(self, events: Iterable[Event]) -> Iterator[Event]:
         for event in events:
+            if isinstance(event, Delta):  # which most are
+                yield event
+                continue
             if isinstance(event, FileLink):
                 place = self._place.of(event.file)
                 yield Delta(self._links.address(place, self._base_url))

@@ -39,6 +39,7 @@ BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
 PIECE_OF_CHUNKS = 8 * 1024  # bytes: there may be a chunk for each six of them
+LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 WITHOUT_BODY = ("1", "204", "304")  # how the statuses begin whose responses have none
 
@@ -274,7 +275,7 @@ class ServedConnection:
                 self.connection.sendall(response.rest)
                 response.rest = b""
             for piece in response.pieces:
-                writer.write(piece)
+                writer.write(piece, response.is_last)
                 is_parked = self._server.park(response)
                 if is_parked:
                     return True
@@ -304,6 +305,11 @@ class RunningResponse(ParkedStream):
         self.served = served
         self.writer = writer
         self._answer = answer
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no piece of the body comes after the one that was given."""
+        return self.delivery is not None and self.delivery.outcome != "open"
 
     def write(self, piece: bytes) -> bytes:
         return self.served.connection.send_now(self.writer.framed(piece))
@@ -440,6 +446,7 @@ class ResponseWriter:
         "_headers",
         "_is_begun",
         "_is_chunked",
+        "_is_ended",
         "_left",
         "_status",
         "_version",
@@ -461,6 +468,7 @@ class ResponseWriter:
         self._headers: Sequence[tuple[str, str]] = ()
         self._is_begun = False
         self._is_chunked = False
+        self._is_ended = False  # the last chunk was framed
         self._has_body = request.method != "HEAD"
         self._left: int | None = None  # bytes that the Content-Length still promises
 
@@ -485,13 +493,13 @@ class ResponseWriter:
         self._headers = headers
         return self.write
 
-    def write(self, piece: bytes) -> None:
-        """Send a piece of the body; the first one goes out with the head."""
-        framed = self.framed(piece)
+    def write(self, piece: bytes, is_last: bool = False) -> None:
+        """Send a piece of the body; the first one goes out with the head, the last one with the body's end."""
+        framed = self.framed(piece, is_last)
         if framed:
             self._connection.sendall(framed)
 
-    def framed(self, piece: bytes) -> bytes:
+    def framed(self, piece: bytes, is_last: bool = False) -> bytes:
         """A piece of the body as it is sent."""
         if not piece:
             return b""
@@ -499,7 +507,9 @@ class ResponseWriter:
         if not self._has_body:
             piece = b""
         elif self._is_chunked:
-            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+            self._is_ended = is_last
+            end = LAST_CHUNK if is_last else b""
+            piece = b"%x\r\n%b\r\n%b" % (len(piece), piece, end)
         elif self._left is not None:
             piece = piece[: self._left]
             self._left -= len(piece)
@@ -508,8 +518,8 @@ class ResponseWriter:
     def end(self) -> None:
         """The application has given all of it. A body that is shorter than was said breaks the connection off."""
         rest = b"" if self._is_begun else self._head(is_empty=True)
-        if self._is_chunked and self._has_body:
-            rest += b"0\r\n\r\n"
+        if self._is_chunked and self._has_body and not self._is_ended:
+            rest += LAST_CHUNK
         if rest:
             self._connection.sendall(rest)
         if self._has_body and self._left:

@@ -51,7 +51,10 @@ class Parser:
         for line in lines:
             if self._pieces:
                 line = self._join(line)
-            if (event := self._line(line)) is not None:
+            if line.startswith(b"data: ") and not self._first_line:  # which most do
+                self._data.append(line[6:].decode("utf-8", "replace"))
+                self._size += len(line)
+            elif (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
@@ -76,7 +79,7 @@ class Parser:
             self._first_line = False
         if not line:
             return self._dispatch() if self._data or self._name else None
-        name, start = (b"data", 6) if line.startswith(b"data: ") else _field(line)
+        name, start = _field(line)
         if name == b"data":
             self._data.append(line[start:].decode("utf-8", "replace"))
             self._size += len(line)
@@ -87,13 +90,13 @@ class Parser:
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:
-        event = None
-        if self._data:
-            event = ServerEvent(self._name or "message", "\n".join(self._data))
+        name, data = self._name, self._data
         self._name = ""
         self._data = []
         self._size = 0
-        return event
+        if not data:
+            return None
+        return ServerEvent(name or "message", "\n".join(data))
 
 
 def _field(line: bytes) -> tuple[bytes, int]:

@@ -9,7 +9,6 @@ conversation, its lease, messages, a key's lease, its row.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +30,7 @@ from relay.domain import (
     title_of,
 )
 from relay.errors import NoConversation, RelayError, TooLarge
+from relay.ids import new_id
 from relay.server import Run
 from relay.tables import (
     conversations,
@@ -156,7 +156,7 @@ class Store:
     def check(self) -> None:
         """Raise StoreFailed unless the database can be read, and a row be added to it."""
         self._read(lambda connection: connection.execute(select(literal(1))).all())
-        name = f"check:{uuid.uuid4()}"  # several processes check at the same time
+        name = f"check:{new_id()}"  # several processes check at the same time
         self.lease(name, name, 0)
         self.free(name, name)
 
@@ -690,7 +690,7 @@ def _insert_conversation(
     nodes: list[Node] = []
     parent: str | None = None
     for message in request.preamble:
-        node_id = str(uuid.uuid4())
+        node_id = new_id()
         nodes.append(
             Node(
                 node_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from relay.deadline import Deadline
 from relay.errors import Busy, StoreFailed
+from relay.ids import new_id
 from relay.store import Store
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class Upkeep:
         self._store = store
         self._seconds = seconds
         self._tidy = (store.tidy, *tidy)
-        self._holder = str(uuid.uuid4())
+        self._holder = new_id()
         self._stopped = Flag()
         self._thread = Thread(target=self._run, name="upkeep", daemon=True)
 

@@ -6,7 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,6 +20,7 @@ from relay.errors import (
     InternalError,
     RateLimited,
     RelayError,
+    StoreFailed,
     UpstreamCut,
     UpstreamFailed,
     UpstreamRefused,
@@ -90,8 +91,27 @@ def test_a_stream_is_delivered_piece_by_piece(
 ) -> None:
     pieces = list(deliver(Scripted(b"S|", b"Hel|", b"lo|F|"), EVENTS).stream())
     assert pieces[0] == b": keep-alive\n\n", "the head leaves with the first event"
-    assert pieces[1:3] == [b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n']
-    assert pieces[3].startswith(b"event: done")
+    assert pieces[1] == b'data: {"text":"Hel"}\n\n'
+    assert pieces[2].startswith(b'data: {"text":"lo"}\n\nevent: done'), (
+        "the end goes out with what came last"
+    )
+    assert len(pieces) == 3
+
+
+def test_the_last_words_are_delivered_before_the_failure_to_store_them(
+    deliver: Callable[..., DirectDelivery],
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: object) -> NoReturn:
+        raise StoreFailed("The disk is full.")
+
+    monkeypatch.setattr(store, "complete_turn", fail)
+    delivery = deliver(Scripted(b"S|Hel|", b"lo|F|"), EVENTS)
+    pieces = list(delivery.stream())
+    assert pieces[:2] == [b'data: {"text":"Hel"}\n\n', b'data: {"text":"lo"}\n\n']
+    assert pieces[2].startswith(b"event: error") and len(pieces) == 3
+    assert delivery.outcome == "store_failed"
 
 
 PHASES = [
@@ -198,7 +218,7 @@ def test_silence_is_filled_with_keep_alives(
     )
     rest = list(pieces)
     assert rest.count(b": keep-alive\n\n") >= 4
-    assert rest[-2] == b'data: {"text":"Hi"}\n\n'
+    assert rest[-1].startswith(b'data: {"text":"Hi"}\n\n')
 
 
 def test_upstream_pings_without_an_event_are_still_silence_to_the_caller(

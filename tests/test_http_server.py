@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import pytest
 
 from relay import http_server
+from relay.delivery import Clocks, Delivery, Silent
 from relay.http_server import HttpServer, name_in_environ
+from relay.web.response import Response
 
 Talk: TypeAlias = Callable[..., bytes]
 
@@ -192,6 +194,45 @@ def test_fields_as_wsgi_has_them(talk: Talk) -> None:
     received = talk(b"GET / HTTP/1.1\r\n" + fields + b"\r\n")
     assert received.endswith(b"\r\n\r\na, \xe4")
     assert name_in_environ(b"content-type") == "CONTENT_TYPE"
+
+
+class Talked(Response):
+    """A stream that says with its last piece that it is over, as a turn's delivery does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delivery = Delivery(Silent(), Clocks())
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"one"
+        assert self.delivery is not None
+        self.delivery.outcome = "whole"
+        yield b"two"
+
+    def _framing(self) -> list[tuple[str, str]]:
+        return []
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_the_end_of_a_stream_goes_out_with_its_last_piece(version: bytes) -> None:
+    def application(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        return Talked()(environ, start)
+
+    # a receive gives what one send sent
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = HttpServer(application, ("127.0.0.1", 80), 5)
+    thread = threading.Thread(target=server.serve, args=(theirs, None))
+    thread.start()
+    with ours:
+        ours.settimeout(10)
+        ours.sendall(b"GET / HTTP/%b\r\n%b\r\n" % (version, HOST))
+        sent = [ours.recv(65536), ours.recv(65536)]
+        ours.shutdown(socket.SHUT_WR)
+        assert ours.recv(65536) == b""
+    thread.join(10)
+    is_chunked = version == b"1.1"
+    assert sent[0].endswith(b"\r\n\r\n3\r\none\r\n" if is_chunked else b"\r\n\r\none")
+    assert sent[1] == (b"3\r\ntwo\r\n0\r\n\r\n" if is_chunked else b"two")
 
 
 def test_a_server_that_stops_takes_no_more_requests() -> None:

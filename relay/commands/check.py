@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from relay.database import Database, check_private, open_database, sqlite_path
 from relay.database_errors import refused_start
 from relay.domain import Caller
 from relay.errors import RelayError, StoreFailed, Unauthorized
+from relay.ids import new_id
 from relay.server import in_place
 from relay.service import default_upstream, open_upstreams
 from relay.setting_warnings import find_warnings
@@ -105,7 +105,7 @@ def _check_new_database(name: str, path: Path) -> Finding:
 def _use_database(url: str) -> int | None:
     """The version of the tables, after a row was written and deleted. Raises StoreFailed."""
     database = open_database(url, in_place)
-    name = f"check/{uuid.uuid4()}"
+    name = f"check/{new_id()}"
     lease = {"name": name, "holder": "check", "expires": 0.0}
 
     def write(connection: Connection) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from relay.commands.terminal import Terminal
 from relay.database import check_private
 from relay.deadline import Deadline
 from relay.errors import RelayError, UpstreamCut, UpstreamFailed
+from relay.ids import new_id
 from relay.server import in_place
 from relay.settings import Settings
 from relay.signin.claims import person_of
@@ -68,7 +68,7 @@ class StoredSignIns:
     @contextmanager
     def _unrenewed(self, id: str) -> Iterator[None]:
         """Keeps a service from exchanging the token meanwhile; one that takes very long is not waited for."""
-        holder = str(uuid.uuid4())
+        holder = new_id()
         waiting = Deadline.after(LEASE_WAIT_SECONDS)
         while not self._tokens.lease(id, holder, LEASE_SECONDS):
             if waiting.passed:

@@ -8,7 +8,6 @@ the row still says that an exchange began: the same refresh token is tried once 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ from time import sleep
 from relay.accounts import Account, SignIn, Source, expiry
 from relay.deadline import Deadline
 from relay.errors import NotRenewed, StoreFailed, TokenRejected
+from relay.ids import new_id
 from relay.signin.refresh import REUSED, Outcome, Renewed
 from relay.token_store import StoredToken, TokenStore
 from relay.upkeep import LEASE_SECONDS, Leases
@@ -95,7 +95,7 @@ class Renewer:
 
     def _renew_leased(self, sign_in: SignIn, known: str, rejected: str) -> StoredToken:
         """Renew it, unless another process does so first."""
-        holder = str(uuid.uuid4())
+        holder = new_id()
         waiting = Deadline.after(LEASE_WAIT_SECONDS)
         while not self._store.lease(sign_in.id, holder, LEASE_SECONDS):
             if waiting.passed:

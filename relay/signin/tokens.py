@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
@@ -24,6 +23,7 @@ from relay.errors import (
     TokenRejected,
     TooManyAttempts,
 )
+from relay.ids import new_id
 from relay.signin.renewal import EARLY_SECONDS, NOTE_SECONDS, rejection
 from relay.token_store import StoredToken, TokenStore
 
@@ -161,7 +161,7 @@ class SignedInTokens:
 
     def take_night(self) -> bool:
         """Whether this process is the one, of all that share the database, that refreshes this night. May block."""
-        return self._store.lease(SCHEDULE, str(uuid.uuid4()), SCHEDULE_SECONDS)
+        return self._store.lease(SCHEDULE, new_id(), SCHEDULE_SECONDS)
 
     def refresh(self, sign_in: SignIn, forced: bool) -> None:
         """Get an access token: a new one (`forced`), or one where none is valid. May block. Raises RelayError."""

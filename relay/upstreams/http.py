@@ -253,7 +253,7 @@ class HttpSession:
         self._patience = Deadline.after(limits.patience)
         self._pause = 1.0
         self._interrupted = Flag()
-        self._due = Deadline.after(0)
+        self._due = NOW
         self._expiry: Deadline | None = None
         self._step: Step | None = None
         self._ended: Callable[[], bool] | None = None  # see `Step`
@@ -472,7 +472,7 @@ class HttpSession:
             self._computation = step
             return None
         self._step = step
-        self._due = Deadline.after(step.pause)
+        self._due = Deadline.after(step.pause) if step.pause else NOW
         return None
 
     def _refuse(self, error: RelayError) -> None:

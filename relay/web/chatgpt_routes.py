@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -15,6 +14,7 @@ from relay.dialects.chatgpt import errors, session, wire
 from relay.dialects.chatgpt.answer import dumps
 from relay.domain import Conversation, title_of
 from relay.errors import Forbidden, NotFound, RelayError, Unauthorized
+from relay.ids import new_id
 from relay.index import ChangeObserver, ClearingObserver, TurnObserver
 from relay.passage import Observer
 from relay.transports import Headers
@@ -211,7 +211,7 @@ def ask(incoming: Incoming) -> Response:
     if row is not None and not row.remote:
         incoming.put_back(body)
         return chatgpt_local.ask(incoming)
-    parent_id = (row.newest if row else None) or str(uuid.uuid4())
+    parent_id = (row.newest if row else None) or new_id()
     request = request_at(incoming, row, wire.repaired(body, payload, parent_id))
     headers = replaced(request.headers, Accept="text/event-stream")
     request = replace(request, headers=headers)

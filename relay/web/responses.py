@@ -17,7 +17,7 @@ from relay.delivery import (
     Silent,
 )
 from relay.dialects import report
-from relay.domain import Ask, Remarks, Reply, changed
+from relay.domain import Arrival, Ask, Remarks, Reply, changed
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage
@@ -223,8 +223,8 @@ def _delivery(incoming: Incoming, ask: Ask, printer: Printer) -> Delivery:
 def _direct(incoming: Incoming, ask: Ask, printer: Printer) -> DirectDelivery:
     """A delivery of this ask; one with a token that nobody has checked is counted while it is in flight."""
     service = incoming.service
-    ask = changed(ask, base_url=incoming.base_url)
-    open_turn = partial(service.chat.open, ask, printer, incoming.id)
+    arrival = Arrival(incoming.id, lambda: incoming.base_url)
+    open_turn = partial(service.chat.open, ask, printer, arrival)
     if ask.caller.token is None or not ask.caller.unverified:
         return DirectDelivery(
             open_turn, printer, service.clocks, ask.timeout, incoming.id

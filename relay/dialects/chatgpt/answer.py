@@ -8,7 +8,6 @@ stream by itself, and a character that is cut in two is lost.
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +15,7 @@ from relay import sse
 from relay.dialects.chatgpt import errors
 from relay.domain import FinishReason, Reply, Started
 from relay.errors import RelayError
+from relay.ids import new_id
 
 Action: TypeAlias = Literal["next", "variant", "continue"]
 
@@ -59,7 +59,7 @@ class Answer:
     @classmethod
     def new(cls, action: Action, model: str | None, created: float) -> Answer:
         """An answer with ids of its own: what is not stored keeps them, for clients want some."""
-        ids = str(uuid.uuid4()), str(uuid.uuid4())
+        ids = new_id(), new_id()
         return cls(*ids, created, action, model or "")
 
     def started(self, event: Started) -> Answer:

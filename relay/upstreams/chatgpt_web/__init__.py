@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from relay.accounts import (
     may_be_chatgpt_token,
 )
 from relay.domain import Caller, Model, Question
+from relay.ids import new_id
 from relay.server import Run
 from relay.settings import Settings
 from relay.transports import Call, Transport
@@ -74,7 +74,7 @@ def open_upstream(settings: Settings, resources: Resources) -> ChatGPTWeb:
         tokens=resources.tokens,
         memory=memory,
         auth_key=settings.auth_key,
-        device_id=str(uuid.uuid4()),
+        device_id=new_id(),
         limits_models=settings.enable_limit,
         preflight=preflight_of(settings, resources.run),
         allowed=allowed,

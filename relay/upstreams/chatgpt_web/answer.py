@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from relay import shown
-from relay.citations import CitationFilter
+from relay.citations import CitationFilter, visible
 from relay.domain import (
     Delta,
     Event,
@@ -76,13 +76,14 @@ def is_answer(message: dict[str, Any]) -> bool:
 class Candidate:
     """A message that may be the answer, as it was last seen.
 
-    `text`: as the upstream has it. `visible`: without citation markers; `rendering` makes of it what
-    the caller has.
+    `text`: as the upstream has it. `rendering` makes what the caller has of what is visible of it.
+    `is_shown`: the caller has something of it. `is_over`: nothing of it is held back any more.
     """
 
     id: str
     text: GrowingText = field(default_factory=GrowingText)
-    visible: GrowingText = field(default_factory=GrowingText)
+    is_shown: bool = False
+    is_over: bool = False
     citations: CitationFilter = field(default_factory=CitationFilter)
     rendering: Rendering = field(init=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -105,10 +106,15 @@ class Candidate:
         elif isinstance(details, str):
             self.finish = details
 
+    @property
+    def visible(self) -> str:
+        """The text without citation markers, as far as it was given."""
+        return visible(self.text.text, is_complete=self.is_over)
+
     def render(self) -> Pieces:
         """All that is visible, once more."""
         self.rendering = Rendering(self.id, self.rendering.images)
-        return self.rendering.feed(self.visible.text)
+        return self.rendering.feed(self.visible)
 
     @property
     def complete(self) -> bool:
@@ -267,11 +273,10 @@ class Answer:
     def _give(self, candidate: Candidate, visible: str) -> list[Event]:
         if not visible:
             return []
-        images: Pieces = []
-        if not candidate.visible.length:
-            images = self._images_above()
-        candidate.visible.append(visible)
-        return [*images, *candidate.rendering.feed(visible)]
+        if candidate.is_shown:
+            return [*candidate.rendering.feed(visible)]
+        candidate.is_shown = True
+        return [*self._images_above(), *candidate.rendering.feed(visible)]
 
     def _images_above(self) -> Pieces:
         """The images that came before the text."""
@@ -286,7 +291,7 @@ class Answer:
         previous = self._candidate
         self._candidate = candidate
         events: list[Event] = []
-        if previous is not None and previous.visible.length:
+        if previous is not None and previous.is_shown:
             self._others.images[:0] = previous.rendering.images
             events += self._restart([])
         return events + self.append(text)
@@ -298,16 +303,18 @@ class Answer:
     def _compare(self, candidate: Candidate, text: str) -> list[Event]:
         """The candidate's whole text, as it is now: what is new, or a restart where it was edited."""
         before = candidate.text.text
-        candidate.text = GrowingText(text)
         if text.startswith(before):
+            candidate.text = GrowingText(text)
             appended = text[len(before) :]
             return self._give(candidate, candidate.citations.feed(appended))
-        given = candidate.visible.text
+        given = candidate.visible
+        candidate.text = GrowingText(text)
         candidate.citations = CitationFilter()
+        candidate.is_over = False
         visible = candidate.citations.feed(text)
         if visible.startswith(given):
             return self._give(candidate, visible[len(given) :])
-        candidate.visible = GrowingText(visible)
+        candidate.is_shown = bool(visible)
         return self._restart(candidate.render())
 
     def continue_(self) -> None:
@@ -336,6 +343,7 @@ class Answer:
         if last.status == "in_progress":
             raise UpstreamCut()
         events += self._give(last, last.citations.end())
+        last.is_over = True
         events += last.rendering.end()
         return events, last.finish_reason
 
@@ -349,7 +357,7 @@ class Answer:
 
     def below(self) -> list[Event]:
         """What stands below the text once all of it was given: images that came later, and the sources."""
-        has_text = self._candidate is not None and self._candidate.visible.length
+        has_text = self._candidate is not None and self._candidate.is_shown
         is_first = not self._before and not has_text
         if self._others.images:
             self._below = self._others.newest

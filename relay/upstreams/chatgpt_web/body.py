@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from relay.accounts import Account, can_be_sent
 from relay.domain import Question
 from relay.errors import BadRequest
+from relay.ids import new_id
 from relay.upstreams.addresses import parse_address
 from relay.upstreams.chatgpt_web.models import choose_model
 from relay.upstreams.wording import write_json
@@ -159,14 +159,14 @@ def question_body(
     contents = contents or [text_content(each.text) for each in question.messages]
     *context, prompt = contents
     messages = [
-        _message(str(uuid.uuid4()), _ROLES.get(message.role, message.role), content)
+        _message(new_id(), _ROLES.get(message.role, message.role), content)
         for message, content in zip(question.messages, context, strict=False)
     ]
     messages.append(_message(question.question_id, "user", prompt))
     body = {
         "action": "next",
         "messages": messages,
-        "parent_message_id": parent_id or str(uuid.uuid4()),
+        "parent_message_id": parent_id or new_id(),
         **_common_fields(question),
     }
     if question.conversation_id:

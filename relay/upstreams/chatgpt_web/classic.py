@@ -35,6 +35,7 @@ from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.answer import Answer, identifier_of
 from relay.upstreams.chatgpt_web.delta import Documents
 from relay.upstreams.wording import (
+    MOST_VALUES,
     error_text,
     has_too_many_values,
     replaced_in_texts,
@@ -128,20 +129,23 @@ class WebDecoder:
         return [] if self._finished else self._end(announced=False)
 
     def _event(self, event: sse.ServerEvent) -> list[Event]:
-        data = event.data.strip()
-        if event.name == sse.STRAY:
+        name, data = event
+        if name == "delta":  # which most are
+            return self._payload(name, data)
+        data = data.strip()
+        if name == sse.STRAY:
             return self._stray(data)
-        if event.name == "ping" or not data or _TIMESTAMP.match(data):
+        if name == "ping" or not data or _TIMESTAMP.match(data):
             return []
         if data == "[DONE]":
             return self._end(announced=True)
-        if event.name == "delta_encoding":
+        if name == "delta_encoding":
             return self._begin_documents(data)
-        return self._payload(event.name, data.encode())
+        return self._payload(name, data)
 
-    def _payload(self, name: str, content: bytes) -> list[Event]:
+    def _payload(self, name: str, content: str) -> list[Event]:
         """An event with JSON. `name`: the event's."""
-        if has_too_many_values(content):
+        if len(content) >= MOST_VALUES and has_too_many_values(content.encode()):
             raise UpstreamFailed("The upstream sent an event of too many values.")
         try:
             payload = orjson.loads(content)
@@ -200,22 +204,24 @@ class WebDecoder:
             return True
         return isinstance(payload["v"], dict) and "message" in payload["v"]
 
-    def _frame(self, frame: dict[str, Any], content: bytes) -> list[Event]:
+    def _frame(self, frame: dict[str, Any], content: str) -> list[Event]:
         """`content`: the frame as it was sent."""
-        assert self._documents is not None
-        edit = self._documents.apply(frame)
-        if edit.only_appended:
+        documents = self._documents
+        assert documents is not None
+        if (piece := documents.append(frame)) is not None:
             candidate = self._answer.id
-            is_candidate = candidate and edit.document["message"].get("id") == candidate
-            return self._answer.append(edit.appended) if is_candidate else []
-        self._documents.count_values(content)
+            message = documents.newest["message"]
+            is_candidate = candidate and message.get("id") == candidate
+            return self._answer.append(piece) if is_candidate else []
+        edit = documents.apply(frame)
+        documents.count_values(content.encode())
         if not isinstance(edit.document, dict):
             return []
         message = part_of(edit.document, "message")
         length_before = edit.text_length - len(edit.appended)
         if not edit.text_edited and self._answer.is_followed(message, length_before):
             return self._envelope(edit.document, edit.appended)
-        self._documents.join_text()
+        documents.join_text()
         return self._envelope(edit.document)
 
     def _envelope(

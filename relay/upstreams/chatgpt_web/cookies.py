@@ -172,12 +172,13 @@ class CookieTransport:
 class CookieExchange:
     """See `relay.transports.Exchange`."""
 
-    __slots__ = ("_exchange", "_jar", "_url")
+    __slots__ = ("_exchange", "_jar", "_url", "read")
 
     def __init__(self, exchange: Exchange, jar: Jar, url: str) -> None:
         self._exchange = exchange
         self._jar: Jar | None = jar
         self._url = url
+        self.read = exchange.read
 
     def head(self, seconds: float) -> Head | None:
         head = self._exchange.head(seconds)
@@ -191,9 +192,6 @@ class CookieExchange:
     @property
     def awaited(self) -> int | None:
         return self._exchange.awaited
-
-    def read(self, seconds: float) -> bytes | None:
-        return self._exchange.read(seconds)
 
     def interrupt(self) -> None:
         self._exchange.interrupt()

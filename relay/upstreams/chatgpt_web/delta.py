@@ -40,14 +40,12 @@ _PARTS = "/message/content/parts/"
 class Edit(NamedTuple):
     """What a frame did to its document.
 
-    `appended`: what it appended to the text; `only_appended`: and it did nothing else.
-    `text_edited`: it changed the text, or may have, in another way. `text_length`: of a text that
-    is the only part, -1 for others.
+    `appended`: what it appended to the text. `text_edited`: it changed the text, or may have, in
+    another way. `text_length`: of a text that is the only part, -1 for others.
     """
 
     document: Any
     appended: str = ""
-    only_appended: bool = False
     text_edited: bool = False
     text_length: int = -1
 
@@ -66,14 +64,27 @@ class Documents:
         self._copied = 0
         self._values = 0
 
+    @property
+    def newest(self) -> Any:
+        """The document that the last frame edited."""
+        return self._documents[self._channel]
+
+    def append(self, frame: dict[str, Any]) -> str | None:
+        """What a frame appends to its document's text; None for one that does anything else, which `apply` takes.
+
+        Raises UpstreamFailed for a frame whose keys are none.
+        """
+        value = frame.get("v")
+        if not isinstance(value, str):
+            return None
+        if len(frame) > 1:
+            self._read_keys(frame, value)
+        return value if self._append_text(self._path, self._operation, value) else None
+
     def apply(self, frame: dict[str, Any]) -> Edit:
         """Edit a document. Raises UpstreamFailed for a frame that fits none, and for one that makes it too large."""
         value = frame.get("v")
         self._read_keys(frame, value)
-        if isinstance(value, str) and self._append_text(
-            self._path, self._operation, value
-        ):
-            return Edit(self._documents[self._channel], value, True)
         self._appended = []
         self._text_edited = False
         self._edit(self._path, self._operation, value, 0)

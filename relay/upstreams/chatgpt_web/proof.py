@@ -10,10 +10,11 @@ import base64
 import hashlib
 import random
 import re
-import uuid
 from dataclasses import dataclass, field
 
 import orjson
+
+from relay.ids import new_id
 
 MOST_ATTEMPTS = 500_000
 ATTEMPTS_PER_SLICE = (
@@ -79,7 +80,7 @@ def _pieces(user_agent: str) -> tuple[bytes, bytes, bytes]:
     """The array as JSON: what is before, between and behind its two counters."""
     array: list[str | None] = [None] * LENGTH
     array[USER_AGENT] = user_agent
-    array[RANDOM_ID] = str(uuid.uuid4())
+    array[RANDOM_ID] = new_id()
     parts = (
         array[:COUNTER],
         array[COUNTER + 1 : HALF_COUNTER],
