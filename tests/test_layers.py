@@ -10,7 +10,13 @@ import pytest
 from tests.processes import ROOT
 
 MODULES = sorted([*ROOT.glob("*.py"), *ROOT.glob("relay/**/*.py")])
-VALUES = {"relay.domain", "relay.errors", "relay.deadline", "relay.cached"}
+VALUES = {
+    "relay.domain",
+    "relay.errors",
+    "relay.deadline",
+    "relay.cached",
+    "relay.ids",
+}
 PROTOCOL = {
     "relay.upstreams!"
 }  # the package's own module alone: what an upstream must be able to do
@@ -21,6 +27,7 @@ MAY_IMPORT = {
     "relay.errors": set(),
     "relay.deadline": set(),
     "relay.cached": set(),
+    "relay.ids": set(),
     "relay.settings": set(),
     "relay.server": set(),
     "relay.connection": {"relay.deadline", "relay.transports.sockets"},
