@@ -188,13 +188,10 @@ class Turn:
         """The event with what it must name: the place of the answer, and a call's id, which its result will name."""
         if isinstance(event, Started) and self._keeper.returns_ids:
             # an upstream may name a place of its own also where it stores nothing
-            place = self._context.conversation_id or event.conversation_id
-            return changed(
-                event,
-                conversation_id=place or None,
-                answer_id=self._context.answer_id,
-                question_id=self._context.question_id,
-            )
+            context = self._context
+            place = context.conversation_id or event.conversation_id or None
+            ids = context.answer_id, context.question_id
+            return Started(event.model, place, event.account, *ids)
         if isinstance(event, ToolCall) and not event.id:
             is_first = event.index not in self._tool_calls
             return replace(event, id=f"call_{uuid.uuid4().hex}") if is_first else event

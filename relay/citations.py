@@ -32,6 +32,8 @@ class CitationFilter:
 
     def end(self) -> str:
         """What was held back and is text after all. A block that was never closed is left out."""
+        if not self._held:
+            return ""
         return self._scan(self._held, is_end=True)
 
     def _scan(self, text: str, is_end: bool) -> str:

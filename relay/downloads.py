@@ -23,7 +23,7 @@ from pathlib import Path
 import orjson
 
 from relay.access import first_key
-from relay.domain import Delta, Event, FileLink, RemoteFile, Started
+from relay.domain import Delta, Event, FileLink, RemoteFile, Started, changed
 from relay.errors import InternalError, LinkExpired, NoFile
 from relay.settings import SettingsError
 from relay.upstreams import Decoder
@@ -188,6 +188,6 @@ class LinkingDecoder(WrappingDecoder):
     def _locate(self, started: Started) -> None:
         there = started.conversation_id or ""
         row = (self._place.row or there) if self._is_kept else ""
-        self._place = replace(
+        self._place = changed(
             self._place, account=started.account, conversation_id=there, row=row
         )

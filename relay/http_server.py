@@ -244,12 +244,13 @@ class ServedConnection:
 
     def _answer(self, request: Request) -> RunningResponse:
         """Let the application answer."""
-        source = BodySource(self.connection, self._arrived, request)
         unread = None
-        if source.has_arrived:
-            body: Any = BytesIO(source.read(len(self._arrived)))
+        length = request.length
+        if length is not None and length <= len(self._arrived):
+            body: Any = BytesIO(_take(self._arrived, length))
         else:
-            body = unread = RequestBody(source, self.connection, request.length)
+            source = BodySource(self.connection, self._arrived, request)
+            body = unread = RequestBody(source, self.connection, length)
         environ = {
             **self._server.environ,
             **environ_of(request),
@@ -348,7 +349,7 @@ class IdleConnection:
 class BodySource:
     """A request's body as it arrives; `read` gives b"" at its end. Raises OSError for one that is cut short or broken.
 
-    `arrived`: what is here already. `has_arrived`: all of it is.
+    `arrived`: what is here already.
     """
 
     def __init__(
@@ -360,10 +361,6 @@ class BodySource:
         self._asks = request.expects_continue and not arrived
         self._decoder = ChunkDecoder()
         self._decoded = bytearray()
-
-    @property
-    def has_arrived(self) -> bool:
-        return self._left is not None and self._left <= len(self._arrived)
 
     def read(self, size: int) -> bytes:
         if self._asks:

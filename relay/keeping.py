@@ -51,6 +51,11 @@ class _StoreKeeper:
     def accepted(self, started: Started) -> None:
         pass
 
+    def _record_of(self, reply: Reply) -> KeyRecord | None:
+        """What is kept of an answer for its key, where it has one."""
+        has_key = self.request.idempotency_key is not None
+        return completed_record(reply) if has_key else None
+
 
 class LocalKeeper(_StoreKeeper):
     """Stores a conversation that lives here: its question and its open answer are in the store already."""
@@ -58,7 +63,7 @@ class LocalKeeper(_StoreKeeper):
     returns_ids = True
 
     def completed(self, reply: Reply) -> None:
-        self._store.complete_turn(self.request, reply, completed_record(reply))
+        self._store.complete_turn(self.request, reply, self._record_of(reply))
         self._leases.drop(self.request.holder)
 
     def failed(
@@ -119,7 +124,7 @@ class EphemeralKeeper(_StoreKeeper):
     returns_ids = False
 
     def completed(self, reply: Reply) -> None:
-        self._release(completed_record(reply))
+        self._release(self._record_of(reply))
 
     def failed(
         self, text: str, model: str | None, error: RelayError, sent: bool
@@ -187,7 +192,7 @@ class RemoteKeeper(EphemeralKeeper):
         row = None
         if self._row is not None:
             row = replace(self._row, newest=reply.message_id)
-        self._release(completed_record(reply), row)
+        self._release(self._record_of(reply), row)
 
 
 class ReplayKeeper:

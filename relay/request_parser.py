@@ -141,6 +141,8 @@ def _values(fields: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 def _keeps_alive(fields: list[tuple[bytes, bytes]], version: str) -> bool:
     named = b",".join(_values(fields, b"connection")).lower()
+    if not named:
+        return version == "1.1"
     options = {option.strip() for option in named.split(b",")}
     return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
 

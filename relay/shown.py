@@ -142,6 +142,8 @@ class Rendering:
 
     def end(self) -> list[Delta | FileLink]:
         """What was held back."""
+        if not self._held:
+            return []
         return merged(self._scan(self._held, is_end=True))
 
     def _scan(self, text: str, is_end: bool) -> Iterator[Delta | FileLink]:

@@ -79,7 +79,7 @@ class Parser:
             self._first_line = False
         if not line:
             return self._dispatch() if self._data or self._name else None
-        name, start = _field(line)
+        name, start = (b"event", 7) if line.startswith(b"event: ") else _field(line)
         if name == b"data":
             self._data.append(line[start:].decode("utf-8", "replace"))
             self._size += len(line)

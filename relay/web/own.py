@@ -59,7 +59,8 @@ def authenticate_by_fields(
     found = read_query(incoming)
     content_type = incoming.content_type
     found |= bodies.read(content_type, incoming.whole_body(), pause, files)
-    incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
+    if "format" in found:
+        incoming.format = choose_format(incoming, found, ANSWER_FORMATS)
     token = fields.text_of(found, "access_token").strip()
     incoming.authenticate(token or None, found.pop(WORKSPACE, None))
     return found
@@ -70,18 +71,18 @@ def choose_format(incoming: Incoming, found: Fields, formats: dict[str, str]) ->
     name = found.get("format")
     if name is None or name == "":
         accept = incoming.fields.get("Accept", "")
-        best = _best_type(accept[:LONGEST_ACCEPT], tuple(formats.values()))
-        names = [name for name, mimetype in formats.items() if mimetype == best]
-        return names[0] if names else "json"
+        return _best_format(accept[:LONGEST_ACCEPT], tuple(formats.items()))
     if not isinstance(name, str) or name not in formats:
         raise BadRequest(f"The field format must be one of: {', '.join(formats)}.")
     return name
 
 
 @lru_cache(maxsize=100)
-def _best_type(accept: str, known: tuple[str, ...]) -> str | None:
-    """The media type that an Accept header wants most: most callers send the same few headers."""
-    return parse_accept_header(accept, MIMEAccept).best_match(known)
+def _best_format(accept: str, formats: tuple[tuple[str, str], ...]) -> str:
+    """The format that an Accept header wants most: most callers send the same few headers."""
+    names = {mimetype: name for name, mimetype in formats}
+    best = parse_accept_header(accept, MIMEAccept).best_match(list(names))
+    return names.get(best or "", "json")
 
 
 def answer(incoming: Incoming, route: form.Route) -> Response:

@@ -42,6 +42,7 @@ ROUTE = "chat_completions"
 PREAMBLE_FIELD = "messages[:-1]"  # the messages before the question, as a name
 _WHOLE = "chat.completion"
 _CHUNK = "chat.completion.chunk"
+_NO_TEXT = b'"content":""'  # in a text of JSON the quotes would be escaped
 
 
 def ask(
@@ -155,6 +156,7 @@ class Chunks:
         self._include_usage = include_usage
         self._prompt_tokens = prompt_tokens
         self._has_begun = False
+        self._around_text: list[bytes] = []  # what stands before and after a text
         # while there are none, a third of a set's size
         self._calls: dict[int, None] = {}
 
@@ -166,6 +168,10 @@ class Chunks:
         return cls(ask.model or "", include_usage, tokens, created=created)
 
     def print(self, batch: list[Event]) -> bytes:
+        if self._has_begun:
+            texts = [event.text for event in batch if isinstance(event, Delta)]
+            if len(texts) == len(batch):  # which it mostly is
+                return self._text("".join(texts))
         for event in batch:
             if isinstance(event, Started) and not self._has_begun:
                 self._model = event.model or self._model
@@ -183,6 +189,15 @@ class Chunks:
 
     def fail(self, error: RelayError) -> bytes:
         return sse.event(orjson.dumps(errors.body(error)))
+
+    def _text(self, text: str) -> bytes:
+        """A chunk that is alike all others of the answer's text, but for that."""
+        if not text:
+            return b""
+        if not self._around_text:
+            self._around_text = self._delta({"content": ""}).split(_NO_TEXT)
+        before, after = self._around_text
+        return b'%b"content":%b%b' % (before, orjson.dumps(text), after)
 
     def _begin(self) -> bytes:
         """The chunk with the role, once."""

@@ -42,7 +42,10 @@ from relay.upstreams.wording import (
 )
 
 MOST_CONTINUATIONS = 10
+_ID = re.compile(r"[!-~]{1,200}")
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
+#: an event that has none of these means no failure
+_FAILURE_KEYS = ("type", "error", "error_code", "detail", "moderation_response")
 _END_TYPES = ("message_stream_complete", "main_stream_complete")
 
 
@@ -63,7 +66,7 @@ class Poll:
 
 def _checked_id(identifier: str) -> str:
     """An id as it may stand in a header; opaque otherwise."""
-    if not re.fullmatch(r"[!-~]{1,200}", identifier):
+    if not _ID.fullmatch(identifier):
         raise UpstreamFailed("The upstream gave an id that no id can be.")
     return identifier
 
@@ -254,6 +257,8 @@ class WebDecoder:
 
     def _raise_failure(self, payload: dict[str, Any]) -> None:
         """Raise the failure that an event means, if it means one."""
+        if payload.keys().isdisjoint(_FAILURE_KEYS):
+            return
         moderation = payload.get("moderation_response")
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()

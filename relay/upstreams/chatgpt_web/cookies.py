@@ -116,7 +116,9 @@ class Jars:
 
     def jar(self, account: str, origin: str) -> Jar:
         """The jar of the account of this name."""
-        return self._jars.setdefault((account, origin), Jar())
+        place = account, origin
+        jar = self._jars.get(place)
+        return self._jars.setdefault(place, Jar()) if jar is None else jar
 
 
 def origin_of(url: str) -> str:
