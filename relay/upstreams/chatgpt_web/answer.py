@@ -194,7 +194,7 @@ class Answer:
     """Follows the messages of one turn. `known`: ids of messages that were there before."""
 
     def __init__(self, known: frozenset[str] = frozenset()) -> None:
-        self._known = set(known)
+        self._known = known
         self._candidate: Candidate | None = None
         self._echo: dict[str, Any] | None = None
         self._others = OtherMessages()
@@ -321,7 +321,7 @@ class Answer:
         """What is seen from now on goes on where the candidate stopped."""
         candidate = self._candidate
         assert candidate is not None
-        self._known.add(candidate.id)
+        self._known |= {candidate.id}
         self._before += [*candidate.render(), *candidate.rendering.end()]
         self._continued.append(candidate.metadata)
         self._candidate = None
