@@ -617,14 +617,8 @@ class Chat:
         )
         stream, decoder = upstream.ask(question)
         if upstream.stores_conversations:
-            place = _place_of_files(opened, keeper, bool(token))
-            decoder = LinkingDecoder(
-                decoder,
-                place,
-                self._links,
-                arrival.base_url(),
-                is_kept=keeper.returns_ids,
-            )
+            own = bool(token)
+            decoder = self._with_links(decoder, arrival, opened, keeper, own)
         if limits is not None:
             decoder = cutting.CuttingDecoder(decoder, limits)
         return Turn(stream, decoder, keeper, printer, context)
@@ -640,6 +634,24 @@ class Chat:
         if self._usage is None:
             return None
         return self._usage.meter(ask.caller, upstream.name, model)
+
+    def _with_links(
+        self,
+        decoder: Decoder,
+        arrival: Arrival,
+        opened: OpenedTurn,
+        keeper: Keeper,
+        own: bool,
+    ) -> LinkingDecoder:
+        """The decoder with addresses of the answer's files. `own`: they are at a caller's own account."""
+        request = keeper.request
+        is_kept_here = keeper.returns_ids and not opened.remote
+        row = request.conversation_id if is_kept_here else ""
+        place = Download(request.owner, opened.upstream, row=row, own=own)
+        address = arrival.base_url()
+        return LinkingDecoder(
+            decoder, place, self._links, address, is_kept=keeper.returns_ids
+        )
 
     def _upstream_of(self, ask: Ask, opened: OpenedTurn) -> Upstream:
         """Raises UpstreamGone, or BadRequest where it has a conversation that is to be stored here."""
@@ -725,14 +737,6 @@ class Chat:
                 "access_token out."
             )
         return None
-
-
-def _place_of_files(opened: OpenedTurn, keeper: Keeper, own: bool) -> Download:
-    """Where the files of an answer are. `own`: at a caller's own account."""
-    request = keeper.request
-    is_kept_here = keeper.returns_ids and not opened.remote
-    row = request.conversation_id if is_kept_here else ""
-    return Download(request.owner, opened.upstream, row=row, own=own)
 
 
 def _owner(ask: Ask) -> str:

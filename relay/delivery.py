@@ -345,13 +345,13 @@ class DirectDelivery(Delivery):
                 raise turn.failure
             if not self.is_parked:  # how long the caller took to read is no silence
                 self._silence.restart(turn.complete, time.monotonic())
-        if self._caller_left.is_set() and not turn.over:
-            raise CallerLeft()
-        yield from self._wait_unparked()
         yield from self._end(turn, output)
 
     def _end(self, turn: Turn, output: bytes) -> Iterator[bytes]:
         """End the turn: what it still gives goes out with the last output, which goes out whatever happens."""
+        if self._caller_left.is_set() and not turn.over:
+            raise CallerLeft()
+        yield from self._wait_unparked()
         failure: RelayError | None = None
         try:
             output += turn.end()

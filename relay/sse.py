@@ -58,6 +58,10 @@ class Parser:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
+        self._hold(rest)
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep what has no line's end yet. Raises UpstreamFailed for an event that is too long."""
         if rest:
             self._pieces.append(rest)
             self._held += len(rest)
