@@ -293,6 +293,12 @@ class _Write(Generic[T]):
     result: T | None = None
     error: BaseException | None = None
 
+    def begin_anew(self) -> None:
+        """Forget the error of an attempt. Its frames hold it, and all works of the attempt."""
+        if isinstance(self.error, RelayError):
+            self.error.drop_frames()
+        self.error = None
+
 
 class Writer:
     """Commits in groups: the caller whose turn it is commits all works that are waiting, also the others'."""
@@ -332,7 +338,7 @@ class Writer:
     def _try_again(self, write: _Write[Any]) -> None:
         """Commit a write that found the disk full, in the room that the WAL takes: a delete needs little more."""
         self._run(self._empty_log)
-        write.error = None
+        write.begin_anew()
         self._run(lambda: self._commit([write]))
 
     def checkpoint(self) -> None:
@@ -392,7 +398,7 @@ class Writer:
         try:
             if not self._commit_by(_execute_plainly, group) and len(group) > 1:
                 for write in group:
-                    write.error = None
+                    write.begin_anew()
                 self._commit_by(_execute_in_savepoints, group)
         finally:
             for write in group:

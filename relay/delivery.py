@@ -306,9 +306,11 @@ class DirectDelivery(Delivery):
 
     def _open(self) -> Generator[None, None, Turn]:
         """Open the turn, once nothing keeps it from that."""
+        open_turn = self._open_turn
+        del self._open_turn  # it has the request, which has this object
         pause = SHORTEST_PAUSE
         keep_alive = Deadline.after(self._clocks.keep_alive)
-        while isinstance(turn := self._open_turn(), Waiting):
+        while isinstance(turn := open_turn(), Waiting):
             self._waits_for = turn
             self._caller_left.wait(min(pause, self._deadline.left))
             if self._caller_left.is_set() or self._waiting_is_over:
@@ -320,7 +322,6 @@ class DirectDelivery(Delivery):
                 yield None
             pause = min(pause * 1.5, LONGEST_PAUSE)
         self.turn = turn
-        del self._open_turn  # it has the ask, which nobody needs while the answer comes
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:

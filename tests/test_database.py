@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
+import types
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from sqlalchemy import create_engine, inspect, make_url, text
 from sqlalchemy.exc import DataError, OperationalError
 
-from relay.database import BUSY_SECONDS, check_private, open_database
+from relay.database import BUSY_SECONDS, _Write, check_private, open_database
 from relay.database_errors import refused_start
 from relay.domain import Reply
 from relay.errors import NoConversation, StoreFailed
@@ -155,6 +157,29 @@ def test_one_failing_write_spares_the_others_of_its_commit(store: Store) -> None
         results["other"], OpenedTurn
     )
     assert isinstance(results["bad"], NoConversation)
+
+
+def test_a_failing_write_of_a_commit_leaves_nothing_to_the_garbage_collector(
+    store: Store,
+) -> None:
+    def fail(_connection: object) -> None:
+        raise NoConversation()
+
+    writes = [_Write(lambda connection: None), _Write(fail)]
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        store._database._writer._commit(writes)
+        error = writes[1].error
+        assert writes[0].error is None and isinstance(error, NoConversation)
+        error.drop_frames()  # as whoever answers with it does
+        del writes, error
+        gc.collect()
+        kinds = {type(found) for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert not kinds & {NoConversation, types.FrameType}
 
 
 def test_a_database_that_fails_raises_store_failed(

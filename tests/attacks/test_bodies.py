@@ -286,6 +286,18 @@ def test_an_answered_ask_leaves_nothing_to_the_garbage_collector(
     assert not kinds & {*ours, types.FrameType, HttpResponseParser}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/ask", "/chat"])
+def test_an_ask_that_cannot_be_opened_leaves_nothing_to_the_garbage_collector(
+    kept_client: FlaskClient, path: str, stream: bool
+) -> None:
+    place = {"conversation_id": "none-such", "stream": stream}
+    messages = [{"role": "user", "content": "hello"}]
+    fields = {"msg": "hello"} if path == "/ask" else {"messages": messages}
+    kinds = garbage_of(kept_client, path, json={**fields, **place})
+    assert not kinds & {Incoming, Ask, types.FrameType}
+
+
 @pytest.mark.parametrize("is_answered", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/ask", "/v1/chat/completions"])
