@@ -51,17 +51,10 @@ class Parser:
         for line in lines:
             if self._pieces:
                 line = self._join(line)
-            if line.startswith(b"data: ") and not self._first_line:  # which most do
-                self._data.append(line[6:].decode("utf-8", "replace"))
-                self._size += len(line)
-            elif (event := self._line(line)) is not None:
+            if (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
-        self._hold(rest)
-
-    def _hold(self, rest: bytes) -> None:
-        """Keep what has no line's end yet. Raises UpstreamFailed for an event that is too long."""
         if rest:
             self._pieces.append(rest)
             self._held += len(rest)
@@ -83,7 +76,7 @@ class Parser:
             self._first_line = False
         if not line:
             return self._dispatch() if self._data or self._name else None
-        name, start = (b"event", 7) if line.startswith(b"event: ") else _field(line)
+        name, start = (b"data", 6) if line.startswith(b"data: ") else _field(line)
         if name == b"data":
             self._data.append(line[start:].decode("utf-8", "replace"))
             self._size += len(line)
@@ -94,13 +87,13 @@ class Parser:
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:
-        name, data = self._name, self._data
+        event = None
+        if self._data:
+            event = ServerEvent(self._name or "message", "\n".join(self._data))
         self._name = ""
         self._data = []
         self._size = 0
-        if not data:
-            return None
-        return ServerEvent(name or "message", "\n".join(data))
+        return event
 
 
 def _field(line: bytes) -> tuple[bytes, int]:

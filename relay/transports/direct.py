@@ -359,8 +359,8 @@ class DirectExchange:
 
     def _request_head(self, call: Call, length: int | None, chunked: bool) -> bytes:
         headers = call.headers
-        # to ask whether it is a Headers takes longer, of a mapping
-        pairs = getattr(headers, "pairs", None) or headers.items()
+        # isinstance would ask the abstract class that Headers comes from
+        pairs = headers.pairs if type(headers) is Headers else headers.items()
         lines = [f"{call.method} {self._target.path} HTTP/1.1"]
         lines.append(f"Host: {self._target.authority}")
         lines += [f"{name}: {value}" for name, value in pairs]

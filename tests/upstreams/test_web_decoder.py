@@ -509,6 +509,16 @@ def test_an_echo_of_the_first_stream_is_no_continuation() -> None:
     assert list(decoder.feed(DONE)) == [] and decoder.wants == Poll("C")
 
 
+@pytest.mark.parametrize("data", [b"[DONE]", b" [DONE] ", b"", b"2025-01-01 00:00:00"])
+def test_what_is_no_object_is_no_edit_whatever_its_event_is_called(
+    data: bytes,
+) -> None:
+    wire = recording("delta.sse")
+    edits = wire[: wire.index(b'data: {"type":"message_stream_complete"')]
+    named = b"event: delta\ndata: " + data + b"\n\n"
+    assert decoded(edits + named + DONE)[0] == decoded(wire)[0]
+
+
 def test_garbage_loses_no_text_silently() -> None:
     healed, _ = decoded(
         envelope(assistant("Hel"))

@@ -42,7 +42,7 @@ ROUTE = "chat_completions"
 PREAMBLE_FIELD = "messages[:-1]"  # the messages before the question, as a name
 _WHOLE = "chat.completion"
 _CHUNK = "chat.completion.chunk"
-_NO_TEXT = b'"content":""'  # in a text of JSON the quotes would be escaped
+_NO_DELTA = b'"delta":{}'  # in a text of JSON the quotes would be escaped
 
 
 def ask(
@@ -156,7 +156,7 @@ class Chunks:
         self._include_usage = include_usage
         self._prompt_tokens = prompt_tokens
         self._has_begun = False
-        self._around_text: list[bytes] = []  # what stands before and after a text
+        self._around_delta: list[bytes] = []  # what all chunks but the last have alike
         # while there are none, a third of a set's size
         self._calls: dict[int, None] = {}
 
@@ -168,10 +168,6 @@ class Chunks:
         return cls(ask.model or "", include_usage, tokens, created=created)
 
     def print(self, batch: list[Event]) -> bytes:
-        if self._has_begun:
-            texts = [event.text for event in batch if isinstance(event, Delta)]
-            if len(texts) == len(batch):  # which it mostly is
-                return self._text("".join(texts))
         for event in batch:
             if isinstance(event, Started) and not self._has_begun:
                 self._model = event.model or self._model
@@ -181,7 +177,7 @@ class Chunks:
 
     def end(self, reply: Reply) -> bytes:
         place = _place(reply)
-        chunks = self._begin() + self._delta({}, reply.finish_reason, place)
+        chunks = self._begin() + self._choice(reply.finish_reason, place)
         if self._include_usage:
             usage = usage_of(reply, self._prompt_tokens)
             chunks += self._chunk([], usage, place)
@@ -189,15 +185,6 @@ class Chunks:
 
     def fail(self, error: RelayError) -> bytes:
         return sse.event(orjson.dumps(errors.body(error)))
-
-    def _text(self, text: str) -> bytes:
-        """A chunk that is alike all others of the answer's text, but for that."""
-        if not text:
-            return b""
-        if not self._around_text:
-            self._around_text = self._delta({"content": ""}).split(_NO_TEXT)
-        before, after = self._around_text
-        return b'%b"content":%b%b' % (before, orjson.dumps(text), after)
 
     def _begin(self) -> bytes:
         """The chunk with the role, once."""
@@ -231,20 +218,24 @@ class Chunks:
         self._calls[call.index] = None
         return {"index": call.index, **_call(call, self._id)}
 
-    def _delta(
-        self,
-        delta: dict[str, Any],
-        finish_reason: FinishReason | None = None,
-        place: Mapping[str, str] | None = None,
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        """A chunk within the answer."""
+        if not self._around_delta:
+            self._around_delta = self._choice(None, {}).split(_NO_DELTA)
+        before, after = self._around_delta
+        return b'%b"delta":%b%b' % (before, orjson.dumps(delta), after)
+
+    def _choice(
+        self, finish_reason: FinishReason | None, place: Mapping[str, str]
     ) -> bytes:
-        """A chunk with the one choice."""
+        """A chunk with the one choice, to which nothing is added."""
         choice = {
             "index": 0,
-            "delta": delta,
+            "delta": {},
             "logprobs": None,
             "finish_reason": finish_reason,
         }
-        return self._chunk([choice], None, place or {})
+        return self._chunk([choice], None, place)
 
     def _chunk(
         self,

@@ -44,8 +44,6 @@ from relay.upstreams.wording import (
 MOST_CONTINUATIONS = 10
 _ID = re.compile(r"[!-~]{1,200}")
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
-#: an event that has none of these means no failure
-_FAILURE_KEYS = ("type", "error", "error_code", "detail", "moderation_response")
 _END_TYPES = ("message_stream_complete", "main_stream_complete")
 
 
@@ -133,7 +131,7 @@ class WebDecoder:
 
     def _event(self, event: sse.ServerEvent) -> list[Event]:
         name, data = event
-        if name == "delta":  # which most are
+        if name == "delta" and data.startswith("{"):  # which most are
             return self._payload(name, data)
         data = data.strip()
         if name == sse.STRAY:
@@ -257,8 +255,6 @@ class WebDecoder:
 
     def _raise_failure(self, payload: dict[str, Any]) -> None:
         """Raise the failure that an event means, if it means one."""
-        if payload.keys().isdisjoint(_FAILURE_KEYS):
-            return
         moderation = payload.get("moderation_response")
         if isinstance(moderation, dict) and moderation.get("blocked"):
             raise Blocked()
