@@ -37,16 +37,8 @@ conversations = Table(
     Column("updated", Float, nullable=False),
     # of its stored messages, as `relay.tables.messages.size_of` counts it
     Column("size", BigInteger, nullable=False),
-    Column("name", Text),
+    Column("name", Text),  # unique among its owner's: INDEX_OF_NAMES
     Index("conversations_of_owner", "owner", "updated"),
-    Index(
-        "conversations_of_name",
-        "owner",
-        "name",
-        unique=True,
-        sqlite_where=text("name IS NOT NULL"),
-        postgresql_where=text("name IS NOT NULL"),
-    ),
 )
 messages = Table(
     "messages",
@@ -137,6 +129,9 @@ usage = Table(
 )
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
+#: as a statement, because SQLAlchemy loads PostgreSQL's dialect to check a condition of an index: 2 MB
+INDEX_OF_NAMES = "CREATE UNIQUE INDEX conversations_of_name ON conversations (owner, name) WHERE name IS NOT NULL"
+
 #: the statements that change version 1 into 2, 2 into 3 and so on; both SQLite and PostgreSQL take them
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -156,7 +151,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "ALTER TABLE conversations ADD COLUMN name TEXT",
-        "CREATE UNIQUE INDEX conversations_of_name ON conversations (owner, name) WHERE name IS NOT NULL",
+        INDEX_OF_NAMES,
         "CREATE TABLE owners (owner TEXT NOT NULL, last_asked FLOAT NOT NULL, PRIMARY KEY (owner))",
     ),
     (
@@ -188,6 +183,7 @@ def bring_up_to_date(connection: Connection) -> None:
     tables = inspect(connection).get_table_names()
     if "conversations" not in tables:
         metadata.create_all(connection)
+        connection.execute(text(INDEX_OF_NAMES))
     else:
         current = _version(connection, tables)
         if current == NEWEST_VERSION:
