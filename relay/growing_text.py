@@ -8,23 +8,28 @@ MOST_PIECES = 64  # a piece of an answer is some four characters, and a string h
 class GrowingText:
     """A text that grows by pieces. They are joined when it is read, and meanwhile each MOST_PIECES to one."""
 
-    __slots__ = ("_joined", "_pieces", "length")
+    __slots__ = ("_begun", "_joined", "_pieces", "length")
 
     def __init__(self, text: str = "") -> None:
-        self._pieces = [text]
-        self._joined = 1  # of the pieces, the first ones
+        self._begun = text  # the pieces go on with it
+        self._pieces: list[str] | None = None  # most texts of a stream stay empty
+        self._joined = 0  # of the pieces, the first ones
         self.length = len(text)
 
     def append(self, piece: str) -> None:
-        self._pieces.append(piece)
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = []
+        pieces.append(piece)
         self.length += len(piece)
-        if len(self._pieces) - self._joined >= MOST_PIECES:
-            self._pieces[self._joined :] = ["".join(self._pieces[self._joined :])]
+        if len(pieces) - self._joined >= MOST_PIECES:
+            pieces[self._joined :] = ["".join(pieces[self._joined :])]
             self._joined += 1
 
     @property
     def text(self) -> str:
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
-            self._joined = 1
-        return self._pieces[0]
+        if self._pieces is not None:
+            self._begun += "".join(self._pieces)
+            self._pieces = None
+            self._joined = 0
+        return self._begun

@@ -53,13 +53,28 @@ SHARED_PAUSE = 0.2  # before an account is asked again that we ourselves keep bu
 LONGEST_PAUSE = 8.0  # and one that others keep busy
 
 
+class StreamFollower(Protocol):
+    """Who knows more of an event stream than that it is one.
+
+    `is_enough`: no more of it is needed. `repeated`: how many bytes of all streams so far only repeated earlier ones.
+    """
+
+    @property
+    def is_enough(self) -> bool: ...
+
+    @property
+    def repeated(self) -> int: ...
+
+    def begin(self) -> None:
+        """It begins: the request that asked for it is not sent again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One request of a procedure.
 
     `asks`: it carries the question itself, so it is dispatched once. `streams`: an event stream is
-    the expected answer; `ended` says when no more of it is needed, `repeated` how many bytes of all
-    streams so far only repeated earlier ones. `pause`: seconds before it is sent. `seconds`: the
+    the expected answer; `follower`: who follows it. `pause`: seconds before it is sent. `seconds`: the
     longest wait for an answer that is read whole, then UpstreamTimeout; None: the asker's clocks do.
     `single_use`: where the account is busy it is not sent again: OneAtATime is raised where it was
     yielded, and what is yielded next waits.
@@ -68,8 +83,7 @@ class Step:
     call: Call
     asks: bool = False
     streams: bool = False
-    ended: Callable[[], bool] | None = None
-    repeated: Callable[[], int] | None = None
+    follower: StreamFollower | None = None
     pause: float = 0.0
     seconds: float | None = None
     single_use: bool = False
@@ -256,8 +270,7 @@ class HttpSession:
         self._due = NOW
         self._expiry: Deadline | None = None
         self._step: Step | None = None
-        self._ended: Callable[[], bool] | None = None  # see `Step`
-        self._repeated: Callable[[], int] | None = None
+        self._follower: StreamFollower | None = None
         self._computation: Computation | None = None
         self._exchange: Exchange | None = None
         self._body: BodyReader | None = None
@@ -391,8 +404,9 @@ class HttpSession:
         """The answer is an event stream, and `first` is what was read of it."""
         self._streaming = True
         self._first = first
-        self._ended = step.ended
-        self._repeated = step.repeated
+        self._follower = step.follower
+        if step.follower is not None:
+            step.follower.begin()
         self._step = self._body = None  # they have the request, and it may stream long
         self._succeed(step)
 
@@ -404,7 +418,7 @@ class HttpSession:
 
     def _read_stream(self, seconds: float) -> bytes | None:
         assert self._exchange is not None
-        if self._ended is not None and self._ended():
+        if self._follower is not None and self._follower.is_enough:
             piece: bytes | None = b""
         elif self._first:
             piece = self._first
@@ -422,7 +436,7 @@ class HttpSession:
 
     def _check_size(self) -> None:
         """Raise UpstreamFailed where more was streamed than an answer may have, without what only repeats."""
-        repeated = self._repeated() if self._repeated is not None else 0
+        repeated = self._follower.repeated if self._follower is not None else 0
         if self._streamed - repeated + repeated // REPETITION > self._largest:
             raise UpstreamFailed(TOO_LARGE)
 

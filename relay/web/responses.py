@@ -152,6 +152,11 @@ class StreamedResponse(Response):
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
 
+    def _fields(self) -> list[tuple[str, str]]:
+        fields = super()._fields()
+        self.headers = {}  # a stream may stay open for long
+        return fields
+
     def _framing(self) -> list[tuple[str, str]]:
         return []
 

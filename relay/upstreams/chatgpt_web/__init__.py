@@ -259,8 +259,8 @@ class ChatGPTWeb:
 
     def ask(self, question: Question) -> tuple[HttpSession, WebDecoder]:
         backend = self._backend
-        known = {question.parent_id, question.question_id} - {None, ""}
-        decoder = WebDecoder(question.conversation_id, frozenset(map(str, known)))
+        known = tuple(filter(None, (question.parent_id, question.question_id)))
+        decoder = WebDecoder(question.conversation_id, known)
         limits = backend.limits
         if question.timeout:
             patience = min(limits.patience, question.timeout)

@@ -23,7 +23,7 @@ earlier answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -193,7 +193,7 @@ class OtherMessages:
 class Answer:
     """Follows the messages of one turn. `known`: ids of messages that were there before."""
 
-    def __init__(self, known: frozenset[str] = frozenset()) -> None:
+    def __init__(self, known: Collection[str] = ()) -> None:
         self._known = known
         self._candidate: Candidate | None = None
         self._echo: dict[str, Any] | None = None
@@ -321,7 +321,7 @@ class Answer:
         """What is seen from now on goes on where the candidate stopped."""
         candidate = self._candidate
         assert candidate is not None
-        self._known |= {candidate.id}
+        self._known = (*self._known, candidate.id)
         self._before += [*candidate.render(), *candidate.rendering.end()]
         self._continued.append(candidate.metadata)
         self._candidate = None

@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class WebDecoder:
     """
 
     def __init__(
-        self, conversation_id: str | None = None, known: frozenset[str] = frozenset()
+        self, conversation_id: str | None = None, known: Collection[str] = ()
     ) -> None:
         self.conversation_id = conversation_id
         self.account: Account | None = None

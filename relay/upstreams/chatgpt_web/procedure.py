@@ -55,7 +55,7 @@ Lookup: TypeAlias = Generator[Yielded, WholeResponse | None, Tree]
 
 
 class WebProcedure:
-    """See `relay.upstreams.http.Procedure`."""
+    """See `relay.upstreams.http.Procedure`, and `StreamFollower` there."""
 
     def __init__(
         self, backend: Backend, question: Question, decoder: WebDecoder
@@ -64,6 +64,7 @@ class WebProcedure:
         self._question = question
         self._decoder = decoder
         self._places = backend.places_for(question.reverse_proxy)
+        self._body = b""  # that asks; an open stream does not hold it
         self.model = backend.model_of(question)
 
     def steps(self, account: Account) -> Steps:
@@ -87,15 +88,15 @@ class WebProcedure:
         if self._question.conversation_id and not parent:
             tree = yield from self._look_up(account, self._question.conversation_id)
             parent = _newest(tree)
-        content = yield from self._content(account, parent)
-        yield from self._ask(account, content)
+        self._body = yield from self._question_body(account, parent)
+        yield from self._ask(account)
         while (wanted := self._decoder.wants) is not None:
             if isinstance(wanted, Continue):
                 yield from self._continue(account, wanted)
             else:
                 yield from self._poll(account, wanted)
 
-    def _content(
+    def _question_body(
         self, account: Account, parent: str | None
     ) -> Generator[Step, WholeResponse | None, bytes]:
         """The body that asks, once its files are uploaded."""
@@ -141,22 +142,20 @@ class WebProcedure:
             stream=stream,
         )
 
-    def _ask(self, account: Account, content: bytes) -> Steps:
+    def _ask(self, account: Account) -> Steps:
         """The POST that asks, after what the backend wants before it; anew where the account was busy."""
         while True:
             headers = yield from self._prepare(account)
             try:
-                yield self._question_step(account, content, headers)
+                yield self._question_step(account, headers)
                 return
             except OneAtATime:
                 if not headers:
                     raise
 
-    def _question_step(
-        self, account: Account, content: bytes, headers: dict[str, str]
-    ) -> Step:
+    def _question_step(self, account: Account, headers: dict[str, str]) -> Step:
         """The step that asks. `headers`: those that had to be asked for first."""
-        call = self._call(account, "POST", _turn, content, stream=True)
+        call = self._call(account, "POST", _turn, self._body, stream=True)
         turn = with_headers(call, headers)
         # out of the answer's errors
         secrets = Secrets(*(each.headers for each in (turn, *turn.others)))
@@ -165,16 +164,19 @@ class WebProcedure:
             turn,
             asks=True,
             streams=True,
-            ended=self._is_enough,
-            repeated=self._repeated,
+            follower=self,
             single_use=bool(headers),
         )
 
-    def _is_enough(self) -> bool:
-        """Whether the decoder needs no more of this stream."""
+    def begin(self) -> None:
+        self._body = b""
+
+    @property
+    def is_enough(self) -> bool:
         return self._decoder.wants is not None
 
-    def _repeated(self) -> int:
+    @property
+    def repeated(self) -> int:
         return self._decoder.repeated
 
     def _prepare(self, account: Account) -> Flow:
@@ -196,13 +198,13 @@ class WebProcedure:
     def _continue(self, account: Account, wanted: Continue) -> Steps:
         """The request for the rest of an answer."""
         self._decoder.again()
-        content = body.continuation_body(
+        self._body = body.continuation_body(
             self._question,
             wanted.conversation_id,
             wanted.parent_id,
             self._backend.extras,
         )
-        yield from self._ask(account, content)
+        yield from self._ask(account)
 
     def _look_up(
         self, account: Account, conversation_id: str, pause: float = 0.0
