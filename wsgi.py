@@ -25,7 +25,6 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import gevent
@@ -46,6 +45,7 @@ from relay.service import Service
 from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 from relay.stream_pump import NEVER, StreamPump
+from relay.values import frozen
 
 #: gunicorn's: the master ends, where it would start workers for ever; ours does the same
 WORKER_BOOT_ERROR = workers.REFUSED
@@ -99,7 +99,7 @@ def spare_collections() -> None:
     gc.set_threshold(*GARBAGE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Watched:
     """A caller's connection. `left`: called when its other side ends it; `until`: when it is ended here."""
 

@@ -13,7 +13,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeAlias
@@ -33,6 +33,7 @@ from relay.errors import (
     Unauthorized,
 )
 from relay.settings import SettingsError
+from relay.values import frozen
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -76,7 +77,7 @@ def never(token: str) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Key:
     """A client key, held as its SHA-256 only, and the owner of what is asked with it."""
 
@@ -194,7 +195,7 @@ def _make_key(path: Path) -> bool:
         os.unlink(draft)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Credential:
     """What a request shows. `may_be_token`: it may be the caller's own. `explicit`: it was sent for us alone.
 

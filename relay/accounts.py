@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta, timezone
 from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -25,6 +25,7 @@ import orjson
 
 from relay.deadline import Deadline
 from relay.errors import RateLimited, RelayError, TokenRejected, UpstreamGone
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _OTHER_TOKENS = ("at-", "cw-", "fk-", "pk-", "sess-", "sk-")
 Source: TypeAlias = Literal["setting", "login", "pool", "caller"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignIn:
     """A refresh token, by which an account's access tokens are got.
 
@@ -67,7 +68,7 @@ class SignIn:
         return f"token-{self.id[:16]}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Account:
     """An account and its access token.
 
@@ -279,7 +280,7 @@ class Scope(NamedTuple):
     token: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rest:
     """An account that rests. `until`: the stated end; `since`: when it was last tried. Monotonic seconds.
 
@@ -291,7 +292,7 @@ class Rest:
     kind: type[RelayError] = RateLimited
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resting:
     """A resting account for those who look: its name, the model that the limit is for, and its stated end.
 

@@ -10,7 +10,7 @@ import re
 from base64 import b64encode
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import filetype
@@ -18,6 +18,7 @@ import filetype
 from relay.domain import Message
 from relay.errors import BadRequest, TooLarge
 from relay.shown import fence_for
+from relay.values import frozen
 
 LARGEST_FILE = 16 * 1024 * 1024  # bytes; in base64 it fits into the default MAX_BODY
 MOST_FILES = 10  # with one question
@@ -41,7 +42,7 @@ _UNSAFE = re.compile(r"[^\w .,()+=@#-]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Content:
     """What a data URL has, `size` bytes of it. `start`: where in the URL its base64 begins."""
 
@@ -57,7 +58,7 @@ class _Content:
         return found[at - first * 3 :][:size]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attachment:
     """A file. `media_type`: by its content. `width`, `height`: pixels, of an image."""
 

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -71,6 +71,7 @@ from relay.store import OpenedTurn, Store, TurnRequest
 from relay.upkeep import LEASE_SECONDS, Leases, Waiters
 from relay.upstreams import Decoder, Stream, Upstream
 from relay.usage import Meter, UsageCounter, tokens_of
+from relay.values import frozen
 from relay.window import Window, fit
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Printer(Protocol):
         """A failure within an answer; None where the dialect has no way to say it, so the body is aborted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnContext:
     """What a turn knows beside its answer.
 
@@ -312,7 +313,7 @@ class Turn:
         self.stream.close()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Routing:
     """Where new conversations go.
 
@@ -342,7 +343,7 @@ class Routing:
         return upstreams[self.default_upstream]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreparedAsk:
     """What is made of an ask once, however often it is tried.
 

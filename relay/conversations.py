@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from relay.errors import (
 )
 from relay.store import Store
 from relay.upstreams import FoundFile, History
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ PAGE = 100  # rows of the index that are read at once
 Item: TypeAlias = "Conversation | dict[str, Any]"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page:
     """A page of conversations. `missing`: why those of an upstream are not among them."""
 
@@ -43,7 +44,7 @@ class Page:
     missing: UpstreamError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Located:
     """Where a conversation is: its index row, and the history that has its text; None: it is stored here."""
 

@@ -7,12 +7,12 @@ as the tokens allow; where the pieces of the stream end makes no difference. All
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from relay.domain import Delta, Event, Finished, FinishReason, Restarted
 from relay.errors import BadRequest, RelayError
 from relay.upstreams import Decoder
+from relay.values import frozen
 from relay.window import tokens_of
 from relay.wrapping import WrappingDecoder
 
@@ -23,7 +23,7 @@ MOST_STOPS = 4
 LONGEST_STOP = 1000  # characters
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerLimits:
     """What ends an answer. `stops`: texts before which it ends. `tokens`: its estimated length; None: no limit."""
 

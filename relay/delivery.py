@@ -21,7 +21,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from threading import Condition, Thread
 from threading import Event as Flag
 from typing import NoReturn
@@ -38,6 +37,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamTimeout,
 )
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ LARGEST_BACKLOG = 1024 * 1024  # bytes of output that wait for one follower
 COST_OF_CHUNK = 64  # bytes that each chunk of it counts as, at least
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clocks:
     """Seconds: to the first byte, of silence within the answer, for the whole ask, and between keep-alives."""
 

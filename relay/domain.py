@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+from relay.values import frozen
 
 T = TypeVar("T")
 Status = Literal["whole", "open", "broken", "deleted"]
@@ -29,7 +31,7 @@ def changed(value: T, **fields: Any) -> T:
     return copy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Caller:
     """Who asks.
 
@@ -54,7 +56,7 @@ class Caller:
         return f"token-{hashlib.sha256(token).hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """One message of a conversation.
 
@@ -82,8 +84,14 @@ def joined(messages: Sequence[Message]) -> Message:
     return Message(messages[-1].role, text, tuple(payloads))
 
 
-@dataclass(frozen=True)  # without slots: those who wait for it hold it weakly
-class Ask:
+class Held:
+    """Who waits for it may hold it weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+@frozen
+class Ask(Held):
     """What a caller wants, parsed: a prompt, and where it belongs.
 
     `conversation_name`: the caller's own name for a conversation, in place of its id; the first ask
@@ -136,7 +144,7 @@ class Arrival(NamedTuple):
 NO_ARRIVAL = Arrival()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What an upstream is sent, before it is encoded.
 
@@ -161,7 +169,7 @@ class Question:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """The upstream accepted the question. An upstream that stores conversations gives its own id.
 
@@ -176,19 +184,19 @@ class Started:
     question_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restarted:
     """The text so far is void (it was no answer, or was edited upstream): it begins again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delta:
     """A piece of the answer: only what is new, never the text so far."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoteFile:
     """A file that an upstream has. `pointer`: its own name for it; `message_id`: of the message that shows it."""
 
@@ -196,28 +204,28 @@ class RemoteFile:
     message_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileLink:
     """Here the answer's text has the address of a file. It becomes a Delta before it reaches a turn."""
 
     file: RemoteFile
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reasoning:
     """A piece of the model's reasoning, which is no part of the answer."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """A piece of the model's refusal, which stands in the place of an answer."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCall:
     """A piece of a call that the model asks for.
 
@@ -243,7 +251,7 @@ def joined_call(pieces: Sequence[ToolCall]) -> ToolCall:
     return ToolCall(first.index, first.id, first.name, arguments)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finished:
     """The answer is complete.
 
@@ -262,7 +270,7 @@ Event: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Remarks:
     """What a caller is told beside an answer.
 
@@ -275,7 +283,7 @@ class Remarks:
     replayed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tokens:
     """What an ask used. `estimated`: the upstream stated no counts."""
 
@@ -303,7 +311,7 @@ class Findings(NamedTuple):
     has_failed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """A whole answer. Both ids are empty where the conversation is not stored.
 
@@ -333,7 +341,7 @@ class Reply:
         return message
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IdempotencyKey:
     """A key and its owner. `fingerprint` differs for another ask under the same key."""
 
@@ -342,7 +350,7 @@ class IdempotencyKey:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     """A model that an upstream offers. `id`: what the field `model` of an ask takes."""
 
@@ -351,7 +359,7 @@ class Model:
     upstream: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeyRecord:
     """What is known of an ask with an idempotency key.
 
@@ -363,7 +371,7 @@ class KeyRecord:
     outcome: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Node:
     """A stored message in its tree. `parent`: None for the root's children. Times: seconds since 1970.
 
@@ -385,7 +393,7 @@ class Node:
     echo: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredTurn:
     """A stored answer, and the question that it answers.
 
@@ -398,7 +406,7 @@ class StoredTurn:
     preamble: tuple[Node, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conversation:
     """A row of the index, and its tree where that was asked for.
 
@@ -419,7 +427,7 @@ class Conversation:
     nodes: tuple[Node, ...] = field(default=(), repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UsageQuery:
     """Which usage is asked for. `by`: of UsageRow's first four fields, those that are told apart.
 

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from relay.domain import Delta, Event, FileLink, RemoteFile, Started, changed
 from relay.errors import InternalError, LinkExpired, NoFile
 from relay.settings import SettingsError
 from relay.upstreams import Decoder
+from relay.values import frozen
 from relay.wrapping import WrappingDecoder
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ PATH = "/files/"
 _LINK = re.compile(r"/files/([A-Za-z0-9_-]{20,4000}\.[A-Za-z0-9_-]{43})")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Download:
     """What a link leads to.
 

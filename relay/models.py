@@ -6,12 +6,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from relay.domain import Caller, Model
 from relay.errors import ModelNotFound, RelayError
 from relay.upstreams import Upstream
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ MOST_COMPARED = 2000
 _DEFAULTS = re.compile(r"(?i:auto|(gpt-3\.5-turbo|text-davinci-00[23])(-[a-z0-9-]+)?)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Listing:
     """A list, or no models where it could not be had; and when that was, in monotonic seconds."""
 

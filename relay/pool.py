@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from relay.accounts import (
     Account,
@@ -17,6 +16,7 @@ from relay.accounts import (
 from relay.errors import BadRequest
 from relay.signin.tokens import account_of
 from relay.token_store import StoredToken, TokenStore
+from relay.values import frozen
 
 MOST_ACCOUNTS = 1000
 LARGEST_TEXT = 4 * 1024**2  # bytes
@@ -25,7 +25,7 @@ MOST_NAMED = 20  # lines that an error names
 _TOKEN = re.compile(r"[!-+\--~]{8,8192}")  # no comma, and no space
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PooledAccount:
     """An account of the pool for those who look; nothing here is a secret.
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import quote_from_bytes
 
 import httptools
+
+from relay.values import frozen
 
 LARGEST_HEAD = 64 * 1024  # bytes; of the trailer after a chunked body, too
 MOST_FIELDS = 100
@@ -32,7 +34,7 @@ class BrokenRequest(OSError):
     """What came is no request, or is one that two servers could read differently."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """What a head says.
 

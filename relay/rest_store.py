@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from sqlalchemy import Connection
 
@@ -11,9 +11,10 @@ from relay import schema
 from relay.accounts import Scope
 from relay.store import Store
 from relay.tables import rests, revisions
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredRest:
     """A row; see `relay.tables.rests`."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import Any, TypeAlias
+
+from relay.values import frozen
 
 Run: TypeAlias = Callable[[Callable[[], Any]], Any]
 WaitReadable: TypeAlias = Callable[[Any, float], bool]
@@ -37,7 +38,7 @@ def in_thread(work: Callable[[], None]) -> None:
     Thread(target=work, daemon=True).start()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """`native`: makes a runner with a native thread of its own, so that blocking work stops nobody else.
 

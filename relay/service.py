@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -45,6 +45,7 @@ from relay.upstreams import History, Resources, Upstream, chatgpt_web, offline, 
 from relay.upstreams.addresses import check_setting
 from relay.upstreams.openai.platform import Platform, open_platform
 from relay.usage import UsageCounter, UsageStore
+from relay.values import frozen
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -61,7 +62,7 @@ UPSTREAMS: dict[str, Opener] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Basis:
     """What the parts of a service share."""
 
@@ -116,7 +117,7 @@ class Basis:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Service:
     """All parts of a running service."""
 

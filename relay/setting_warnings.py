@@ -6,13 +6,14 @@ No warning holds a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 
 from dotenv.parser import Binding, parse_stream
 
 from relay.settings import ENV_FILE, Settings, names_of, read_env_file
+from relay.values import frozen
 
 #: how similar an unknown name must be to a known one, 0 to 1; the environment has many names of other programs
 FILE_SIMILARITY = 0.66
@@ -94,7 +95,7 @@ def _nearest(name: str, similarity: float) -> str | None:
     return matches[0] if matches else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Given:
     """A name under which a setting is given, its value, and where it stands."""
 
@@ -129,7 +130,7 @@ def _override_warning(counts: _Given, other: _Given) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Rule:
     """When settings have no effect. `names`: fields of Settings; `reason`: the end of the sentence."""
 

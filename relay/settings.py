@@ -11,7 +11,7 @@ import os
 import re
 from ast import literal_eval
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, field, fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,8 @@ import orjson
 from dotenv import dotenv_values
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from relay.values import frozen
 
 T = TypeVar("T")
 
@@ -290,7 +292,7 @@ def setting(
     return field(default=default, repr=not secret, metadata=known)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """All that an operator can set."""
 

@@ -10,7 +10,7 @@ conversation, its lease, messages, a key's lease, its row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, literal, select
@@ -40,6 +40,7 @@ from relay.tables import (
     messages,
     owners,
 )
+from relay.values import frozen
 
 NOTE_SECONDS = 60.0  # between two notes that an owner asked
 MOST_NOTED = 10_000  # owners that are remembered to have been noted
@@ -47,7 +48,7 @@ NOTHING = Message("user", "")
 LARGEST_CONVERSATION = 64 * 2**20  # as `messages.size_of` counts it: 64 MB of text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnRequest:
     """A turn to be opened.
 
@@ -102,7 +103,7 @@ class TurnRequest:
         return conversation, conversations.name_lease(self.owner, self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenedTurn:
     """A turn that holds its conversation's lease; a new one whose question is deferred needs none yet.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -12,11 +12,12 @@ from relay import schema
 from relay.accounts import Source
 from relay.store import Store
 from relay.tables import revisions, tokens
+from relay.values import frozen
 
 UNUSED_SECONDS = 60 * 86400.0  # after which a caller's own row is deleted
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredToken:
     """A row; see `relay.tables.tokens`. `account`: its name, which shows no token."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 from threading import Lock, Timer
@@ -26,6 +25,7 @@ from relay.errors import (
 )
 from relay.schema import usage as usage_table
 from relay.tables import usage as table
+from relay.values import frozen
 from relay.window import estimate_answer
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Models:
         return model
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meter:
     """Counts one ask, when it has ended. `model`: the name that the upstream was asked for."""
 

@@ -7,16 +7,17 @@ thumb this is high rather than low, so what fits here fits there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import orjson
 
 from relay.domain import SYSTEM_ROLES, Message, Reply
+from relay.values import frozen
 
 PER_MESSAGE = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Window:
     """The messages that go upstream, how many were dropped, and the estimated tokens of those that go."""
 

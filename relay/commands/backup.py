@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +18,7 @@ from sqlalchemy import URL, make_url
 from relay.database import BUSY_SECONDS, sqlite_path
 from relay.errors import StoreFailed
 from relay.schema import NEWEST_VERSION
+from relay.values import frozen
 
 # where SQLite locks a database's file; with a log, each connection has a lock on the last 510 of these bytes
 LOCK_START = 0x40000000
@@ -26,7 +26,7 @@ LOCK_LENGTH = 512
 OUR_TABLES = {"conversations", "messages", "leases"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restored:
     """What a restore did. `former`: where the database is that was there before, if there was one."""
 

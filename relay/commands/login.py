@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from relay.accounts import Account, is_jwt
@@ -27,6 +26,7 @@ from relay.signin.issuer import AuthorizationCode, Issuer, Tokens
 from relay.signin.keeping import KeptSignIn, SignIns
 from relay.signin.refresh import Dead, TokenServer
 from relay.startup import describe_database
+from relay.values import frozen
 
 Way: TypeAlias = Literal["device", "browser", "token"]
 
@@ -60,7 +60,7 @@ SPENT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Login:
     """One run of the command."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import getpass
-from dataclasses import dataclass
 from typing import TextIO
 
 from relay.errors import BadRequest
+from relay.values import frozen
 
 LONGEST_INPUT = 16 * 1024  # characters
 LONGEST_LINE = 4095  # bytes of a line that a terminal of Linux gives (termios(3))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Terminal:
     """Standard input and output."""
 

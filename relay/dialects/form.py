@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,6 +14,7 @@ from relay.dialects.bodies import FILE_FIELDS, PLAIN_BODY, Fields, FilePart
 from relay.dialects.policy import text_only
 from relay.domain import Ask, Caller, Delta, Event, Message, Reasoning, Reply, Restarted
 from relay.errors import BadRequest, RelayError
+from relay.values import frozen
 
 #: every field of /send_message and /ask
 FIELDS = {
@@ -51,7 +51,7 @@ def join_parts(*parts: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """An own route: its name for the prompt, and how it prints answers and errors."""
 

@@ -5,7 +5,6 @@ Source: protocol notes, e-mail and password login, steps 3 to 7.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from relay.errors import (
@@ -34,6 +33,7 @@ from relay.signin.pages import (
     path_of,
     query_of,
 )
+from relay.values import frozen
 
 IDENTIFIER = "/u/login/identifier"
 PASSWORD = "/u/login/password"
@@ -51,7 +51,7 @@ NO_SUCH_ADDRESS = (
 OTHER_PROVIDER = "another provider signs that account in"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthPages:
     """`base`: their origin. Nothing of the credentials goes anywhere else."""
 

@@ -6,20 +6,19 @@ are such services.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from relay.errors import SignInChanged, WrongCredentials
 from relay.signin.auth_pages import refusal_by
 from relay.signin.grants import Credentials, Grant, expiry_of
 from relay.signin.pages import Page, Pages, Way, expect, text_in
 from relay.signin.platform import read_login
 from relay.upstreams.wording import error_text
+from relay.values import frozen
 
 STEP = "AUTH_URL"
 NO_TOKEN = "The service at AUTH_URL answered without an access token. Look at its log."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthService:
     """`url`: it alone is sent the password, and no redirect is followed. `way`: without the proxies to OpenAI."""
 
@@ -47,7 +46,7 @@ def _code_of(page: Page) -> str:
     return page.headers.get("x-error-code", "").replace("challenged", "captcha")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DashboardLogin:
     """The dashboard's JSON for the access token that such a service gives."""
 

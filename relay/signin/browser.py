@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from relay.errors import BadRequest, UpstreamRefused
@@ -21,6 +21,7 @@ from relay.signin.issuer import (
     not_entitled,
 )
 from relay.signin.refresh import CLIENT_ID, SCOPE
+from relay.values import frozen
 
 REDIRECT_URI = "http://localhost:1455/auth/callback"
 LONGEST_REDIRECT = 8192
@@ -30,7 +31,7 @@ NOT_A_REDIRECT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthorizationRequest:
     """One sign-in: what only this side knows of it."""
 

@@ -5,7 +5,6 @@ Source: protocol notes, e-mail and password login: nine steps, one cookie jar ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from urllib.parse import urljoin
 
 from relay.errors import RateLimited, SignInChanged
@@ -20,13 +19,14 @@ from relay.signin.pages import (
     path_of,
     query_of,
 )
+from relay.values import frozen
 
 PROVIDER = "auth0"
 CALLBACK = f"/api/auth/callback/{PROVIDER}"
 ERROR = "/api/auth/error"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChatGPTFlow:
     """`chatgpt`: where /api/auth is; `auth`: the origin of the pages that ask for the password."""
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from relay.accounts import claims_of, expiry
+from relay.values import frozen
 
 AUTH = "https://api.openai.com/auth"
 PROFILE = "https://api.openai.com/profile"
 LONGEST_CLAIM = 200
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Person:
     """Who signed in: "" and None for what no token says. `expires`: of the access token, seconds since 1970."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from relay.errors import (
@@ -27,6 +27,7 @@ from relay.signin.issuer import (
     refusal,
 )
 from relay.signin.refresh import CLIENT_ID
+from relay.values import frozen
 
 PATH = "/api/accounts/deviceauth"
 LIFETIME = 900.0  # seconds that a code lives, where the issuer does not say
@@ -38,7 +39,7 @@ _DENIED = re.compile(r"denied|declined|cancel")
 _ENDED = re.compile(r"denied|declined|expired|cancel|entitlement")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceCode:
     """A code for a person to type. `interval`, `lifetime`: in seconds."""
 
@@ -48,7 +49,7 @@ class DeviceCode:
     lifetime: float = LIFETIME
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Clock:
     """Seconds that only grow, and a way to let some pass."""
 
@@ -56,7 +57,7 @@ class Clock:
     sleep: Callable[[float], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Waiting:
     """Nobody has typed the code yet. `longer`: seconds by which to ask less often; `problem`: why nobody knows."""
 

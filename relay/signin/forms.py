@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from html.parser import HTMLParser
+
+from relay.values import frozen
 
 MOST_TAGS = 200
 _TAG = re.compile(rb"<(?:input|form|span|div|p)\s[^<>]{1,4000}>", re.IGNORECASE)
@@ -27,7 +28,7 @@ _SECOND_FACTOR = re.compile(
 _CAPTCHA = re.compile(r"captcha|turnstile|arkose", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Form:
     """`fields`: the inputs and their values; `codes`: what the page's error texts are marked with."""
 

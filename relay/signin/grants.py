@@ -19,6 +19,7 @@ import orjson
 
 from relay.accounts import expiry
 from relay.errors import InternalError, RelayError, UpstreamTimeout, WrongCredentials
+from relay.values import frozen
 
 SPARE_SECONDS = 300.0  # so long before it expires, a grant is given out no more
 WRONG_SECONDS = 30.0  # for so long, wrong credentials are answered without asking again
@@ -27,13 +28,13 @@ LATEST = 253_402_300_799.0  # the end of the year 9999, which dates can still sh
 TOO_SLOW = "The sign-in took too long. Try again."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Credentials:
     email: str = field(repr=False)
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """What a sign-in gives. `expires`: of the access token, Unix seconds; None where nothing says when.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
@@ -32,6 +32,7 @@ from relay.upstreams.wording import (
     redacted,
     retry_after,
 )
+from relay.values import frozen
 
 ORIGINATOR = "chatgpt-webapi"
 REVOKE_SECONDS = 10.0
@@ -41,7 +42,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[!-~]{8,16384}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tokens:
     """What a sign-in or an exchange gave."""
 
@@ -54,7 +55,7 @@ class Tokens:
         return person_of(self.access_token, self.id_token)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthorizationCode:
     """A code that is exchanged for tokens once, and the verifier that belongs to it (RFC 7636)."""
 
@@ -63,7 +64,7 @@ class AuthorizationCode:
     redirect_uri: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """An answer of the issuer. `code` and `message`: of its error, without what was sent; "" where it has none."""
 
@@ -87,7 +88,7 @@ class Reply:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Issuer:
     """Sends the issuer one request at a time. `seconds`: the longest wait for an answer.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from relay.signin.claims import Person
 from relay.signin.issuer import Tokens
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeptSignIn:
     """One sign-in.
 

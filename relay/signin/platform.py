@@ -6,13 +6,13 @@ Source: protocol notes, platform login. Each sign-in has a cookie jar of its own
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from relay.errors import SignInChanged
 from relay.signin.auth_pages import AuthPages
 from relay.signin.grants import Credentials, Grant, expiry_of
 from relay.signin.pages import Pages, Way, expect, expect_text, query_of
+from relay.values import frozen
 
 CLIENT_ID = "DRivsnm2Mu42T3KOpqdtwB3NYviHYzwD"
 REDIRECT_URI = "https://platform.openai.com/auth/callback"
@@ -21,7 +21,7 @@ AUDIENCE = "https://api.openai.com/v1"
 LOGIN = "/dashboard/onboarding/login"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlatformFlow:
     """`platform`: where /dashboard is; `auth`: the origin of the pages that ask for the password."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
@@ -17,6 +17,7 @@ from relay.errors import NotRenewed, RelayError
 from relay.transports import Call, Transport
 from relay.upstreams.http import WholeResponse, fetch
 from relay.upstreams.wording import is_page, parse_json, retry_after
+from relay.values import frozen
 
 EXCHANGE_SECONDS = 30.0
 LARGEST_ANSWER = 256 * 1024
@@ -38,7 +39,7 @@ _DEAD_CODE = re.compile(
 OTHER_REFUSAL = "refused_with_401"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Renewed:
     """`refresh_token`: the one that is to be used next; None: the same. `lifetime`: seconds, where it is stated."""
 
@@ -47,7 +48,7 @@ class Renewed:
     lifetime: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dead:
     """The refresh token gets no access token any more, by the server's code."""
 

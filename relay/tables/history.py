@@ -8,7 +8,7 @@ in proportion to what is sent, however large the conversation is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sqlalchemy import (
@@ -28,6 +28,7 @@ from sqlalchemy import (
 from relay.domain import SYSTEM_ROLES, Message
 from relay.schema import messages
 from relay.tables.messages import read_payloads
+from relay.values import frozen
 from relay.window import Room, estimate_tokens, least_cost
 
 PAGE = 100  # messages
@@ -69,7 +70,7 @@ SELECT_MESSAGE = select(messages.c.text, messages.c.payloads).where(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class History:
     """Messages from the root on, and how many of the conversation do not fit the budget."""
 

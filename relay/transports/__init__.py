@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from relay.cached import cached
+from relay.values import frozen
 
 TOO_LARGE = "The upstream's answer is larger than MAX_ANSWER allows."
 
@@ -51,7 +52,7 @@ class Headers(Mapping[str, str]):
         return f"Headers({', '.join(self._values)})"  # values may be secret
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One request. Host and the framing of the body are added.
 

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import unquote, urlsplit
 
 from python_socks import ProxyType
@@ -24,6 +24,7 @@ from relay.errors import Unreachable
 from relay.transports.dialing import Dialer, DirectDialer
 from relay.transports.pump import bridge
 from relay.transports.sockets import receive, shake_hands
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ UNAUTHORIZED = (401, 407)  # tinyproxy answers a wrong password by 401
 SOCKS_REFUSALS = (2, 7, 8)  # not allowed, no such command, no such kind of address
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proxy:
     """An outgoing proxy. As text it is its scheme, host and port, and no secret.
 

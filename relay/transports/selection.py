@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,9 +17,10 @@ from relay.transports.direct import DirectTransport
 from relay.transports.proxies import Proxy, ProxyDialer
 from relay.transports.tls import Bounds, Library, TLSTransport
 from relay.transports.tunnel import Tunnel
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Transports:
     """`direct`: past all proxies. `proxied`: through those of PROXY_URL. `chatgpt`: as ChatGPT is asked."""
 

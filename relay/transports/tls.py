@@ -17,7 +17,6 @@ import re
 import select
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeAlias
 
@@ -43,6 +42,7 @@ from relay.transports.direct import (
     target_of,
 )
 from relay.transports.tunnel import Lane, Tunnel
+from relay.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ _NO_HTTP = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bounds:
     """Bytes. `answer`: of a body that is kept until its head comes. `request`: of a request's body."""
 

@@ -8,7 +8,7 @@ and changes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from relay.accounts import AccessTokens, Account, Attempts, Resting, RestNotes
@@ -17,9 +17,10 @@ from relay.errors import UpstreamError
 from relay.server import Run, in_place
 from relay.transports import Call, Headers, Transport
 from relay.upstreams.http import WholeResponse
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resources:
     """What upstreams are built with, beside the settings.
 
@@ -91,7 +92,7 @@ class Decoder(Protocol):
         """The bytes are over: what was still held back. Raises UpstreamCut where the answer is not whole."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FoundFile:
     """A file at an address that an upstream gave. `name`: what it is called; "" where nothing says so."""
 
@@ -141,7 +142,7 @@ class History(Protocol):
         """Where a file of a conversation is just now. Raises NoFile."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Forwarded:
     """A request that goes to an upstream's API as it is.
 

@@ -22,7 +22,7 @@ once. Who calls the session has the clocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from threading import Event as Flag
 from typing import Protocol, TypeAlias
@@ -41,6 +41,7 @@ from relay.errors import (
 from relay.server import Run
 from relay.transports import TOO_LARGE, Call, Exchange, Head, Transport
 from relay.upstreams.wording import Secrets
+from relay.values import frozen
 
 LARGEST_ERROR = 64 * 1024
 LARGEST_ANSWER = 32 * 1024 * 1024
@@ -69,7 +70,7 @@ class StreamFollower(Protocol):
         """It begins: the request that asked for it is not sent again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One request of a procedure.
 
@@ -89,7 +90,7 @@ class Step:
     single_use: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Computation:
     """Work of a procedure that takes long.
 
@@ -102,7 +103,7 @@ class Computation:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WholeResponse:
     """An answer that was read whole. `redacted`: its body, to be quoted, without what the call kept secret."""
 
@@ -233,7 +234,7 @@ def fetch(
         exchange.close()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Bounds of one question.
 

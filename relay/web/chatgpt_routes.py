@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -20,6 +20,7 @@ from relay.passage import Observer
 from relay.transports import Headers
 from relay.upstreams import Forwarded, Gateway, Upstream
 from relay.usage import PassageMeter
+from relay.values import frozen
 from relay.web import chatgpt_local, passages, signin
 from relay.web.edge import Dialect
 from relay.web.incoming import Incoming
@@ -63,7 +64,7 @@ def is_only_account(incoming: Incoming, gateway: Gateway) -> bool:
     return gateway.accounts <= 1 and incoming.service.routing.sole_owner
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a request about a conversation passes. `row`: the conversation's in the index, if it has one."""
 

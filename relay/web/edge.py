@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +27,7 @@ from relay.errors import (
 )
 from relay.logs import write_line
 from relay.service import Service
+from relay.values import frozen
 from relay.web.app import App
 from relay.web.browsers import BrowserRules, comes_from_page
 from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
@@ -44,7 +44,7 @@ OUTSIDE = "/outside/of/the/prefix"
 HEALTH = "/healthz"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dialect:
     """A dialect's routes, and what the edge must know of them.
 

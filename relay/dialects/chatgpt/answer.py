@@ -8,7 +8,7 @@ stream by itself, and a character that is cut in two is lost.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from relay import sse
@@ -16,6 +16,7 @@ from relay.dialects.chatgpt import errors
 from relay.domain import FinishReason, Reply, Started
 from relay.errors import RelayError
 from relay.ids import new_id
+from relay.values import frozen
 
 Action: TypeAlias = Literal["next", "variant", "continue"]
 
@@ -39,7 +40,7 @@ def failure(error: RelayError, conversation_id: str | None = None) -> bytes:
     return sse.event(dumps(errors.event(error, conversation_id))) + FAILURE_LINE
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """All of an answer but its text.
 

@@ -6,7 +6,7 @@ Source: protocol notes, conversation request; go-chatgpt-api, which repairs empt
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, get_args
 
 from relay.dialects import fields as read
@@ -18,6 +18,7 @@ from relay.dialects.ndjson import MOST_MESSAGES
 from relay.dialects.policy import text_only
 from relay.domain import ROOT, Ask, Caller, Conversation, Message
 from relay.errors import BadRequest, NoConversation, Unsupported
+from relay.values import frozen
 
 ROUTE = "conversation"
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -50,7 +51,7 @@ _NOT_KEPT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """What a caller wants: a question, another answer to one (`variant`), or more of an answer (`continue`).
 

@@ -6,7 +6,6 @@ carry goes on as it came, as the payload of its `Message`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from relay.attachments import FILE_PARTS
@@ -14,6 +13,7 @@ from relay.dialects.bodies import Fields
 from relay.dialects.ndjson import MOST_MESSAGES, ROLES, TEXT_ROLES
 from relay.domain import TOOL_ROLES, Message, joined
 from relay.errors import BadRequest, Unsupported
+from relay.values import frozen
 
 NOT_SENT = (
     "The upstream takes messages of text alone: leave images, files and tools out."
@@ -30,7 +30,7 @@ _BEYOND_TEXT = ("tool_calls", "function_call", "audio")
 _READ = {"role", "content", "refusal"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dialogue:
     """`question`: the last message, with the results of tools before it. `ignored`: fields without effect."""
 

@@ -29,9 +29,10 @@ from relay.domain import (
     joined_call,
 )
 from relay.errors import RelayError
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Kind:
     """How a kind of text is named: the prefix of its events, the field of a whole one, the index of a part."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from relay.accounts import (
     AccessTokens,
@@ -28,11 +28,12 @@ from relay.upstreams.chatgpt_web.models import ModelLists, choose_model
 from relay.upstreams.chatgpt_web.recent import Recent
 from relay.upstreams.chatgpt_web.sentinel import CHALLENGED_SECONDS, PreflightRules
 from relay.upstreams.http import Limits
+from relay.values import frozen
 
 ANONYMOUS_NAME = "anonymous-device"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backend:
     """Where the backend is, whose accounts there are, and what is added to every request.
 

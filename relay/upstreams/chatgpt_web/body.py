@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,7 @@ from relay.ids import new_id
 from relay.upstreams.addresses import parse_address
 from relay.upstreams.chatgpt_web.models import choose_model
 from relay.upstreams.wording import write_json
+from relay.values import frozen
 
 USER_AGENT = "chatgpt-webapi"
 _ROLES = {"developer": "system"}
@@ -28,7 +29,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _HARMLESS = ("user-agent", "accept-language", "oai-language", "origin", "referer")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a backend is: `base` is what its paths are appended to, `path` that of a new turn."""
 
@@ -77,7 +78,7 @@ def place(address: str, path: str = "conversation") -> Place:
     return Place(origin + (prefix or "/backend-api"), path.strip("/"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extras:
     """What the operator adds to every request. `user_agents`: each account has one of them, or our own name."""
 
@@ -95,7 +96,7 @@ class Extras:
         ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Content:
     """What a message says, as the backend has it."""
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -40,6 +39,7 @@ from relay.upstreams.wording import (
     has_too_many_values,
     replaced_in_texts,
 )
+from relay.values import frozen
 
 MOST_CONTINUATIONS = 10
 _ID = re.compile(r"[!-~]{1,200}")
@@ -47,7 +47,7 @@ _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
 _END_TYPES = ("message_stream_complete", "main_stream_complete")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Continue:
     """Ask for the rest of an answer that stopped for its length."""
 
@@ -55,7 +55,7 @@ class Continue:
     parent_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Poll:
     """The answer does not come in this stream: look for it in the conversation."""
 

@@ -10,12 +10,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from email.utils import parsedate_to_datetime
 from threading import Lock
 from urllib.parse import urlsplit
 
 from relay.transports import Call, Exchange, Head, Transport
+from relay.values import frozen
 
 LONGEST_COOKIE = 4096  # bytes of a field that sets one, as in browsers
 MOST_COOKIES = 50
@@ -23,7 +24,7 @@ LARGEST_JAR = 7 * 1024  # bytes; many servers refuse a header line of more than 
 _MAX_AGE = re.compile(r"-?[0-9]{1,12}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cookie:
     """`path`: below which it is sent. `until`: seconds since 1970."""
 
@@ -148,7 +149,7 @@ def with_cookies(headers: dict[str, str], jar: Jar | None, url: str) -> dict[str
     return others | ({"Cookie": "; ".join(pairs)} if pairs else {})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CookieCall(Call):
     """A request. `jar`: where the cookies of its answer are kept; None for nowhere."""
 

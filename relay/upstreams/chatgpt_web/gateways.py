@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from threading import Event as Flag
 
 from relay.domain import changed
@@ -10,12 +10,13 @@ from relay.errors import Unreachable
 from relay.transports import Call, Exchange, Head, Transport
 from relay.upstreams.chatgpt_web.cookies import CookieCall
 from relay.upstreams.chatgpt_web.recent import Recent
+from relay.values import frozen
 
 OUTAGE_SECONDS = 30.0  # for so long a gateway that was not reached is tried last
 MISSING_SECONDS = 600.0  # for so long a route that a gateway does not have is not tried
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GatewayCall(CookieCall):
     """A request to the gateway at `base`. `others`: the same to those that are tried where it is not reached."""
 
@@ -37,7 +38,7 @@ def user_agent_of(call: GatewayCall) -> str:
     return call.headers[names["user-agent"]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GatewayMemory:
     """What is known of the gateways: the bases that were not reached, and the URLs that they do not have."""
 

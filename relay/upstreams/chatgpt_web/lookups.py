@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from relay.accounts import Account, AccountPool, Attempts
 from relay.deadline import Deadline
 from relay.errors import UpstreamFailed
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.backend import Backend
 from relay.upstreams.http import WholeResponse, fetch
+from relay.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lookup:
     """One request. `path`: below the backend's base. `own`: the account's token is the caller's. `largest`: bytes."""
 

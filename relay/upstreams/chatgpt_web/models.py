@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+
+from relay.values import frozen
 
 DEFAULT_MODEL = "auto"
 LIST_SECONDS = 3600.0  # that an account's list is believed
@@ -20,7 +21,7 @@ _OF_THE_API = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelChoice:
     """`slug`: the backend's own name of a model. `gpt`: the id of the GPT that is asked; "" for none."""
 

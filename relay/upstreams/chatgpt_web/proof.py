@@ -10,11 +10,12 @@ import base64
 import hashlib
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import orjson
 
 from relay.ids import new_id
+from relay.values import frozen
 
 MOST_ATTEMPTS = 500_000
 ATTEMPTS_PER_SLICE = (
@@ -32,7 +33,7 @@ LONGEST_SEED = 1000
 _DIFFICULTY = re.compile(r"[0-9a-f]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Demand:
     """A proof that the backend asks for. Raises ValueError for a demand that nobody can meet."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 import orjson
@@ -28,6 +28,7 @@ from relay.upstreams.chatgpt_web.proof import (
 )
 from relay.upstreams.http import Computation, Step, WholeResponse, Yielded
 from relay.upstreams.wording import parse_json
+from relay.values import frozen
 
 CHALLENGED_SECONDS = 300  # an account is not asked for so long after a demand
 PROOF_SECONDS = 30.0  # with the time that other proofs take
@@ -44,7 +45,7 @@ _SOLVED_HERE = ("arkose", "proofofwork")
 Flow: TypeAlias = Generator[Yielded, WholeResponse | None, dict[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreflightRules:
     """What the operator allows before a question.
 
@@ -58,7 +59,7 @@ class PreflightRules:
     run: Run = field(default_factory=in_place, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Requirements:
     """What the backend demands. `token`: of the question, or of the request that finishes the preparation."""
 
@@ -247,7 +248,7 @@ class Preflight:
         return parse_arkose(response)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Proofs:
     """What meets the demands; "" for what was not demanded."""
 
@@ -264,7 +265,7 @@ def _headers(token: str, proofs: Proofs) -> dict[str, str]:
     return headers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArkoseCall(Call):
     """A request to a service of the operator's own, to which no proxy leads."""
 

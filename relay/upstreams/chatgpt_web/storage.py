@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -14,6 +13,7 @@ from relay.errors import UploadFailed, UpstreamFailed
 from relay.transports import Call
 from relay.transports.public import is_public
 from relay.upstreams.chatgpt_web.cookies import origin_of
+from relay.values import frozen
 
 UPLOAD_SECONDS = 120.0  # for one file
 _ADDRESS = re.compile(r"[!\"$-~]{1,8192}")  # without a fragment
@@ -21,12 +21,12 @@ _ADDRESS = re.compile(r"[!\"$-~]{1,8192}")  # without a fragment
 _HEADERS = {"x-ms-blob-type": "BlockBlob", "x-ms-version": "2020-04-08"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StorageCall(Call):
     """A request to a host that the backend named: it must be a public one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Storage:
     """Puts files where the backend says, and gets them from there.
 

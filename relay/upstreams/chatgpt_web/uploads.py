@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
@@ -37,6 +36,7 @@ from relay.upstreams.chatgpt_web.body import Content, text_content
 from relay.upstreams.chatgpt_web.storage import Storage
 from relay.upstreams.http import Step, WholeResponse
 from relay.upstreams.wording import parse_json
+from relay.values import frozen
 
 MOST_LOOKS = 30  # at a document that is being read
 LOOK_SECONDS = 1.0
@@ -54,7 +54,7 @@ MakeCall: TypeAlias = Callable[[str, str, bytes], Call]
 Request: TypeAlias = Generator[Step, WholeResponse | None, dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Uploaded:
     """A file under the id that the upstream gave it."""
 
@@ -80,7 +80,7 @@ def upload(
     return contents
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Parts:
     """A message's texts and the files that are to be uploaded."""
 

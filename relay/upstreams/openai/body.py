@@ -6,7 +6,7 @@ Source: OpenAI's chat/completions reference, and what vLLM, Ollama, llama.cpp, L
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from relay.attachments import without_names
 from relay.domain import Question
 from relay.errors import BadRequest
 from relay.upstreams.wording import write_json
+from relay.values import frozen
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 OPENAI_HOST = "api.openai.com"
@@ -39,7 +40,7 @@ PROTECTED_FIELDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extras:
     """What the operator adds to every request; a body field that is null there is left out."""
 

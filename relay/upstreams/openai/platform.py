@@ -5,7 +5,7 @@ The API is the configured upstream's. Where none is configured, it is the platfo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from relay.accounts import Account, AccountPool, Attempts, is_openai_key
 from relay.errors import Unauthorized, UpstreamError
@@ -17,6 +17,7 @@ from relay.upstreams.http import Limits, WholeResponse
 from relay.upstreams.openai import body
 from relay.upstreams.openai.forward import OpenAIForwarder
 from relay.upstreams.openai.procedure import API
+from relay.values import frozen
 
 SESSION = "sess-"
 NO_KEY = (
@@ -50,7 +51,7 @@ def open_platform(
     return Platform(api, dashboard, None, is_checked)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Platform:
     """`upstream`: whose API it is. `checks_keys`: without one, whether the platform is known to check callers' keys."""
 

@@ -20,6 +20,7 @@ from relay.upstreams.openai import body
 from relay.upstreams.openai.body import Extras
 from relay.upstreams.openai.failures import from_response, in_event
 from relay.upstreams.wording import Secrets, parse_json
+from relay.values import frozen
 
 MODELS_SECONDS = 3600.0  # the first listed model stays the default for so long
 KEYLESS = Account("keyless", "", label="A request without OPENAI_API_KEY")
@@ -42,7 +43,7 @@ class DefaultModel:
         self.until = time.monotonic() + MODELS_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class API:
     """An OpenAI-compatible API and how to reach it: what does not change from ask to ask.
 
