@@ -13,8 +13,10 @@ class cached(Generic[T]):
 
     def __init__(self, find: Callable[[Any], T]) -> None:
         self._find = find
+        self._name = find.__name__
         self.__doc__ = find.__doc__
 
     def __get__(self, instance: Any, owner: object = None) -> T:
-        found = instance.__dict__[self._find.__name__] = self._find(instance)
+        found = self._find(instance)
+        setattr(instance, self._name, found)  # its `__dict__`, once asked for, would be made an object
         return found
