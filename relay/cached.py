@@ -18,5 +18,7 @@ class cached(Generic[T]):
 
     def __get__(self, instance: Any, owner: object = None) -> T:
         found = self._find(instance)
-        setattr(instance, self._name, found)  # its `__dict__`, once asked for, would be made an object
+        setattr(
+            instance, self._name, found
+        )  # its `__dict__`, once asked for, would be made an object
         return found

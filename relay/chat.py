@@ -38,7 +38,6 @@ from relay.domain import (
     Started,
     Tokens,
     ToolCall,
-    changed,
     joined,
     joined_call,
     title_of,
@@ -71,7 +70,7 @@ from relay.store import OpenedTurn, Store, TurnRequest
 from relay.upkeep import LEASE_SECONDS, Leases, Waiters
 from relay.upstreams import Decoder, Stream, Upstream
 from relay.usage import Meter, UsageCounter, tokens_of
-from relay.values import frozen
+from relay.values import changed, frozen
 from relay.window import Window, fit
 
 log = logging.getLogger(__name__)
@@ -682,7 +681,7 @@ class Chat:
             return window
         separated = tuple(m for each in window.messages for m in _separated(each))
         self._check_payloads(separated, upstream)
-        return changed(window, messages=separated)
+        return Window(separated, window.dropped, window.tokens)
 
     def _check_payloads(
         self, messages: tuple[Message, ...], upstream: Upstream

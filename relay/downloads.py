@@ -23,11 +23,11 @@ from pathlib import Path
 import orjson
 
 from relay.access import first_key
-from relay.domain import Delta, Event, FileLink, RemoteFile, Started, changed
+from relay.domain import Delta, Event, FileLink, RemoteFile, Started
 from relay.errors import InternalError, LinkExpired, NoFile
 from relay.settings import SettingsError
 from relay.upstreams import Decoder
-from relay.values import frozen
+from relay.values import changed, frozen
 from relay.wrapping import WrappingDecoder
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from typing_extensions import dataclass_transform
 
@@ -18,3 +18,11 @@ def frozen(cls: type[T]) -> type[T]:
     fields goes through `object.__setattr__`. That was a tenth of an ask's CPU.
     """
     return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
+def changed(value: T, **fields: Any) -> T:
+    """A value with other fields: `dataclasses.replace` without its checks, at half its cost."""
+    copy = object.__new__(type(value))
+    for name in value.__dataclass_fields__:  # type: ignore[attr-defined]
+        setattr(copy, name, fields[name] if name in fields else getattr(value, name))
+    return copy

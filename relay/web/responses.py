@@ -17,10 +17,11 @@ from relay.delivery import (
     Silent,
 )
 from relay.dialects import report
-from relay.domain import Arrival, Ask, Remarks, Reply, changed
+from relay.domain import Arrival, Ask, Remarks, Reply
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage
+from relay.values import changed
 from relay.web.incoming import Incoming
 from relay.web.response import Response
 

@@ -17,7 +17,7 @@ from relay.accounts import (
     is_refresh_token,
     split_token,
 )
-from relay.domain import Question, changed
+from relay.domain import Question
 from relay.errors import BadRequest, Challenged, Forbidden, Unauthorized
 from relay.transports import Transport
 from relay.upstreams.chatgpt_web import body
@@ -28,7 +28,7 @@ from relay.upstreams.chatgpt_web.models import ModelLists, choose_model
 from relay.upstreams.chatgpt_web.recent import Recent
 from relay.upstreams.chatgpt_web.sentinel import CHALLENGED_SECONDS, PreflightRules
 from relay.upstreams.http import Limits
-from relay.values import frozen
+from relay.values import changed, frozen
 
 ANONYMOUS_NAME = "anonymous-device"
 
@@ -141,7 +141,8 @@ class Backend:
             self._call_at(place, account, method, address, content, stated, own)
             for place in places or self.places_for(None)
         ]
-        return changed(calls[0], others=tuple(calls[1:]))
+        first, *others = calls
+        return changed(first, others=tuple(others)) if others else first
 
     def _call_at(
         self,

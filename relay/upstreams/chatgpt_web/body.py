@@ -128,6 +128,8 @@ def headers(
     }
     if request_id:
         headers["X-Request-Id"] = request_id
+    if not extras.headers:
+        return headers
     names = {name.lower(): name for name in headers}
     for name, value in extras.headers.items():
         if not own or name.lower() in _HARMLESS:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import field
 from threading import Event as Flag
 
-from relay.domain import changed
 from relay.errors import Unreachable
 from relay.transports import Call, Exchange, Head, Transport
 from relay.upstreams.chatgpt_web.cookies import CookieCall
 from relay.upstreams.chatgpt_web.recent import Recent
-from relay.values import frozen
+from relay.values import changed, frozen
 
 OUTAGE_SECONDS = 30.0  # for so long a gateway that was not reached is tried last
 MISSING_SECONDS = 600.0  # for so long a route that a gateway does not have is not tried

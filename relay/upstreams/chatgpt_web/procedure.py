@@ -100,8 +100,11 @@ class WebProcedure:
         self, account: Account, parent: str | None
     ) -> Generator[Step, WholeResponse | None, bytes]:
         """The body that asks, once its files are uploaded."""
+        messages = self._question.messages
+        if not any(message.payloads for message in messages):
+            return body.question_body(self._question, parent, self._backend.extras)
         contents = yield from uploads.upload(
-            self._question.messages,
+            messages,
             Storage(tuple(place.base for place in self._places), self._upload_seconds),
             lambda method, path, content: self._call(
                 account, method, lambda place: f"{place.base}/{path}", content
