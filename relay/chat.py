@@ -55,7 +55,7 @@ from relay.errors import (
     UpstreamGone,
 )
 from relay.growing_text import GrowingText
-from relay.ids import new_id
+from relay.ids import new_id, random_digits
 from relay.keeping import (
     DeferredKeeper,
     EphemeralKeeper,
@@ -194,7 +194,7 @@ class Turn:
             return Started(event.model, place, event.account, *ids)
         if isinstance(event, ToolCall) and not event.id:
             is_first = event.index not in self._tool_calls
-            return replace(event, id=f"call_{uuid.uuid4().hex}") if is_first else event
+            return replace(event, id=f"call_{random_digits()}") if is_first else event
         return event
 
     def _add(self, event: Event) -> None:

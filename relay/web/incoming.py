@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 import weakref
@@ -23,6 +22,7 @@ from relay.cached import cached
 from relay.delivery import Delivery
 from relay.domain import Caller
 from relay.errors import BadRequest, RelayError, TooLarge, Unauthorized
+from relay.ids import random_digits
 from relay.memory import MOST_IN_MEMORY
 from relay.service import Service
 from relay.web.proxies import TrustedProxies
@@ -74,7 +74,7 @@ class Incoming:
         self.arguments: dict[str, Any] = {}
         self.no_route: HTTPException | None = None
         self.started = time.monotonic()
-        self.id = self._own_id() or os.urandom(16).hex()
+        self.id = self._own_id() or random_digits()
         self.format: str | None = None
         self.delivery: Delivery | None = None
         self.failure: RelayError | None = None

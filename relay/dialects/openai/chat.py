@@ -7,7 +7,6 @@ answer, so a failed one ends with an event that has an `error`, and never with `
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,6 +34,7 @@ from relay.domain import (
     ToolCall,
 )
 from relay.errors import RelayError
+from relay.ids import random_digits
 
 __all__ = ["Chunks", "ask", "completion", "keeps"]
 
@@ -270,7 +270,7 @@ def _named_text(event: Event) -> tuple[str, str]:
 
 
 def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
+    return f"chatcmpl-{random_digits()}"
 
 
 def _place(reply: Reply) -> dict[str, str]:

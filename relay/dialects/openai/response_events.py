@@ -29,6 +29,7 @@ from relay.domain import (
     joined_call,
 )
 from relay.errors import RelayError
+from relay.ids import random_digits
 from relay.values import frozen
 
 
@@ -104,7 +105,7 @@ class ResponseEvents:
 
     def __init__(self, echo: Mapping[str, Any]) -> None:
         self._echo = echo
-        self._key = uuid.uuid4().hex
+        self._key = random_digits()
         self._model: str | None = None
         self._has_begun = False
         self._number = 0

@@ -18,6 +18,7 @@ from relay.dialects.openai.messages import dialogue_of
 from relay.dialects.openai.usage import prompt_tokens_of, usage_of
 from relay.domain import Ask, Caller, Message, Reply, StoredTurn
 from relay.errors import BadRequest, RelayError, Unsupported
+from relay.ids import random_digits
 
 ROUTE = "responses"
 #: finish reason -> why a response is incomplete; the others are complete
@@ -162,7 +163,7 @@ def _echo(payload: Fields, asked: Ask, created: int) -> dict[str, Any]:
 
 def whole(reply: Reply, ask: Ask) -> dict[str, Any]:
     """A whole answer as the object `response`. One that is not stored has an id that leads nowhere."""
-    key = uuid.UUID(reply.message_id).hex if reply.message_id else uuid.uuid4().hex
+    key = uuid.UUID(reply.message_id).hex if reply.message_id else random_digits()
     return finished(key, ask.echo or {}, reply)
 
 

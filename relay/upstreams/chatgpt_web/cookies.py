@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from email.utils import parsedate_to_datetime
 from threading import Lock
@@ -80,8 +80,10 @@ class Jar:
         self._cookies: dict[tuple[str, str], Cookie] = {}
         self._lock = Lock()
 
-    def keep(self, url: str, fields: Iterable[str]) -> None:
+    def keep(self, url: str, fields: Sequence[str]) -> None:
         """Keep what the Set-Cookie fields of an answer set; beyond the bounds the oldest are forgotten."""
+        if not fields:
+            return
         path = urlsplit(url).path
         with self._lock:
             for each in fields:
@@ -102,6 +104,8 @@ class Jar:
 
     def cookies(self, url: str) -> list[Cookie]:
         """Those for a request, of the longest path first (RFC 6265, 5.4)."""
+        if not self._cookies:
+            return []
         path, now = urlsplit(url).path, self._clock()
         with self._lock:
             kept = list(self._cookies.values())
