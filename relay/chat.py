@@ -489,7 +489,7 @@ class Chat:
             question_id=new_id(),
             answer_id=new_id(),
             question=ask.question if is_new else _going_on(ask),
-            title=title_of(ask.prompt),
+            title=title_of(ask.prompt) if ask.keep else "",
             is_new=is_new,
             parent_id=ask.parent_id,
             adopt=_begins_upstream(ask, upstream) and may_adopt,

@@ -335,6 +335,7 @@ class DirectDelivery(Delivery):
                 yield None
                 continue
             output = turn.feed(piece)
+            del piece  # else a parked stream would hold it until the next one
             turn.accepted()
             self._silence.restart(turn.complete, time.monotonic())
             if turn.over:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from dataclasses import field
 from urllib.parse import quote_from_bytes
 
@@ -85,11 +86,11 @@ def parse_head(head: bytes) -> Request:
             parser.feed_data(_with_ascii_target(head))
     except httptools.HttpParserError:
         raise BrokenRequest from None
-    version = parser.get_http_version()
+    version = sys.intern(parser.get_http_version())  # an open stream has it
     if version not in VERSIONS or not reader.target.startswith(b"/"):
         raise BrokenRequest
     return Request(
-        method=parser.get_method().decode("ascii"),
+        method=sys.intern(parser.get_method().decode("ascii")),
         target=reader.target,
         version=version,
         fields=reader.fields,

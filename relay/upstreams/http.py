@@ -412,10 +412,11 @@ class HttpSession:
         self._succeed(step)
 
     def _succeed(self, step: Step) -> None:
-        if step.asks:
+        if step.asks and not self._accepted:
             self._accepted = True
             self._attempts.model = self._procedure.model
             self._attempts.succeeded()
+            del self._attempts  # no other account is asked any more
 
     def _read_stream(self, seconds: float) -> bytes | None:
         assert self._exchange is not None

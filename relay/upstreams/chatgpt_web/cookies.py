@@ -179,21 +179,20 @@ class CookieTransport:
 class CookieExchange:
     """See `relay.transports.Exchange`."""
 
-    __slots__ = ("_exchange", "_jar", "_url", "read")
+    __slots__ = ("_exchange", "_kept_in", "read")
 
     def __init__(self, exchange: Exchange, jar: Jar, url: str) -> None:
         self._exchange = exchange
-        self._jar: Jar | None = jar
-        self._url = url
+        self._kept_in: tuple[Jar, str] | None = jar, url  # until its head has come
         self.read = exchange.read
 
     def head(self, seconds: float) -> Head | None:
         head = self._exchange.head(seconds)
-        if head is not None and self._jar is not None:
+        if head is not None and self._kept_in is not None:
+            jar, url = self._kept_in
+            self._kept_in = None
             pairs = head.headers.pairs
-            fields = [value for name, value in pairs if name == "set-cookie"]
-            self._jar.keep(self._url, fields)
-            self._jar = None  # once
+            jar.keep(url, [value for name, value in pairs if name == "set-cookie"])
         return head
 
     @property
