@@ -84,9 +84,9 @@ class Key:
     owner: str
     digest: bytes = field(repr=False)
 
-    def matches(self, text: str) -> bool:
-        """Whether the text is this key; in constant time."""
-        return hmac.compare_digest(self.digest, _digest(text))
+    def matches(self, digest: bytes) -> bool:
+        """Whether a text of this SHA-256 is the key; in constant time."""
+        return hmac.compare_digest(self.digest, digest)
 
 
 def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
@@ -109,11 +109,12 @@ def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
                 "alone."
             )
         _check_strength(name, text)
-        if any(known.matches(text) for known in keys):
+        digest = _digest(text)
+        if any(known.matches(digest) for known in keys):
             raise SettingsError(
                 "AUTHORIZATION cannot be read: the same key stands in it twice."
             )
-        keys.append(Key(name, _digest(text)))
+        keys.append(Key(name, digest))
     return tuple(keys)
 
 
@@ -325,8 +326,9 @@ class Access:
     def _find_key(self, credential: Credential) -> Key | None:
         """The key that is shown; None for what may be a token of the caller's own. Raises for anything else."""
         found = None
+        digest = _digest(credential.text)
         for key in self._keys:  # all of them, so that the time says nothing
-            if key.matches(credential.text):
+            if key.matches(digest):
                 found = found or key
         if found is not None:
             return found

@@ -55,7 +55,7 @@ from relay.errors import (
     UpstreamGone,
 )
 from relay.growing_text import GrowingText
-from relay.ids import new_id, random_digits
+from relay.ids import new_ids, random_digits
 from relay.keeping import (
     DeferredKeeper,
     EphemeralKeeper,
@@ -482,12 +482,13 @@ class Chat:
         is_new = not ask.conversation_id
         may_adopt = bool(ask.caller.token) or self._routing.sole_owner
         key = _key(ask) if ask.idempotency_key else None
+        conversation_id, question_id, answer_id = new_ids()
         return TurnRequest(
-            conversation_id=ask.conversation_id or new_id(),
+            conversation_id=ask.conversation_id or conversation_id,
             owner=_owner(ask),
             upstream=upstream.name,
-            question_id=new_id(),
-            answer_id=new_id(),
+            question_id=question_id,
+            answer_id=answer_id,
             question=ask.question if is_new else _going_on(ask),
             title=title_of(ask.prompt) if ask.keep else "",
             is_new=is_new,
