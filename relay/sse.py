@@ -13,6 +13,7 @@ from relay.errors import UpstreamFailed
 
 LONGEST_NAME = 10  # characters of a line in which a field's known name ends
 LONGEST_EVENT = 8 * 1024 * 1024
+BOM = b"\xef\xbb\xbf"  # may stand before the first line
 OPENING_SIZE = 64  # bytes by which `opens_stream` knows a stream
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
@@ -44,6 +45,16 @@ class Parser:
             return
         if self._skip_lf:
             piece = piece.removeprefix(b"\n")
+        if self._is_plain(piece):
+            start = 0
+            while (end := piece.find(b"\n\n", start)) >= 0:
+                plain = _plain_event(piece[start:end])
+                if plain is None:
+                    break
+                self._first_line = False
+                start = end + 2
+                yield plain
+            piece = piece[start:]
         lines = piece.splitlines()  # bytes have no line ends but those three
         rest = b""
         if lines and not piece.endswith((b"\n", b"\r")):
@@ -63,6 +74,11 @@ class Parser:
                 f"The upstream sent one event of more than {self._longest} bytes."
             )
 
+    def _is_plain(self, piece: bytes) -> bool:
+        """Whether a piece begins with an event, and its lines end as most upstreams end them."""
+        is_within = self._pieces or self._data or self._name
+        return not is_within and b"\r" not in piece and not piece.startswith(BOM[:1])
+
     def _join(self, last: bytes) -> bytes:
         """The line that this piece ends."""
         line = b"".join([*self._pieces, last])
@@ -72,7 +88,7 @@ class Parser:
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if self._first_line:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BOM)
             self._first_line = False
         if not line:
             return self._dispatch() if self._data or self._name else None
@@ -94,6 +110,17 @@ class Parser:
         self._data = []
         self._size = 0
         return event
+
+
+def _plain_event(block: bytes) -> ServerEvent | None:
+    """The event of one line of data, below its name or none, as most are; None for any other, to be read by lines."""
+    name = "message"
+    if block.startswith(b"event: "):
+        line, _, block = block.partition(b"\n")
+        name = line[7:].decode("utf-8", "replace") or name
+    if not block.startswith(b"data: ") or b"\n" in block:
+        return None
+    return ServerEvent(name, block[6:].decode("utf-8", "replace"))
 
 
 def _field(line: bytes) -> tuple[bytes, int]:
