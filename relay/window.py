@@ -37,8 +37,12 @@ def estimate_tokens(message: Message) -> int:
 
 def estimate_text(text: str) -> int:
     """What a text costs that is no message of its own."""
-    ascii_characters = len(text.encode("ascii", "ignore"))
+    ascii_characters = _count_ascii(text)
     return tokens_of(ascii_characters, len(text) - ascii_characters)
+
+
+def _count_ascii(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
 
 
 def estimate_answer(reply: Reply) -> tuple[int, int]:
@@ -56,7 +60,7 @@ class TextCount:
         self._others = 0
 
     def add(self, text: str) -> None:
-        ascii_characters = len(text.encode("ascii", "ignore"))
+        ascii_characters = _count_ascii(text)
         self._ascii += ascii_characters
         self._others += len(text) - ascii_characters
 

@@ -44,6 +44,9 @@ _HONOURED = {
     "user",
     *LIMITS,
 }
+#: fields that are not told as ignored: a secret in the body is one that should not be there
+_KNOWN = OWN_FIELDS.difference(SECRETS)
+_KNOWN_TRANSLATED = _KNOWN | _HONOURED
 ELSEWHERE = "Only an OpenAI-compatible upstream (UPSTREAM=openai) can."
 
 
@@ -134,11 +137,9 @@ def limits_of(fields: Fields) -> dict[str, Any]:
 
 def ignored_of(fields: Fields, *, accepts_options: bool) -> tuple[str, ...]:
     """The fields without effect, but for those that are empty. Raises BadRequest for a misspelt place."""
-    known = OWN_FIELDS.difference(SECRETS)
+    known = _KNOWN_TRANSLATED
     if accepts_options:
-        known.update(set(fields).difference(SECRETS))
-    else:
-        known.update(_HONOURED)
+        known = _KNOWN.union(set(fields).difference(SECRETS))
     return (*read.ignored_of(fields), *read.unknown_of(fields, known))
 
 

@@ -142,7 +142,7 @@ class Documents:
             return False
         pending = self._pending.get(self._channel)
         if pending is None:
-            if not self._has_text():
+            if self._only_text() is None:
                 return False
             pending = GrowingText()
             self._pending[self._channel] = pending
@@ -157,16 +157,18 @@ class Documents:
             return []
         return parts if isinstance(parts, list) else []
 
-    def _has_text(self) -> bool:
-        """Whether the message's text is its only part."""
+    def _only_text(self) -> str | None:
+        """The message's text, without what is pending; None where that is not its only part."""
         parts = self._text_parts()
-        return len(parts) == 1 and isinstance(parts[0], str)
+        is_only_part = len(parts) == 1 and isinstance(parts[0], str)
+        return parts[0] if is_only_part else None
 
     def _text_length(self) -> int:
-        if not self._has_text():
+        text = self._only_text()
+        if text is None:
             return -1
         pending = self._pending.get(self._channel)
-        return len(self._text_parts()[0]) + (pending.length if pending else 0)
+        return len(text) + (pending.length if pending else 0)
 
     def _edit(self, path: str, operation: str, value: Any, depth: int) -> None:
         if operation == "patch":
