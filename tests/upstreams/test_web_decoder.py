@@ -383,6 +383,30 @@ def test_text_that_grew_while_it_was_hidden_is_not_lost() -> None:
     assert final_text(events) == "Hello" and Restarted() not in events
 
 
+def test_text_that_grew_while_it_was_hidden_and_goes_on_so_is_not_lost() -> None:
+    hidden = "/message/metadata/is_visually_hidden_from_conversation"
+    hide = {"p": "", "o": "patch", "v": [{"p": hidden, "v": True}, appended("lo")]}
+    show = {"p": hidden, "o": "replace", "v": False}
+    frames = delta_stream(appended("Hel"), hide, appended("!"), show, END)
+    events, _ = decoded(*frames, DONE)
+    assert final_text(events) == "Hello!"
+
+
+def test_a_message_in_two_channels_has_the_text_of_the_one_that_was_edited_last() -> (
+    None
+):
+    envelope = {"message": assistant(""), "conversation_id": "C"}
+    frames = delta_stream(
+        appended("One"),
+        {"c": 2, "p": "", "o": "add", "v": envelope},
+        appended("Three"),
+        {"c": 1, **appended(" more")},
+        END,
+    )
+    events, _ = decoded(*frames, DONE)
+    assert final_text(events) == "One more"
+
+
 def test_text_that_is_edited_between_its_pieces() -> None:
     events, _ = decoded(
         *delta_stream(

@@ -41,6 +41,7 @@ from relay.domain import (
 from relay.errors import UpstreamCut, UpstreamFailed
 from relay.growing_text import GrowingText
 from relay.shown import Rendering, part_of, text_of
+from relay.upstreams.chatgpt_web.delta import Edit
 
 Pieces: TypeAlias = "list[Delta | FileLink]"
 
@@ -76,12 +77,14 @@ def is_answer(message: dict[str, Any]) -> bool:
 class Candidate:
     """A message that may be the answer, as it was last seen.
 
-    `text`: as the upstream has it. `rendering` makes what the caller has of what is visible of it.
+    `text`: as the upstream has it, whose edits let it grow; `seen`: how many characters of it were looked at.
+    `rendering` makes what the caller has of what is visible of them.
     `is_shown`: the caller has something of it. `is_over`: nothing of it is held back any more.
     """
 
     id: str
     text: GrowingText = field(default_factory=GrowingText)
+    seen: int = 0
     is_shown: bool = False
     is_over: bool = False
     citations: CitationFilter = field(default_factory=CitationFilter)
@@ -107,9 +110,14 @@ class Candidate:
             self.finish = details
 
     @property
+    def seen_text(self) -> str:
+        """The text, as far as it was seen."""
+        return self.text.text[: self.seen]
+
+    @property
     def visible(self) -> str:
         """The text without citation markers, as far as it was given."""
-        return visible(self.text.text, is_complete=self.is_over)
+        return visible(self.seen_text, is_complete=self.is_over)
 
     def render(self) -> Pieces:
         """All that is visible, once more."""
@@ -248,26 +256,32 @@ class Answer:
             return []
         return self._switch(candidate, text_of(message))
 
-    def is_followed(self, message: dict[str, Any], text_length: int) -> bool:
+    def is_followed(self, message: dict[str, Any], edit: Edit) -> bool:
         """Whether a message is the candidate, and so is all of its text but what was appended just now."""
         return (
-            self._candidate is not None
-            and self._candidate.id == message.get("id")
-            and self._candidate.text.length == text_length
+            self.id == message.get("id")
+            and edit.text is not None
+            and self.knows(edit.text, edit.appended)
             and is_answer(message)
         )
 
-    def see_appended(self, message: dict[str, Any], piece: str) -> list[Event]:
-        """The newest state of the candidate, of whose text only this was appended; see `is_followed`."""
-        assert self._candidate is not None
-        self._candidate.update(message)
-        return self.append(piece)
+    def knows(self, text: GrowingText, appended: str) -> bool:
+        """Whether all of the candidate's text was seen but what it has grown by just now."""
+        seen = text.length - len(appended)
+        return self._candidate is not None and self._candidate.seen == seen
 
-    def append(self, piece: str) -> list[Event]:
-        """What was appended to the candidate's text, without looking at all of it again."""
+    def see_appended(self, message: dict[str, Any], edit: Edit) -> list[Event]:
+        """The newest state of the candidate, whose text was only appended to; see `is_followed`."""
+        assert self._candidate is not None and edit.text is not None
+        self._candidate.update(message)
+        return self.append(edit.appended, edit.text)
+
+    def append(self, piece: str, text: GrowingText) -> list[Event]:
+        """What was appended to the candidate's text, which is `text` now, without looking at all of it again."""
         candidate = self._candidate
         assert candidate is not None
-        candidate.text.append(piece)
+        candidate.text = text
+        candidate.seen = text.length
         return self._give(candidate, candidate.citations.feed(piece))
 
     def _give(self, candidate: Candidate, visible: str) -> list[Event]:
@@ -294,7 +308,7 @@ class Answer:
         if previous is not None and previous.is_shown:
             self._others.images[:0] = previous.rendering.images
             events += self._restart([])
-        return events + self.append(text)
+        return events + self.append(text, GrowingText(text))
 
     def _restart(self, pieces: Pieces) -> list[Event]:
         """Void what the caller has, and give what is valid of it again."""
@@ -302,13 +316,12 @@ class Answer:
 
     def _compare(self, candidate: Candidate, text: str) -> list[Event]:
         """The candidate's whole text, as it is now: what is new, or a restart where it was edited."""
-        before = candidate.text.text
+        before = candidate.seen_text
         if text.startswith(before):
-            candidate.text = GrowingText(text)
-            appended = text[len(before) :]
-            return self._give(candidate, candidate.citations.feed(appended))
+            return self.append(text[len(before) :], GrowingText(text))
         given = candidate.visible
         candidate.text = GrowingText(text)
+        candidate.seen = len(text)
         candidate.citations = CitationFilter()
         candidate.is_over = False
         visible = candidate.citations.feed(text)

@@ -32,7 +32,7 @@ from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.shown import part_of
 from relay.upstreams.chatgpt_web import failures
 from relay.upstreams.chatgpt_web.answer import Answer, identifier_of
-from relay.upstreams.chatgpt_web.delta import Documents
+from relay.upstreams.chatgpt_web.delta import Documents, Edit
 from relay.upstreams.wording import (
     MOST_VALUES,
     error_text,
@@ -211,30 +211,32 @@ class WebDecoder:
         assert documents is not None
         if (piece := documents.append(frame)) is not None:
             candidate = self._answer.id
-            message = documents.newest["message"]
-            is_candidate = candidate and message.get("id") == candidate
-            return self._answer.append(piece) if is_candidate else []
+            if not candidate or documents.newest["message"].get("id") != candidate:
+                return []
+            if self._answer.knows(documents.text, piece):
+                return self._answer.append(piece, documents.text)
+            documents.join_text()
+            return self._envelope(documents.newest)
         edit = documents.apply(frame)
         documents.count_values(content.encode())
         if not isinstance(edit.document, dict):
             return []
         message = part_of(edit.document, "message")
-        length_before = edit.text_length - len(edit.appended)
-        if not edit.text_edited and self._answer.is_followed(message, length_before):
-            return self._envelope(edit.document, edit.appended)
+        if not edit.text_edited and self._answer.is_followed(message, edit):
+            return self._envelope(edit.document, edit)
         documents.join_text()
         return self._envelope(edit.document)
 
     def _envelope(
-        self, payload: dict[str, Any], appended: str | None = None
+        self, payload: dict[str, Any], edit: Edit | None = None
     ) -> list[Event]:
-        """A message, or a typed event. `appended`: all that is new of the text, where that is known."""
+        """A message, or a typed event. `edit`: where all that is new of the text is what that appended."""
         if isinstance(payload.get("conversation_id"), str) and not self.conversation_id:
             self.conversation_id = _checked_id(payload["conversation_id"])
         self._raise_failure(payload)
         message = payload.get("message")
         if isinstance(message, dict):
-            events = self._message(message, appended)
+            events = self._message(message, edit)
             return self._start() + events
         kind = payload.get("type")
         if kind == "stream_handoff":
@@ -243,15 +245,15 @@ class WebDecoder:
             return self._end(announced=True)
         return self._start()
 
-    def _message(self, message: dict[str, Any], appended: str | None) -> list[Event]:
+    def _message(self, message: dict[str, Any], edit: Edit | None) -> list[Event]:
         model = part_of(message, "metadata").get("model_slug")
         if isinstance(model, str) and model:
             self._model = model
         self._garbled = False
         _checked_id(identifier_of(message.get("id")) or "-")
-        if appended is None:
+        if edit is None:
             return self._answer.see(message)
-        return self._answer.see_appended(message, appended)
+        return self._answer.see_appended(message, edit)
 
     def _raise_failure(self, payload: dict[str, Any]) -> None:
         """Raise the failure that an event means, if it means one."""

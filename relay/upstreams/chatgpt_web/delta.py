@@ -4,10 +4,9 @@ Short keys: `c` channel, `p` path (JSON pointer), `o` operation, `v` value. A fr
 the frame before.
 
 How it works: each channel has one document, an envelope with a message as the classic encoding has it, and frames edit
-it in place. Nearly all frames append to the message's text. Those pieces are collected apart, and joined into the
-document only when the text itself is edited or read (`join_text`): joining at every frame would copy all of the text
-each time. `Edit` says what a frame did, so that the reader looks at the text again only where it must; how much may be
-copied for that is bounded.
+it in place. Nearly all frames append to the message's text. That grows apart, and is joined into the document only when
+the text itself is edited or read (`join_text`): joining at every frame would copy all of it each time. `Edit` says what
+a frame did, so that the reader looks at the text again only where it must; how much may be copied for that is bounded.
 
 There is no survivable garbage here, other than in the classic encoding: every frame counts, a document that missed one
 is wrong from then on and nothing would tell, so what cannot be applied is an error.
@@ -41,21 +40,22 @@ class Edit(NamedTuple):
     """What a frame did to its document.
 
     `appended`: what it appended to the text. `text_edited`: it changed the text, or may have, in
-    another way. `text_length`: of a text that is the only part, -1 for others.
+    another way. `text`: all of it, where that is the only part.
     """
 
     document: Any
     appended: str = ""
     text_edited: bool = False
-    text_length: int = -1
+    text: GrowingText | None = None
 
 
 class Documents:
-    """The documents that a stream's frames make, one per channel."""
+    """The documents that a stream's frames make, one per channel. `text`: the one that was appended to last."""
 
     def __init__(self) -> None:
+        self.text = GrowingText()
         self._documents: dict[object, Any] = {}
-        self._pending: dict[object, GrowingText] = {}  # of documents that have a text
+        self._texts: dict[object, GrowingText] = {}  # that grow apart from them
         self._channel: object = 0
         self._path = ""
         self._operation = "add"
@@ -92,7 +92,7 @@ class Documents:
             self._documents.get(self._channel),
             "".join(self._appended),
             text_edited=self._text_edited,
-            text_length=self._text_length(),
+            text=self._growing_text(),
         )
 
     def count_values(self, content: bytes) -> None:
@@ -106,16 +106,16 @@ class Documents:
         parts = self._text_parts()
         self._copied += len(parts)
         self._copied += sum(len(part) for part in parts if isinstance(part, str))
-        pending = self._pending.pop(self._channel, None)
-        if pending is not None:
-            self._copied += pending.length
-            parts[0] += pending.text
+        text = self._texts.pop(self._channel, None)
+        if text is not None:
+            self._copied += text.length - len(parts[0])
+            parts[0] = text.text
         if self._copied > MOST_COPIED:
             raise UpstreamFailed("The upstream edits its answer again and again.")
 
     def join_all(self) -> None:
         """Join what was appended to any of the documents."""
-        for channel in list(self._pending):
+        for channel in list(self._texts):
             self._channel = channel
             self.join_text()
 
@@ -137,17 +137,26 @@ class Documents:
         self._operation = operation
 
     def _append_text(self, path: str, operation: str, value: str) -> bool:
-        """Whether the edit appends to the text; then the piece is kept to be joined later."""
+        """Whether the edit appends to the text; then that has grown by the piece."""
         if operation != "append" or path != TEXT:
             return False
-        pending = self._pending.get(self._channel)
-        if pending is None:
-            if self._only_text() is None:
-                return False
-            pending = GrowingText()
-            self._pending[self._channel] = pending
-        pending.append(value)
+        text = self._growing_text()
+        if text is None:
+            return False
+        text.append(value)
+        self.text = text
         return True
+
+    def _growing_text(self) -> GrowingText | None:
+        """The text of the channel's message; None where it is not its only part."""
+        text = self._texts.get(self._channel)
+        if text is not None:
+            return text
+        parts = self._text_parts()
+        if len(parts) != 1 or not isinstance(parts[0], str):
+            return None
+        text = self._texts[self._channel] = GrowingText(parts[0])
+        return text
 
     def _text_parts(self) -> list[Any]:
         """The parts of the channel's message; none where it has no message."""
@@ -156,19 +165,6 @@ class Documents:
         except (KeyError, IndexError, TypeError):
             return []
         return parts if isinstance(parts, list) else []
-
-    def _only_text(self) -> str | None:
-        """The message's text, without what is pending; None where that is not its only part."""
-        parts = self._text_parts()
-        is_only_part = len(parts) == 1 and isinstance(parts[0], str)
-        return parts[0] if is_only_part else None
-
-    def _text_length(self) -> int:
-        text = self._only_text()
-        if text is None:
-            return -1
-        pending = self._pending.get(self._channel)
-        return len(text) + (pending.length if pending else 0)
 
     def _edit(self, path: str, operation: str, value: Any, depth: int) -> None:
         if operation == "patch":
