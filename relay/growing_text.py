@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_PIECES = 64  # a piece of an answer is some four characters, and a string has fifty bytes beside them
+MOST_PIECES = 32  # a piece of an answer is some four characters, and a string has fifty bytes beside them
 
 
 class GrowingText:
