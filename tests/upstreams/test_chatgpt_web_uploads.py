@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -15,7 +16,7 @@ from werkzeug.test import TestResponse
 
 from relay.accounts import Account, AccountPool
 from relay.attachments import attached, from_bytes
-from relay.domain import Question
+from relay.domain import Message, Question
 from relay.errors import UploadFailed
 from relay.transports import Head, Headers
 from relay.transports.direct import DirectTransport
@@ -427,3 +428,23 @@ def test_a_slow_storage_is_waited_for_no_longer_than_the_caller_waits() -> None:
     assert isinstance(put, Step) and not isinstance(put.call.body, bytes)
     with pytest.raises(UploadFailed, match="did not take the file"):
         list(put.call.body)
+
+
+def test_a_stream_that_has_begun_holds_no_body_that_asked_for_it() -> None:
+    account = Account("a", "token-1")
+    places = (place("https://chat.example"),)
+    web = web_backend.Backend(DirectTransport(), places, AccountPool((account,)))
+    size = 1_000_000
+    question = Question((Message("user", "x" * size),), question_id="q")
+    tracemalloc.start()
+    try:
+        procedure = WebProcedure(web, question, WebDecoder())
+        steps = procedure.steps(account)
+        asked = next(steps)
+        assert isinstance(asked, Step) and asked.follower is procedure
+        assert tracemalloc.get_traced_memory()[0] > size
+        asked.follower.begin()
+        del asked
+        assert tracemalloc.get_traced_memory()[0] < size / 10
+    finally:
+        tracemalloc.stop()
