@@ -119,6 +119,8 @@ class Ask(Held):
 
     @property
     def question(self) -> Message:
+        if not self.payloads:
+            return Message("user", self.prompt)
         roles = {payload.get("role") for payload in self.payloads}
         role = "tool" if roles.intersection(TOOL_ROLES) else "user"
         return Message(role, self.prompt, self.payloads)

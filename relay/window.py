@@ -37,6 +37,8 @@ def estimate_tokens(message: Message) -> int:
 
 def estimate_text(text: str) -> int:
     """What a text costs that is no message of its own."""
+    if not text:
+        return 0
     ascii_characters = _count_ascii(text)
     return tokens_of(ascii_characters, len(text) - ascii_characters)
 

@@ -23,6 +23,7 @@ from relay.transports.direct import DirectTransport
 from relay.upstreams.chatgpt_web import backend as web_backend
 from relay.upstreams.chatgpt_web.body import place
 from relay.upstreams.chatgpt_web.classic import WebDecoder
+from relay.upstreams.chatgpt_web.models import choose_model
 from relay.upstreams.chatgpt_web.procedure import WebProcedure
 from relay.upstreams.chatgpt_web.storage import Storage, StorageCall
 from relay.upstreams.http import Step, WholeResponse
@@ -419,7 +420,7 @@ def test_a_slow_storage_is_waited_for_no_longer_than_the_caller_waits() -> None:
     )
     file = attached("x", [from_bytes("a.png", png(), "It")])
     question = Question((file,), question_id="q", timeout=1e-9)
-    steps = WebProcedure(web, question, WebDecoder()).steps(account)
+    steps = WebProcedure(web, question, WebDecoder(), choose_model(None)).steps(account)
     announced = next(steps)
     assert isinstance(announced, Step)
     answer = b'{"file_id": "file-1", "upload_url": "https://files.example/put"}'
@@ -438,7 +439,7 @@ def test_a_stream_that_has_begun_holds_no_body_that_asked_for_it() -> None:
     question = Question((Message("user", "x" * size),), question_id="q")
     tracemalloc.start()
     try:
-        procedure = WebProcedure(web, question, WebDecoder())
+        procedure = WebProcedure(web, question, WebDecoder(), choose_model(None))
         steps = procedure.steps(account)
         asked = next(steps)
         assert isinstance(asked, Step) and asked.follower is procedure

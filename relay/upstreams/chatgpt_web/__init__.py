@@ -265,11 +265,12 @@ class ChatGPTWeb:
         if question.timeout:
             patience = min(limits.patience, question.timeout)
             limits = replace(limits, patience=patience)
+        choice = choose_model(question.model)
         session = HttpSession(
             backend.transport,
-            WebProcedure(backend, question, decoder),
+            WebProcedure(backend, question, decoder, choice),
             backend.pool,
-            backend.attempts(question),
+            backend.attempts(question, choice),
             limits,
         )
         return session, decoder

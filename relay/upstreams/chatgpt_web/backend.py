@@ -24,7 +24,7 @@ from relay.upstreams.chatgpt_web import body
 from relay.upstreams.chatgpt_web.body import Extras, Place
 from relay.upstreams.chatgpt_web.cookies import Jar, Jars, origin_of, with_cookies
 from relay.upstreams.chatgpt_web.gateways import GatewayCall, GatewayMemory
-from relay.upstreams.chatgpt_web.models import ModelLists, choose_model
+from relay.upstreams.chatgpt_web.models import ModelChoice, ModelLists
 from relay.upstreams.chatgpt_web.recent import Recent
 from relay.upstreams.chatgpt_web.sentinel import CHALLENGED_SECONDS, PreflightRules
 from relay.upstreams.http import Limits
@@ -161,7 +161,7 @@ class Backend:
             place = self._anonymous_place(place)
             headers = with_device(headers, self.device_id)
         url = address(place)
-        jar = None if own else self._jar(account, url)
+        jar = None if own else self._jar(account, place)
         headers = with_cookies(headers, jar, url)
         return GatewayCall(method, url, headers, content, jar=jar, base=base)
 
@@ -182,12 +182,13 @@ class Backend:
     def note_challenged(self, account: Account) -> None:
         self.challenged.note(token_hash(account))
 
-    def _jar(self, account: Account, url: str) -> Jar | None:
+    def _jar(self, account: Account, place: Place) -> Jar | None:
         """The account's cookies at a configured origin; None for an address that a caller named."""
-        origin = origin_of(url)
-        if all(origin_of(place.base) != origin for place in self.places):
-            return None
-        return self.jars.jar(account.name, origin)
+        origin = origin_of(place.base)
+        is_configured = place in self.places or origin in map(
+            origin_of, (each.base for each in self.places)
+        )
+        return self.jars.jar(account.name, origin) if is_configured else None
 
     def candidates(
         self, token: str | None, account: str | None
@@ -205,18 +206,16 @@ class Backend:
             return self.pool, self.pool.only(account)
         return self.pool, self.pool.in_turn()
 
-    def attempts(self, question: Question) -> Attempts:
+    def attempts(self, question: Question, choice: ModelChoice) -> Attempts:
         pool, accounts = self.candidates(question.token, question.account)
-        slug = choose_model(question.model).slug
-        accounts = tuple(
-            sorted(accounts, key=lambda a: self.models.lacks(a.name, slug))
-        )
+        if len(accounts) > 1:
+            accounts = self.models.in_order(accounts, choice.slug)
         retries = 0 if question.token else self.retries
-        return Attempts(pool, accounts, retries, self.model_of(question))
+        return Attempts(pool, accounts, retries, self.limited_model(choice))
 
-    def model_of(self, question: Question) -> str:
-        """The model that a question's limits are per; "" where they hold whatever the model."""
-        return choose_model(question.model).slug if self.limits_models else ""
+    def limited_model(self, choice: ModelChoice) -> str:
+        """The model that limits are per; "" where they hold whatever the model."""
+        return choice.slug if self.limits_models else ""
 
 
 def anonymous_account() -> Account:

@@ -18,7 +18,7 @@ from relay.domain import Question
 from relay.errors import BadRequest
 from relay.ids import new_id
 from relay.upstreams.addresses import parse_address
-from relay.upstreams.chatgpt_web.models import choose_model
+from relay.upstreams.chatgpt_web.models import ModelChoice
 from relay.upstreams.wording import write_json
 from relay.values import frozen
 
@@ -151,13 +151,14 @@ def _account_headers(account: Account) -> dict[str, str]:
 
 def question_body(
     question: Question,
+    choice: ModelChoice,
     parent_id: str | None,
     extras: Extras,
     contents: Sequence[Content] = (),
 ) -> bytes:
     """The body that asks a question. `parent_id`: the message that it follows; None begins a conversation.
 
-    `contents`: what each of its messages says; without them, their texts.
+    `choice`: what the question's model means. `contents`: what each of its messages says; without them, their texts.
     """
     contents = contents or [text_content(each.text) for each in question.messages]
     *context, prompt = contents
@@ -170,7 +171,7 @@ def question_body(
         "action": "next",
         "messages": messages,
         "parent_message_id": parent_id or new_id(),
-        **_common_fields(question),
+        **_common_fields(question, choice),
     }
     if question.conversation_id:
         body["conversation_id"] = question.conversation_id
@@ -178,20 +179,23 @@ def question_body(
 
 
 def continuation_body(
-    question: Question, conversation_id: str, parent_id: str, extras: Extras
+    question: Question,
+    choice: ModelChoice,
+    conversation_id: str,
+    parent_id: str,
+    extras: Extras,
 ) -> bytes:
     """The body that asks for the rest of an answer that stopped for its length; `parent_id` is that answer."""
     body = {
         "action": "continue",
         "conversation_id": conversation_id,
         "parent_message_id": parent_id,
-        **_common_fields(question),
+        **_common_fields(question, choice),
     }
     return write_json(body | dict(extras.body))
 
 
-def _common_fields(question: Question) -> dict[str, Any]:
-    choice = choose_model(question.model)
+def _common_fields(question: Question, choice: ModelChoice) -> dict[str, Any]:
     fields = {
         "model": choice.slug,
         "timezone_offset_min": 0,

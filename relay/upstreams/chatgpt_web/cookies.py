@@ -137,11 +137,13 @@ def with_cookies(headers: dict[str, str], jar: Jar | None, url: str) -> dict[str
 
     Of one name, what the origin set is newer than what a setting says.
     """
+    kept = jar.cookies(url) if jar is not None else []
+    if not kept and "cookie" not in map(str.lower, headers):
+        return headers
     stated = [name for name in headers if name.lower() == "cookie"]
     others = {name: headers[name] for name in headers if name not in stated}
     if jar is None:
         return others
-    kept = jar.cookies(url)
     newer = {cookie.name for cookie in kept}
     pairs = [
         pair.strip()

@@ -40,7 +40,7 @@ class Edit(NamedTuple):
     """What a frame did to its document.
 
     `appended`: what it appended to the text. `text_edited`: it changed the text, or may have, in
-    another way. `text`: all of it, where that is the only part.
+    another way. `text`: else, all of it, where that is the only part.
     """
 
     document: Any
@@ -92,7 +92,7 @@ class Documents:
             self._documents.get(self._channel),
             "".join(self._appended),
             text_edited=self._text_edited,
-            text=self._growing_text(),
+            text=None if self._text_edited else self._growing_text(),
         )
 
     def count_values(self, content: bytes) -> None:
@@ -173,12 +173,29 @@ class Documents:
         if isinstance(value, str) and self._append_text(path, operation, value):
             self._appended.append(value)
             return
+        if not path and operation in ("add", "replace"):
+            self._replace_document(value)
+            return
         if _touches_text(path):
             self._text_edited = True
             self.join_text()
         holder, key = self._place(path, create=operation != "remove")
         if holder is not None:
             _change(holder, key, operation, value)
+
+    def _replace_document(self, value: Any) -> None:
+        self._check_room()
+        self._texts.pop(self._channel, None)
+        self._text_edited = True
+        self._documents[self._channel] = value
+
+    def _check_room(self) -> None:
+        """Raise UpstreamFailed where the channel has no document yet, and none may be added."""
+        is_new = self._channel not in self._documents
+        if is_new and len(self._documents) >= MOST_DOCUMENTS:
+            raise UpstreamFailed(
+                f"The upstream's stream has more than {MOST_DOCUMENTS} messages."
+            )
 
     def _patch(self, path: str, value: Any, depth: int) -> None:
         """Several edits in one, with paths below this one's."""
@@ -196,11 +213,7 @@ class Documents:
 
     def _place(self, path: str, create: bool) -> tuple[Any, Any]:
         """The container and the key that a pointer names; missing objects on the way are made."""
-        is_new = self._channel not in self._documents
-        if is_new and len(self._documents) >= MOST_DOCUMENTS:
-            raise UpstreamFailed(
-                f"The upstream's stream has more than {MOST_DOCUMENTS} messages."
-            )
+        self._check_room()
         *containers, last = [self._channel, *_keys(path)]
         holder: Any = self._documents
         for key in containers:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 
+from relay.accounts import Account
 from relay.values import frozen
 
 DEFAULT_MODEL = "auto"
@@ -52,6 +53,10 @@ class ModelLists:
         if len(self._lists) >= MOST_LISTS:
             self._lists.clear()
         self._lists[account] = (self._clock() + LIST_SECONDS, frozenset(slugs))
+
+    def in_order(self, accounts: tuple[Account, ...], slug: str) -> tuple[Account, ...]:
+        """The accounts, those last that are known not to have the model."""
+        return tuple(sorted(accounts, key=lambda each: self.lacks(each.name, slug)))
 
     def lacks(self, account: str, slug: str) -> bool:
         """Whether the account is known not to have the model."""

@@ -36,6 +36,7 @@ from relay.upstreams.chatgpt_web.gateways import (
     user_agent_of,
     with_headers,
 )
+from relay.upstreams.chatgpt_web.models import ModelChoice
 from relay.upstreams.chatgpt_web.sentinel import Flow, Preflight
 from relay.upstreams.chatgpt_web.storage import UPLOAD_SECONDS, Storage
 from relay.upstreams.http import Step, Steps, WholeResponse, Yielded
@@ -58,14 +59,19 @@ class WebProcedure:
     """See `relay.upstreams.http.Procedure`, and `StreamFollower` there."""
 
     def __init__(
-        self, backend: Backend, question: Question, decoder: WebDecoder
+        self,
+        backend: Backend,
+        question: Question,
+        decoder: WebDecoder,
+        choice: ModelChoice,
     ) -> None:
         self._backend = backend
         self._question = question
         self._decoder = decoder
         self._places = backend.places_for(question.reverse_proxy)
         self._body = b""  # that asks; an open stream does not hold it
-        self.model = backend.model_of(question)
+        self._choice = choice
+        self.model = backend.limited_model(choice)
 
     def steps(self, account: Account) -> Steps:
         is_own = bool(self._question.token)
@@ -102,7 +108,9 @@ class WebProcedure:
         """The body that asks, once its files are uploaded."""
         messages = self._question.messages
         if not any(message.payloads for message in messages):
-            return body.question_body(self._question, parent, self._backend.extras)
+            return body.question_body(
+                self._question, self._choice, parent, self._backend.extras
+            )
         contents = yield from uploads.upload(
             messages,
             Storage(tuple(place.base for place in self._places), self._upload_seconds),
@@ -111,7 +119,7 @@ class WebProcedure:
             ),
         )
         return body.question_body(
-            self._question, parent, self._backend.extras, contents
+            self._question, self._choice, parent, self._backend.extras, contents
         )
 
     @property
@@ -203,6 +211,7 @@ class WebProcedure:
         self._decoder.again()
         self._body = body.continuation_body(
             self._question,
+            self._choice,
             wanted.conversation_id,
             wanted.parent_id,
             self._backend.extras,
