@@ -7,7 +7,7 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TypeAlias
 
 from relay.errors import UpstreamFailed
 
@@ -18,11 +18,8 @@ OPENING_SIZE = 64  # bytes by which `opens_stream` knows a stream
 STRAY = "\0stray"  # the name of an event made of a line that is no known field, for parsers that want those
 
 
-class ServerEvent(NamedTuple):
-    """One event: its name (`message` where none is given) and its data lines, joined by LF."""
-
-    name: str
-    data: str
+#: an event's name (`message` where none is given), and its data lines, joined by LF
+ServerEvent: TypeAlias = tuple[str, str]
 
 
 class Parser:
@@ -99,13 +96,13 @@ class Parser:
         elif name == b"event":
             self._name = line[start:].decode("utf-8", "replace")
         elif self._strays and name not in (b"", b"id", b"retry"):
-            return ServerEvent(STRAY, line.decode("utf-8", "replace"))
+            return STRAY, line.decode("utf-8", "replace")
         return None  # comments, id, retry and unknown fields
 
     def _dispatch(self) -> ServerEvent | None:
         event = None
         if self._data:
-            event = ServerEvent(self._name or "message", "\n".join(self._data))
+            event = self._name or "message", "\n".join(self._data)
         self._name = ""
         self._data = []
         self._size = 0
@@ -120,7 +117,7 @@ def _plain_event(block: bytes) -> ServerEvent | None:
         name = line[7:].decode("utf-8", "replace") or name
     if not block.startswith(b"data: ") or b"\n" in block:
         return None
-    return ServerEvent(name, block[6:].decode("utf-8", "replace"))
+    return name, block[6:].decode("utf-8", "replace")
 
 
 def _field(line: bytes) -> tuple[bytes, int]:

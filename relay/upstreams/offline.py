@@ -244,9 +244,9 @@ class OfflineDecoder:
         self._events = sse.Parser()
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        for event in self._events.feed(piece):
+        for _, data in self._events.feed(piece):
             self.started = True
-            yield _decode(event.data)
+            yield _decode(data)
 
     def end(self) -> list[Event]:
         raise UpstreamCut()

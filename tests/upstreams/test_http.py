@@ -46,13 +46,13 @@ class HaikuDecoder:
         self._events = sse.Parser()
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        for event in self._events.feed(piece):
+        for name, data in self._events.feed(piece):
             if not self.started:
                 self.started = True
                 yield Started("haiku-1")
-            match event.name:
+            match name:
                 case "verse":
-                    yield Delta(json.loads(event.data)["line"])
+                    yield Delta(json.loads(data)["line"])
                 case "fin":
                     yield Finished("stop")
                 case "oops":

@@ -57,6 +57,10 @@ def identifier_of(value: Any) -> str:
     return str(value)
 
 
+def is_question(message: dict[str, Any]) -> bool:
+    return part_of(message, "author").get("role") == "user"
+
+
 def is_answer(message: dict[str, Any]) -> bool:
     """Whether a message is for the user: not a tool's, not to a tool, not hidden, not reasoning."""
     metadata = part_of(message, "metadata")
@@ -239,8 +243,7 @@ class Answer:
     def see(self, message: dict[str, Any]) -> list[Event]:
         """A message's newest state; what of it is new to the caller."""
         identifier = identifier_of(message.get("id"))
-        is_question = part_of(message, "author").get("role") == "user"
-        if identifier in self._known and not is_question:
+        if identifier in self._known and not is_question(message):
             return []
         if not is_answer(message):
             return self._others.see(identifier, message)

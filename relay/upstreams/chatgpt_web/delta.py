@@ -14,6 +14,7 @@ is wrong from then on and nothing would tell, so what cannot be applied is an er
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from relay.errors import UpstreamFailed
@@ -214,7 +215,7 @@ class Documents:
     def _place(self, path: str, create: bool) -> tuple[Any, Any]:
         """The container and the key that a pointer names; missing objects on the way are made."""
         self._check_room()
-        *containers, last = [self._channel, *_keys(path)]
+        *containers, last = self._channel, *_keys(path)
         holder: Any = self._documents
         for key in containers:
             inner = _get(holder, key)
@@ -229,13 +230,14 @@ class Documents:
         return holder, _key(holder, last)
 
 
-def _keys(path: str) -> list[str]:
+@lru_cache(maxsize=100)
+def _keys(path: str) -> tuple[str, ...]:
     """The keys of a JSON pointer."""
     if path and not path.startswith("/"):
         raise _misfit(path)
     if len(path) > LONGEST_PATH or path.count("/") > DEEPEST_PATH:
         raise _misfit(path)
-    return [_unescaped(part) for part in path.split("/")[1:]]
+    return tuple(map(_unescaped, path.split("/")[1:]))
 
 
 def _touches_text(path: str) -> bool:
@@ -276,10 +278,10 @@ def _key(holder: Any, key: Any) -> Any:
 
 
 def _get(holder: Any, key: Any) -> Any:
+    if not isinstance(holder, list):
+        return holder.get(key)
     key = _key(holder, key)
-    if isinstance(holder, list):
-        return holder[key] if key < len(holder) else None
-    return holder.get(key)
+    return holder[key] if key < len(holder) else None
 
 
 def _set(holder: Any, key: Any, value: Any, insert: bool) -> None:

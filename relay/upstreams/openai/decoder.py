@@ -92,11 +92,11 @@ class OpenAIDecoder:
         """The events that this piece completes, lazily: those before an error come before it is raised."""
         if self._finished:
             return
-        for event in self._parser.feed(piece):
-            if event.data.strip() == "[DONE]":
+        for name, data in self._parser.feed(piece):
+            if data.strip() == "[DONE]":
                 yield from self.end()
                 return
-            yield from self._chunk(event)
+            yield from self._chunk(name, data)
             if self._failure:
                 raise UpstreamFailed(
                     f"The upstream gave up within its answer ({self._failure})."
@@ -111,14 +111,14 @@ class OpenAIDecoder:
         self._finished = True
         return [Finished(self._reason, model=self._model, usage=self._usage)]
 
-    def _chunk(self, event: sse.ServerEvent) -> list[Event]:
-        if event.name == sse.STRAY and not event.data.startswith("{"):
+    def _chunk(self, name: str, data: str) -> list[Event]:
+        if name == sse.STRAY and not data.startswith("{"):
             return []
-        chunk = parse_json(event.data.encode())
-        if in_event(chunk, event.name) is not None:
-            error = in_event(replaced_in_texts(chunk, self._redact), event.name)
+        chunk = parse_json(data.encode())
+        if in_event(chunk, name) is not None:
+            error = in_event(replaced_in_texts(chunk, self._redact), name)
             raise error or UpstreamFailed("The upstream failed within its answer.")
-        if event.name == sse.STRAY:
+        if name == sse.STRAY:
             return []
         if not isinstance(chunk, dict):
             raise UpstreamFailed("The upstream sent an event that is no JSON object.")
