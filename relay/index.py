@@ -34,6 +34,7 @@ class TurnObserver:
     """Reads along with a turn that passes, and indexes its conversation. See `relay.usage.AnswerReader` too.
 
     `row`: the conversation's, as far as it is known before; its id may be "". None: the turn is forgotten.
+    A classic event has the whole text so far, so it is decoded only where the next one does not have it all.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class TurnObserver:
         self._text = TextCount()
         self._failed = False
         self._is_indexed = row is None
+        self._last = b""  # what came last, not decoded yet
+        self._text_end = -1  # in that
 
     @property
     def may_block(self) -> bool:
@@ -54,6 +57,7 @@ class TurnObserver:
 
     def findings(self, asked: Callable[[], int]) -> Findings:
         """The tokens are an estimate: ChatGPT's web API states none."""
+        self._decode_last()
         tokens = Tokens(asked(), self._text.tokens, estimated=True)
         return Findings(self._model, tokens, self._failed)
 
@@ -62,8 +66,24 @@ class TurnObserver:
             self._row = replace(self._row, account=account.name)
 
     def feed(self, piece: bytes) -> None:
-        if self._failed:
-            return
+        if not self._is_said_again(piece):
+            self._decode_last()
+        self._last = piece
+        self._text_end = _end_of_text(piece)
+        if self._text_end < 0 or not self._is_indexed:
+            self._decode_last()
+
+    def _is_said_again(self, piece: bytes) -> bool:
+        """Whether the piece is the last one with more at the end of its text."""
+        last, end = self._last, self._text_end
+        return piece.startswith(last[:end]) and piece.endswith(last[end:])
+
+    def _decode_last(self) -> None:
+        last, self._last = self._last, b""
+        if last and not self._failed:
+            self._decode(last)
+
+    def _decode(self, piece: bytes) -> None:
         try:
             for event in self._decoder.feed(piece):
                 self._take(event)
@@ -87,6 +107,7 @@ class TurnObserver:
             self._is_indexed = True
 
     def end(self) -> None:
+        self._decode_last()
         newest = self._decoder.message_id
         if self._row is not None and self._row.id and newest:
             self._write(replace(self._row, newest=newest))
@@ -96,6 +117,12 @@ class TurnObserver:
             self._store.index(row)
         except StoreFailed as error:
             log.warning("A conversation could not be indexed: %s", error)
+
+
+def _end_of_text(piece: bytes) -> int:
+    """Where the text of a classic event seems to end; -1 for what seems to be none."""
+    parts = piece.find(b'"parts"')
+    return piece.find(b'"]', parts) if parts >= 0 else -1
 
 
 class ChangeObserver:
