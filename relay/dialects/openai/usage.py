@@ -44,9 +44,10 @@ _WORDS = {
 }
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]+)"')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_FAILED = re.compile(
-    rb'^data: ?\{\s*"error"\s*:\s*\{|"type"\s*:\s*"(?:response\.failed|error)"',
-    re.MULTILINE,
+#: patterns that begin with a text: those are looked for much faster
+_FAILED = (
+    re.compile(rb'\ndata: ?\{\s*"error"\s*:\s*\{'),
+    re.compile(rb'"type"\s*:\s*"(?:response\.failed|error)"'),
 )
 #: members of a request with words for the model
 _ASKED = ("messages", "input", "prompt", "instructions")
@@ -163,7 +164,7 @@ class PassedAnswer:
         tokens = _stated_in(self._tail)
         if tokens is None:
             tokens = Tokens(asked(), self._estimated(), estimated=True)
-        has_failed = self._streams and _FAILED.search(self._tail) is not None
+        has_failed = self._streams and _tells_of_failure(self._tail)
         return Findings(self._model, tokens, has_failed)
 
     def _estimated(self) -> int:
@@ -174,6 +175,11 @@ class PassedAnswer:
         text = TextCount()
         self._count_words(self._tail, text)
         return text.tokens
+
+
+def _tells_of_failure(events: bytes) -> bool:
+    lines = b"\n" + events
+    return any(pattern.search(lines) for pattern in _FAILED)
 
 
 def _stated_in(text: bytes) -> Tokens | None:
