@@ -233,12 +233,12 @@ class Readiness:
         with contextlib.suppress(OSError, ValueError):  # it may be closed by now
             self._poll.unregister(descriptor)
 
-    def wait(self, deadline: Deadline) -> list[int]:
+    def wait(self, deadline: Deadline, most: int) -> list[int]:
         if deadline < self._rings_at:
             self._ring_at(deadline)
         self._switch = gevent.getcurrent().switch
         self._hub.switch()
-        return [descriptor for descriptor, _ in self._poll.poll(0)]
+        return [descriptor for descriptor, _ in self._poll.poll(0, most)]
 
     def wake(self) -> None:
         self._hub.loop.run_callback(self._end_wait)

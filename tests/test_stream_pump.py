@@ -30,7 +30,7 @@ from relay.passage import Passage
 from relay.server import Server
 from relay.service import Service
 from relay.settings import Settings
-from relay.stream_pump import ParkedStream, StreamPump
+from relay.stream_pump import AT_ONCE, ParkedStream, StreamPump
 from relay.transports.direct import DirectExchange
 from relay.upstreams.http import HttpSession
 from tests.raw_upstream import RawUpstream, chunked
@@ -48,6 +48,7 @@ class PolledReadiness:
         self._poll = select.epoll()
         self._woken, self._waker = socket.socketpair()
         self._poll.register(self._woken, select.EPOLLIN)
+        self.told: list[int] = []  # how many each time
 
     def add(self, descriptor: int) -> None:
         self._poll.register(descriptor, select.EPOLLIN)
@@ -56,9 +57,10 @@ class PolledReadiness:
         with contextlib.suppress(OSError, ValueError):
             self._poll.unregister(descriptor)
 
-    def wait(self, deadline: Deadline) -> list[int]:
+    def wait(self, deadline: Deadline, most: int) -> list[int]:
         seconds = min(deadline.left, 60.0)
-        ready = [descriptor for descriptor, _ in self._poll.poll(seconds)]
+        ready = [descriptor for descriptor, _ in self._poll.poll(seconds, most)]
+        self.told.append(len(ready))
         if self._woken.fileno() in ready:
             self._woken.recv(100)
         return ready
@@ -330,6 +332,24 @@ def test_a_descriptor_that_was_closed_may_be_another_ones() -> None:
     wait_for(lambda: live.has_left and not len(pump))
     for each in (mine, theirs, peer):
         each.close()
+
+
+def test_many_that_are_ready_at_once_go_on_in_turns() -> None:
+    readiness = PolledReadiness()
+    pump = StreamPump(readiness)
+    pairs = [socket.socketpair() for _ in range(3 * AT_ONCE)]
+    parked = [Waiting(mine.fileno()) for mine, _ in pairs]
+    for each in parked:
+        pump.park(each)
+    for _, theirs in pairs:
+        theirs.send(b"x")
+    threading.Thread(target=pump.run, daemon=True).start()
+    wait_for(lambda: not len(pump))
+    assert all(each.has_left for each in parked)
+    assert max(readiness.told) == AT_ONCE
+    for pair in pairs:
+        for end in pair:
+            end.close()
 
 
 @pytest.mark.parametrize("path", PATHS)

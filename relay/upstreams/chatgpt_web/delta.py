@@ -177,10 +177,11 @@ class Documents:
         if not path and operation in ("add", "replace"):
             self._replace_document(value)
             return
-        if _touches_text(path):
+        pointer = _pointer(path)
+        if pointer.touches_text:
             self._text_edited = True
             self.join_text()
-        holder, key = self._place(path, create=operation != "remove")
+        holder, key = self._place(pointer, create=operation != "remove")
         if holder is not None:
             _change(holder, key, operation, value)
 
@@ -212,10 +213,10 @@ class Documents:
                 depth + 1,
             )
 
-    def _place(self, path: str, create: bool) -> tuple[Any, Any]:
+    def _place(self, pointer: Pointer, create: bool) -> tuple[Any, Any]:
         """The container and the key that a pointer names; missing objects on the way are made."""
         self._check_room()
-        *containers, last = self._channel, *_keys(path)
+        *containers, last = self._channel, *pointer.keys
         holder: Any = self._documents
         for key in containers:
             inner = _get(holder, key)
@@ -225,24 +226,26 @@ class Documents:
                 inner = {}
                 _set(holder, key, inner, insert=False)
             if not isinstance(inner, (dict, list)):
-                raise _misfit(path)
+                raise _misfit(inner)
             holder = inner
         return holder, _key(holder, last)
 
 
+class Pointer(NamedTuple):
+    """A JSON pointer. `touches_text`: an edit there may change the text: at it, above it, or at another part."""
+
+    keys: tuple[str, ...]
+    touches_text: bool
+
+
 @lru_cache(maxsize=100)
-def _keys(path: str) -> tuple[str, ...]:
-    """The keys of a JSON pointer."""
+def _pointer(path: str) -> Pointer:
     if path and not path.startswith("/"):
         raise _misfit(path)
     if len(path) > LONGEST_PATH or path.count("/") > DEEPEST_PATH:
         raise _misfit(path)
-    return tuple(map(_unescaped, path.split("/")[1:]))
-
-
-def _touches_text(path: str) -> bool:
-    """Whether an edit at a path may change the text: at it, above it, or at another part."""
-    return path.startswith(_PARTS) or TEXT.startswith(f"{path}/")
+    keys = tuple(map(_unescaped, path.split("/")[1:]))
+    return Pointer(keys, path.startswith(_PARTS) or TEXT.startswith(f"{path}/"))
 
 
 def _unescaped(part: str) -> str:
