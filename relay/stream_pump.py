@@ -16,9 +16,7 @@ from relay.deadline import Deadline
 from relay.delivery import Delivery
 
 NEVER = Deadline(inf)
-AT_ONCE = (
-    64  # streams that go on before other requests may; with 5,000 open that takes 10 ms
-)
+AT_ONCE = 64  # streams that go on before other requests do: some 10 ms
 TICK = 0.1  # seconds: how late a stream's clock may be looked at
 
 
