@@ -6,7 +6,7 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeAlias
 
 from relay.errors import UpstreamFailed
@@ -43,22 +43,12 @@ class Parser:
         if self._skip_lf:
             piece = piece.removeprefix(b"\n")
         if self._is_plain(piece):
-            start = 0
-            while (end := piece.find(b"\n\n", start)) >= 0:
-                plain = _plain_event(piece[start:end])
-                if plain is None:
-                    break
-                self._first_line = False
-                start = end + 2
-                yield plain
-            piece = piece[start:]
+            piece = yield from self._plain_events(piece)
         lines = piece.splitlines()  # bytes have no line ends but those three
         rest = b""
         if lines and not piece.endswith((b"\n", b"\r")):
             rest = lines.pop()
         for line in lines:
-            if self._pieces:
-                line = self._join(line)
             if (event := self._line(line)) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
@@ -70,6 +60,18 @@ class Parser:
             raise UpstreamFailed(
                 f"The upstream sent one event of more than {self._longest} bytes."
             )
+
+    def _plain_events(self, piece: bytes) -> Generator[ServerEvent, None, bytes]:
+        """The plain events that the piece begins with; what follows them."""
+        start = 0
+        while (end := piece.find(b"\n\n", start)) >= 0:
+            plain = _plain_event(piece[start:end])
+            if plain is None:
+                break
+            self._first_line = False
+            start = end + 2
+            yield plain
+        return piece[start:]
 
     def _is_plain(self, piece: bytes) -> bool:
         """Whether a piece begins with an event, and its lines end as most upstreams end them."""
@@ -84,6 +86,8 @@ class Parser:
         return line
 
     def _line(self, line: bytes) -> ServerEvent | None:
+        if self._pieces:
+            line = self._join(line)
         if self._first_line:
             line = line.removeprefix(BOM)
             self._first_line = False

@@ -144,15 +144,18 @@ def with_cookies(headers: dict[str, str], jar: Jar | None, url: str) -> dict[str
     others = {name: headers[name] for name in headers if name not in stated}
     if jar is None:
         return others
-    newer = {cookie.name for cookie in kept}
-    pairs = [
-        pair.strip()
-        for name in stated
-        for pair in headers[name].split(";")
-        if pair.strip() and pair.partition("=")[0].strip() not in newer
-    ]
+    pairs = _older([headers[name] for name in stated], kept)
     pairs += [f"{cookie.name}={cookie.value}" for cookie in kept]
     return others | ({"Cookie": "; ".join(pairs)} if pairs else {})
+
+
+def _older(stated: list[str], kept: list[Cookie]) -> list[str]:
+    """The cookies of Cookie headers that none of those that are kept replaces."""
+    newer = {cookie.name for cookie in kept}
+    pairs = [pair.strip() for text in stated for pair in text.split(";")]
+    return [
+        pair for pair in pairs if pair and pair.partition("=")[0].strip() not in newer
+    ]
 
 
 @frozen
