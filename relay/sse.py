@@ -49,7 +49,7 @@ class Parser:
         if lines and not piece.endswith((b"\n", b"\r")):
             rest = lines.pop()
         for line in lines:
-            if (event := self._line(line)) is not None:
+            if (event := self._line(self._join(line))) is not None:
                 yield event
         # A CR may be the first half of a CRLF; the line is over either way, only the LF to come is not another one.
         self._skip_lf = piece.endswith(b"\r")
@@ -80,14 +80,14 @@ class Parser:
 
     def _join(self, last: bytes) -> bytes:
         """The line that this piece ends."""
+        if not self._pieces:
+            return last
         line = b"".join([*self._pieces, last])
         self._pieces = []
         self._held = 0
         return line
 
     def _line(self, line: bytes) -> ServerEvent | None:
-        if self._pieces:
-            line = self._join(line)
         if self._first_line:
             line = line.removeprefix(BOM)
             self._first_line = False
