@@ -1,4 +1,4 @@
-"""A text that comes in pieces: what is read is what was added, and a long one is few strings."""
+"""A text that comes in pieces: what is read is what was added, and takes little more."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.growing_text import MOST_PIECES, GrowingText
+from relay.growing_text import GrowingText
+
+WITH_HALF_PAIRS = st.text(st.characters(codec=None, exclude_categories=()), max_size=3)
 
 
 @given(
-    st.text(),
-    st.lists(st.text(max_size=3), max_size=5 * MOST_PIECES),
-    st.sets(st.integers(0, 5 * MOST_PIECES)),
+    WITH_HALF_PAIRS,
+    st.lists(WITH_HALF_PAIRS, max_size=100),
+    st.sets(st.integers(0, 100)),
 )
 def test_it_is_all_that_was_added(
     first: str, pieces: list[str], read_after: set[int]
@@ -29,9 +31,16 @@ def test_it_is_all_that_was_added(
     assert text.text == expected == text.text
 
 
-def test_a_long_one_takes_little_more_than_its_text() -> None:
+def test_two_halves_of_a_pair_stay_two() -> None:
     text = GrowingText()
-    for number in range(100 * MOST_PIECES):
+    for half in ("\ud83d", "\ude00"):
+        text.append(half)
+    assert text.text == "\ud83d" + "\ude00"
+    assert text.length == 2
+
+
+def test_it_takes_little_more_than_its_text() -> None:
+    text = GrowingText()
+    for number in range(3000):
         text.append(f"{number:04d}")
-    size = sum(map(sys.getsizeof, text._pieces)) + sys.getsizeof(text._pieces)
-    assert size < 1.6 * text.length
+    assert sys.getsizeof(text._more) < 1.2 * text.length
