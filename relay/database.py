@@ -7,7 +7,9 @@ commits (sqlite.org/wal.html).
 
 PostgreSQL: a small pool. psycopg waits for its sockets in select, which gevent patches, so only the
 calling greenlet waits. The pool can be small because a turn needs a connection twice, for a
-millisecond each time.
+millisecond each time. A pooler may stand between (PgBouncer): it gives each transaction any of the
+server's connections, so nothing may outlast a transaction, neither a setting nor a prepared
+statement (pgbouncer.org/features.html).
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ OTHERS = 0o077  # the bits of a file's mode that let others than its owner use i
 POOL_SIZE = 10
 POOL_SECONDS = 20  # how long a turn waits for a connection of the pool
 START_LOCK = 0x63772D776562  # of pg_advisory_xact_lock, while the tables are made
+_LIMIT_TIME = (
+    f"SELECT set_config('statement_timeout', '{BUSY_SECONDS}s', %s),"
+    f" set_config('idle_in_transaction_session_timeout', '{BUSY_SECONDS}s', %s)"
+)  # for the transaction alone, or for the connection
 
 
 class Database(Protocol):
@@ -108,10 +114,7 @@ class PostgreSQL:
     def __init__(self, url: str) -> None:
         self._url = url
         self._clock_offset = 0.0
-        options = (
-            f"-c statement_timeout={BUSY_SECONDS}s"
-            f" -c idle_in_transaction_session_timeout={BUSY_SECONDS}s"
-        )
+        self._is_pooled = False
         self._engine = create_engine(
             url,
             pool_size=POOL_SIZE,
@@ -120,22 +123,32 @@ class PostgreSQL:
             pool_pre_ping=True,  # after a restart of the server no request fails
             pool_use_lifo=True,
             hide_parameters=True,
-            connect_args={
-                "connect_timeout": 10,
-                "application_name": "chatgpt-webapi",
-                "options": options,
-            },
+            connect_args={"connect_timeout": 10, "application_name": "chatgpt-webapi"},
         )
-        event.listen(self._engine, "connect", self._measure_clock)
+        event.listen(self._engine, "connect", self._set_up)
+        self._engine.dialect.do_begin = self._begin  # type: ignore[method-assign]
 
-    def _measure_clock(self, connection: Any, _record: object) -> None:
+    def _set_up(self, connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             before = time.time()
-            cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+            cursor.execute(
+                "SELECT extract(epoch FROM clock_timestamp()), pg_backend_pid()"
+            )
             after = time.time()
-            server_time = float(cursor.fetchone()[0])
-        self._clock_offset = server_time - (before + after) / 2
-        connection.rollback()
+            server_time, process = cursor.fetchone()
+            self._clock_offset = float(server_time) - (before + after) / 2
+            # a pooler names a process of its own making
+            self._is_pooled = process != connection.info.backend_pid
+            if self._is_pooled:
+                connection.prepare_threshold = None
+            else:
+                cursor.execute(_LIMIT_TIME, (False, False))
+        connection.commit()
+
+    def _begin(self, dbapi_connection: PoolProxiedConnection) -> None:
+        if self._is_pooled:
+            with contextlib.closing(dbapi_connection.cursor()) as cursor:
+                cursor.execute(_LIMIT_TIME, (True, True))
 
     def clock(self) -> float:
         return time.time() + self._clock_offset

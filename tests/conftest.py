@@ -22,7 +22,7 @@ from relay.settings import Settings
 from relay.store import Store
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import OpenAIBackend
-from tests.postgresql import PostgreSQL, programs
+from tests.postgresql import PgBouncer, PostgreSQL, programs
 from tests.processes import Service, free_port, need
 
 Server = TypeVar("Server", bound=BaseServer)
@@ -51,13 +51,23 @@ def postgresql() -> Iterator[PostgreSQL]:
     server.remove()
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql: PostgreSQL) -> Iterator[PgBouncer]:
+    pooler = PgBouncer(need("pgbouncer"), postgresql, free_port())
+    yield pooler
+    pooler.remove()
+
+
 @pytest.fixture
 def database(request: pytest.FixtureRequest) -> str:
     """The URL of the test's database; empty: a SQLite file of its own."""
     kind = getattr(request, "param", "sqlite")
-    return (
-        request.getfixturevalue("postgresql").database() if kind == "postgresql" else ""
-    )
+    if kind == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgresql").database()
+    if kind == "pgbouncer":
+        url = request.getfixturevalue("pgbouncer").address(url)
+    return url
 
 
 #: the files that take longest: they begin first, so that no process works alone at the end
@@ -78,7 +88,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of a module that says ON_BOTH run on either database, as far as they use one and do not say which."""
+    """Tests of a module that says ON_BOTH run on either database, as far as they use one and do not say which.
+
+    Those of one that says ALSO_POOLED run by way of PgBouncer too.
+    """
     if any(
         "database" in mark.args[0]
         for mark in metafunc.definition.iter_markers("parametrize")
@@ -87,7 +100,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database" in metafunc.fixturenames and getattr(
         metafunc.module, "ON_BOTH", False
     ):
-        metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+        is_pooled = getattr(metafunc.module, "ALSO_POOLED", False)
+        kinds = ["sqlite", "postgresql", *(["pgbouncer"] if is_pooled else [])]
+        metafunc.parametrize("database", kinds, indirect=True)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 import types
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -29,6 +30,7 @@ from tests.turns import answered, following, new_turn, texts
 from tests.waiting import wait_for
 
 ON_BOTH = True
+ALSO_POOLED = True
 
 
 @pytest.fixture
@@ -366,6 +368,35 @@ def test_a_postgresql_that_is_gone_raises_store_failed_and_one_that_restarts_is_
     postgresql.start()
     assert texts(store.open_turn(following(first, "two"), 15)) == ["one", "Hello"]
     store.close()
+
+
+def shown_setting(url: str, name: str) -> list[str]:
+    """What a setting is within 3 transactions at once, after many with the same statement."""
+    database = open_database(url, in_place)
+    ask = text(f"SELECT current_setting('{name}'), pg_sleep(0.01)")
+
+    def look(_: object = None) -> str:
+        found = database.read(lambda connection: connection.execute(ask).scalar_one())
+        return str(found)
+
+    try:
+        for _ in range(10):  # psycopg would prepare it at the sixth
+            look()
+        with ThreadPoolExecutor(3) as threads:
+            return list(threads.map(look, range(30)))
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "pgbouncer"], indirect=True)
+def test_no_statement_and_no_transaction_waits_for_ever(
+    database: str, postgresql: PostgreSQL
+) -> None:
+    """Also by way of a pooler, which has a connection of others for each transaction, and leaves nothing there."""
+    name = str(make_url(database).database)
+    for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        assert set(shown_setting(database, setting)) == {f"{BUSY_SECONDS}s"}
+        assert postgresql.execute(f"SHOW {setting}", name) == [("0",)]
 
 
 def test_postgresqls_own_words_refuse_the_start(postgresql: PostgreSQL) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import requests
 
 from tests.openai_backend import Mode, OpenAIBackend, error, json
@@ -65,8 +66,12 @@ class Caller(threading.Thread):
                 self.wrong.append(str(answer))
 
 
+@pytest.mark.parametrize("database", ["postgresql", "pgbouncer"], indirect=True)
 def test_two_thousand_asks(
-    serve: Callable[..., Service], api: OpenAIBackend, postgresql: PostgreSQL
+    serve: Callable[..., Service],
+    api: OpenAIBackend,
+    postgresql: PostgreSQL,
+    database: str,
 ) -> None:
     limit = json.dumps(
         error("Rate limit reached", "requests", "rate_limit_exceeded")
@@ -83,7 +88,6 @@ def test_two_thousand_asks(
         "OPENAI_MODEL": "tiny-1",
         "HISTORY_BUDGET": "0",
     }
-    database = postgresql.database()
     services = [
         serve(AUTHORIZATION=keys, DATABASE_URL=database, **settings) for _ in range(2)
     ]

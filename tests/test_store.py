@@ -15,6 +15,7 @@ from relay.tables.conversations import EXPIRE_BATCH
 from tests.turns import Clock, answered, end, following, new_turn, texts
 
 ON_BOTH = True
+ALSO_POOLED = True
 
 
 @pytest.fixture
