@@ -120,14 +120,13 @@ class PostgreSQL:
             pool_size=POOL_SIZE,
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
-            pool_pre_ping=True,  # see `_hear`: after a restart of the server no request fails
+            pool_pre_ping=True,  # after a restart of the server no request fails
             pool_use_lifo=True,
             hide_parameters=True,
             connect_args={"connect_timeout": 10, "application_name": "chatgpt-webapi"},
         )
         event.listen(self._engine, "connect", self._set_up)
         self._engine.dialect.do_begin = self._begin  # type: ignore[method-assign]
-        self._engine.dialect.do_ping = _hear  # type: ignore[method-assign]
 
     def _set_up(self, connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
@@ -188,16 +187,6 @@ class PostgreSQL:
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-def _hear(dbapi_connection: Any) -> bool:
-    """Take what the server has said unasked. Raises OperationalError where it ended the connection.
-
-    To ask it whether it is there would be a round trip, for each transaction.
-    """
-    for _ in range(2):  # its last words, then the end
-        dbapi_connection.pgconn.consume_input()
-    return True
 
 
 class SQLite:
