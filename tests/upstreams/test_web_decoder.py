@@ -392,6 +392,33 @@ def test_text_that_grew_while_it_was_hidden_and_goes_on_so_is_not_lost() -> None
     assert final_text(events) == "Hello!"
 
 
+def test_an_echo_that_has_grown_before_another_message_took_its_place_is_whole() -> (
+    None
+):
+    """It is the answer in the end, where no other comes."""
+    echo = {"message": assistant("Forty", status="finished_successfully")}
+    tool = {"message": assistant("", id="t1", author={"role": "tool"})}
+    encoding, *_ = delta_stream()
+    frames = [
+        {"p": "", "o": "add", "v": echo},
+        appended("-two."),
+        {"p": "", "o": "add", "v": tool},
+    ]
+    events, _ = decoded(encoding, *(frame(each, "delta") for each in frames), DONE)
+    assert final_text(events) == "Forty-two."
+
+
+def test_what_grows_under_the_answers_id_and_is_none_may_grow_as_long() -> None:
+    code = {"message": assistant("", recipient="python")}
+    frames = delta_stream(
+        appended("Let me see."), {"p": "", "o": "add", "v": code}, appended("x")
+    )
+    more = [frame({"v": "abcd"}, "delta")] * 12_000
+    answer = frame({"p": "", "o": "add", "v": {"message": assistant("4.", **WHOLE)}})
+    events, _ = decoded(*frames, *more, answer, DONE)
+    assert final_text(events) == "4."
+
+
 def test_a_message_in_two_channels_has_the_text_of_the_one_that_was_edited_last() -> (
     None
 ):

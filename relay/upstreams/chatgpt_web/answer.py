@@ -269,7 +269,7 @@ class Answer:
         )
 
     def knows(self, text: GrowingText, appended: str) -> bool:
-        """Whether all of the candidate's text was seen but what it has grown by just now."""
+        """Whether as much of the candidate's text was seen as it had before it grew just now."""
         seen = text.length - len(appended)
         return self._candidate is not None and self._candidate.seen == seen
 

@@ -31,7 +31,7 @@ from relay.domain import Event, Finished, FinishReason, Started
 from relay.errors import Blocked, RateLimited, UpstreamCut, UpstreamFailed
 from relay.shown import part_of
 from relay.upstreams.chatgpt_web import failures
-from relay.upstreams.chatgpt_web.answer import Answer, identifier_of
+from relay.upstreams.chatgpt_web.answer import Answer, identifier_of, is_answer
 from relay.upstreams.chatgpt_web.delta import Documents, Edit
 from relay.upstreams.wording import (
     MOST_VALUES,
@@ -211,10 +211,13 @@ class WebDecoder:
         assert documents is not None
         if (piece := documents.append(frame)) is not None:
             candidate = self._answer.id
-            if not candidate or documents.newest["message"].get("id") != candidate:
+            message = documents.newest["message"]
+            if not candidate or message.get("id") != candidate:
                 return []
             if self._answer.knows(documents.text, piece):
                 return self._answer.append(piece, documents.text)
+            if not is_answer(message):
+                return []
             documents.join_text()
             return self._envelope(documents.newest)
         edit = documents.apply(frame)

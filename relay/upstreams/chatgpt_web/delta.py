@@ -187,7 +187,9 @@ class Documents:
 
     def _replace_document(self, value: Any) -> None:
         self._check_room()
-        self._texts.pop(self._channel, None)
+        text = self._texts.pop(self._channel, None)
+        if text is not None:
+            self._text_parts()[0] = text.text  # an echo may be held, and be the answer
         self._text_edited = True
         self._documents[self._channel] = value
 
