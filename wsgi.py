@@ -215,7 +215,7 @@ def wait_readable(connection: Any, seconds: float) -> bool:
 
 
 class Readiness:
-    """See `relay.stream_pump.Readiness`: one poll, which the loop watches, tells of all descriptors at once."""
+    """See `relay.stream_pump.Readiness`: one poll, which the loop watches, tells of all descriptors."""
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()

@@ -114,7 +114,6 @@ class PostgreSQL:
     def __init__(self, url: str) -> None:
         self._url = url
         self._clock_offset = 0.0
-        self._is_pooled = False
         self._engine = create_engine(
             url,
             pool_size=POOL_SIZE,
@@ -126,7 +125,7 @@ class PostgreSQL:
             connect_args={"connect_timeout": 10, "application_name": "chatgpt-webapi"},
         )
         event.listen(self._engine, "connect", self._set_up)
-        self._engine.dialect.do_begin = self._begin  # type: ignore[method-assign]
+        self._engine.dialect.do_begin = _begin  # type: ignore[method-assign]
 
     def _set_up(self, connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
@@ -138,17 +137,11 @@ class PostgreSQL:
             server_time, process = cursor.fetchone()
             self._clock_offset = float(server_time) - (before + after) / 2
             # a pooler names a process of its own making
-            self._is_pooled = process != connection.info.backend_pid
-            if self._is_pooled:
-                connection.prepare_threshold = None
+            if process != connection.info.backend_pid:
+                connection.prepare_threshold = None  # see `_begin`
             else:
                 cursor.execute(_LIMIT_TIME, (False, False))
         connection.commit()
-
-    def _begin(self, dbapi_connection: PoolProxiedConnection) -> None:
-        if self._is_pooled:
-            with contextlib.closing(dbapi_connection.cursor()) as cursor:
-                cursor.execute(_LIMIT_TIME, (True, True))
 
     def clock(self) -> float:
         return time.time() + self._clock_offset
@@ -187,6 +180,14 @@ class PostgreSQL:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _begin(dbapi_connection: PoolProxiedConnection) -> None:
+    """By way of a pooler each transaction sets its limits, and nothing is prepared."""
+    driver: Any = dbapi_connection
+    if driver.prepare_threshold is None:
+        with contextlib.closing(driver.cursor()) as cursor:
+            cursor.execute(_LIMIT_TIME, (True, True))
 
 
 class SQLite:
