@@ -1,20 +1,16 @@
-"""A PostgreSQL server of the tests' own, with a database for each test, and PgBouncer before it."""
+"""A PostgreSQL server of the tests' own, with a database for each test."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
 from pathlib import Path
 
 import psycopg
-from sqlalchemy import make_url
-
-from tests.waiting import wait_for
 
 
 def programs() -> Path | None:
@@ -93,40 +89,6 @@ class PostgreSQL:
 
     def _address(self, database: str) -> str:
         return f"postgresql://tests@127.0.0.1:{self.port}/{database}"
-
-
-class PgBouncer:
-    """Gives each transaction one of two connections to a server, so that hardly two in a row of a caller's have the same."""
-
-    def __init__(self, program: str, server: PostgreSQL, port: int) -> None:
-        self._port = port
-        self._folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir="/tmp"))
-        file = self._folder / "pgbouncer.ini"
-        file.write_text(
-            f"[databases]\n* = host=127.0.0.1 port={server.port} user=tests\n"
-            f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\n"
-            "pool_mode=transaction\ndefault_pool_size=2\nmax_client_conn=100\n"
-        )
-        command = [program, "-q", str(file)]
-        if os.geteuid() == 0:  # it refuses to run as root
-            self._folder.chmod(0o755)
-            command += ["-u", "nobody"]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_for(self._listens)
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
-
-    def address(self, url: str) -> str:
-        """The URL of a database of the server's, by way of this."""
-        through = make_url(url).set(port=self._port)
-        return through.render_as_string(hide_password=False)
-
-    def remove(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _account_exists(name: str) -> bool:

@@ -187,10 +187,9 @@ class Documents:
 
     def _replace_document(self, value: Any) -> None:
         self._check_room()
-        text = self._texts.pop(self._channel, None)
-        if text is not None:
-            self._text_parts()[0] = text.text  # an echo may be held, and be the answer
         self._text_edited = True
+        if self._channel in self._texts:
+            self.join_text()  # whoever holds the message, as an echo is held, has its text
         self._documents[self._channel] = value
 
     def _check_room(self) -> None:
