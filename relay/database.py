@@ -51,9 +51,9 @@ POOL_SIZE = 10
 POOL_SECONDS = 20  # how long a turn waits for a connection of the pool
 START_LOCK = 0x63772D776562  # of pg_advisory_xact_lock, while the tables are made
 _LIMIT_TIME = (
-    f"SELECT set_config('statement_timeout', '{BUSY_SECONDS}s', %s),"
-    f" set_config('idle_in_transaction_session_timeout', '{BUSY_SECONDS}s', %s)"
-)  # for the transaction alone, or for the connection
+    f"SELECT set_config('statement_timeout', '{BUSY_SECONDS}s', %(is_local)s),"
+    f" set_config('idle_in_transaction_session_timeout', '{BUSY_SECONDS}s', %(is_local)s)"
+)  # is_local: for the transaction alone
 
 
 class Database(Protocol):
@@ -140,7 +140,7 @@ class PostgreSQL:
             if process != connection.info.backend_pid:
                 connection.prepare_threshold = None  # see `_begin`
             else:
-                cursor.execute(_LIMIT_TIME, (False, False))
+                cursor.execute(_LIMIT_TIME, {"is_local": False})
         connection.commit()
 
     def clock(self) -> float:
@@ -187,7 +187,7 @@ def _begin(dbapi_connection: PoolProxiedConnection) -> None:
     driver: Any = dbapi_connection
     if driver.prepare_threshold is None:
         with contextlib.closing(driver.cursor()) as cursor:
-            cursor.execute(_LIMIT_TIME, (True, True))
+            cursor.execute(_LIMIT_TIME, {"is_local": True})
 
 
 class SQLite:
