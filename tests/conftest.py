@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import make_url
 
 from chatgpt_webapi import create_app
 from relay.server import in_place
@@ -22,8 +23,9 @@ from relay.settings import Settings
 from relay.store import Store
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import OpenAIBackend
-from tests.postgresql import PgBouncer, PostgreSQL, programs
+from tests.postgresql import PostgreSQL, programs
 from tests.processes import Service, free_port, need
+from tests.proxy_servers import pgbouncer
 
 Server = TypeVar("Server", bound=BaseServer)
 
@@ -52,10 +54,12 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture(scope="session")
-def pgbouncer(postgresql: PostgreSQL) -> Iterator[PgBouncer]:
-    pooler = PgBouncer(need("pgbouncer"), postgresql, free_port())
-    yield pooler
-    pooler.remove()
+def pooler(
+    postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """The port of PgBouncer before the PostgreSQL server."""
+    with pgbouncer(tmp_path_factory.mktemp("pgbouncer"), postgresql.port) as port:
+        yield port
 
 
 @pytest.fixture
@@ -64,10 +68,12 @@ def database(request: pytest.FixtureRequest) -> str:
     kind = getattr(request, "param", "sqlite")
     if kind == "sqlite":
         return ""
-    url: str = request.getfixturevalue("postgresql").database()
-    if kind == "pgbouncer":
-        url = request.getfixturevalue("pgbouncer").address(url)
-    return url
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    url = server.database()
+    if kind == "postgresql":
+        return url
+    through = make_url(url).set(port=request.getfixturevalue("pooler"))
+    return through.render_as_string(hide_password=False)
 
 
 #: the files that take longest: they begin first, so that no process works alone at the end

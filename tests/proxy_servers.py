@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -142,6 +143,21 @@ def microsocks(password: str = "") -> Iterator[int]:
     credentials = ["-u", USER, "-P", password] if password else []
     command = [program, "-i", "127.0.0.1", "-p", str(port), *credentials]
     with process(*command, port=port):
+        yield port
+
+
+@contextlib.contextmanager
+def pgbouncer(folder: Path, server: int) -> Iterator[int]:
+    """Gives each transaction one of two connections to the PostgreSQL at a port; its own port."""
+    program, port = need("pgbouncer"), free_port()
+    config = folder / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\n* = host=127.0.0.1 port={server} user=tests\n"
+        f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\n"
+        "pool_mode=transaction\ndefault_pool_size=2\nmax_client_conn=100\n"
+    )
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
+    with process(program, "-q", *user, str(config), port=port):
         yield port
 
 
