@@ -20,6 +20,7 @@ import orjson
 from relay import attachments, cutting
 from relay.domain import (
     NO_ARRIVAL,
+    AnswerSize,
     Arrival,
     Ask,
     Caller,
@@ -71,7 +72,7 @@ from relay.upkeep import LEASE_SECONDS, Leases, Waiters
 from relay.upstreams import Decoder, Stream, Upstream
 from relay.usage import Meter, UsageCounter, tokens_of
 from relay.values import changed, frozen
-from relay.window import Window, fit
+from relay.window import TextCount, Window, estimate_rest, estimate_text, fit
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,12 @@ class Waiting(Enum):
 class Printer(Protocol):
     """Events as a caller's dialect has them. Pure; one for each answer, driven by one thread.
 
-    `keep_alive`: bytes that mean nothing in that dialect, for times of silence.
+    `keep_alive`: bytes that mean nothing in that dialect, for times of silence. `needs_text`: the end
+    of an answer, or the dialect's check of it, asks for its texts; else a `Reply` may come without.
     """
 
     keep_alive: bytes
+    needs_text: bool
 
     def print(self, batch: list[Event]) -> bytes:
         """The events that one read gave, in their order; b"" where the dialect prints none of them."""
@@ -152,8 +155,10 @@ class Turn:
         self._finished: Finished | None = None
         self._acceptance_kept = False
         self._is_counted = False
-        self._text = GrowingText()
-        self._reasoning = GrowingText()
+        is_held = keeper.needs_text or printer.needs_text
+        collect = GrowingText if is_held else TextCount
+        self._text: GrowingText | TextCount = collect()
+        self._reasoning: GrowingText | TextCount = collect()
         self._refusal = GrowingText()
         self._tool_calls: dict[int, list[ToolCall]] = {}  # pieces, by their index
 
@@ -205,7 +210,7 @@ class Turn:
                 if event.conversation_id and self._keeper.returns_ids:
                     self.conversation_id = event.conversation_id
             case Restarted():
-                self._text = GrowingText()
+                self._text = type(self._text)()
             case Reasoning(text):
                 self._reasoning.append(text)
             case Refusal(text):
@@ -250,27 +255,34 @@ class Turn:
             meter.count(failure, tokens, reply.model, accepted=self.started)
 
     def _reply(self, finished: Finished) -> Reply:
-        conversation_id = ""
-        message_id = ""
-        if self._keeper.returns_ids:
-            conversation_id = self.conversation_id
-            message_id = self._context.answer_id or finished.message_id or ""
-            message_id = message_id or self._keeper.request.answer_id
-        reply = Reply(
+        conversation_id, message_id = self._ids_of(finished)
+        refusal = self._refusal.text
+        tool_calls = tuple(map(joined_call, self._tool_calls.values()))
+        answer = _cost_of(self._text) + estimate_rest(refusal, tool_calls)
+        size = AnswerSize(_cost_of(self._reasoning), answer)
+        is_metered = self._context.meter is not None
+        sent = self._context.tokens
+        return Reply(
             text=self._text.text,
             conversation_id=conversation_id,
             message_id=message_id,
             model=finished.model or self._model,
             finish_reason=finished.reason,
             reasoning=self._reasoning.text,
-            refusal=self._refusal.text,
-            tool_calls=tuple(map(joined_call, self._tool_calls.values())),
+            refusal=refusal,
+            tool_calls=tool_calls,
             usage=finished.usage,
             remarks=self.remarks,
+            tokens=tokens_of(finished.usage, sent, size) if is_metered else None,
+            size=size,
         )
-        if self._context.meter is None:
-            return reply
-        return changed(reply, tokens=tokens_of(reply, self._context.tokens))
+
+    def _ids_of(self, finished: Finished) -> tuple[str, str]:
+        """The conversation's id and the answer's; none where the conversation is not stored."""
+        if not self._keeper.returns_ids:
+            return "", ""
+        message_id = self._context.answer_id or finished.message_id or ""
+        return self.conversation_id, message_id or self._keeper.request.answer_id
 
     @property
     def _model(self) -> str | None:
@@ -310,6 +322,10 @@ class Turn:
 
     def close(self) -> None:
         self.stream.close()
+
+
+def _cost_of(text: GrowingText | TextCount) -> int:
+    return text.tokens if isinstance(text, TextCount) else estimate_text(text.text)
 
 
 @frozen

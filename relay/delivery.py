@@ -73,6 +73,7 @@ class Silent:
     """Prints nothing: for answers that are sent whole, or not at all."""
 
     keep_alive = b""
+    needs_text = True
 
     def print(self, batch: list[Event]) -> bytes:
         return b""

@@ -292,6 +292,13 @@ class Tokens:
         return cls(prompt, completion) if is_count else None
 
 
+class AnswerSize(NamedTuple):
+    """The estimated tokens of an answer: of its reasoning, and of all else."""
+
+    reasoning: int
+    answer: int
+
+
 class Findings(NamedTuple):
     """What an answer says of itself, as far as it came.
 
@@ -308,6 +315,7 @@ class Reply:
     """A whole answer. Both ids are empty where the conversation is not stored.
 
     `usage`: see `Finished`. `tokens`: what this request used; None where it is an earlier one's answer.
+    `size`: what its texts cost; None: it has them all, so that they can be counted.
     """
 
     text: str = field(repr=False)
@@ -321,6 +329,7 @@ class Reply:
     usage: Mapping[str, Any] | None = None
     remarks: Remarks = Remarks()
     tokens: Tokens | None = None
+    size: AnswerSize | None = None
 
     @property
     def as_sent(self) -> dict[str, Any]:

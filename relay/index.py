@@ -96,7 +96,7 @@ class TurnObserver:
                 self._model = event.model or self._model
                 self._begin(event.conversation_id)
             case Delta(text) | Reasoning(text) | Refusal(text):
-                self._text.add(text)
+                self._text.append(text)
             case Finished():
                 self._model = event.model or self._model
 

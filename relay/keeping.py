@@ -20,11 +20,14 @@ class Keeper(Protocol):
     """Records how one turn went. Each method makes one write to the store at most, and may block for it.
 
     `accepted` is called once at most, then `completed` or `failed` once. `returns_ids`: the
-    conversation can be continued, so its ids are for the caller.
+    conversation can be continued, so its ids are for the caller. `needs_text`: it stores the answer.
     """
 
     request: TurnRequest
     returns_ids: bool
+
+    @property
+    def needs_text(self) -> bool: ...
 
     def accepted(self, started: Started) -> None:
         """The upstream accepted the question."""
@@ -61,6 +64,7 @@ class LocalKeeper(_StoreKeeper):
     """Stores a conversation that lives here: its question and its open answer are in the store already."""
 
     returns_ids = True
+    needs_text = True
 
     def completed(self, reply: Reply) -> None:
         self._store.complete_turn(self.request, reply, self._record_of(reply))
@@ -122,6 +126,10 @@ class EphemeralKeeper(_StoreKeeper):
     """Stores nothing of a conversation; at most how an ask with an idempotency key ended."""
 
     returns_ids = False
+
+    @property
+    def needs_text(self) -> bool:
+        return self.request.idempotency_key is not None
 
     def completed(self, reply: Reply) -> None:
         self._release(self._record_of(reply))
@@ -197,6 +205,8 @@ class RemoteKeeper(EphemeralKeeper):
 
 class ReplayKeeper:
     """Stores nothing of an answer that is replayed: it was stored when it was given."""
+
+    needs_text = False
 
     def __init__(self, request: TurnRequest, returns_ids: bool) -> None:
         self.request = request

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from threading import Lock, Timer
 from typing import Any, Protocol, TypeAlias
 
 from relay.database import Database
-from relay.domain import Caller, Findings, Reply, Tokens, UsageQuery, UsageRow
+from relay.domain import (
+    AnswerSize,
+    Caller,
+    Findings,
+    Tokens,
+    UsageQuery,
+    UsageRow,
+)
 from relay.errors import (
     BadRequest,
     CallerLeft,
@@ -26,7 +33,6 @@ from relay.errors import (
 from relay.schema import usage as usage_table
 from relay.tables import usage as table
 from relay.values import frozen
-from relay.window import estimate_answer
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +50,15 @@ UNKNOWN = "unknown"  # no model was named
 OTHER = "other"
 
 
-def tokens_of(reply: Reply, prompt_tokens: int) -> Tokens:
-    """What an answer used: the upstream's counts, or an estimate. `prompt_tokens`: those estimated of what was sent."""
-    usage = reply.usage or {}
+def tokens_of(
+    usage: Mapping[str, Any] | None, prompt_tokens: int, size: AnswerSize
+) -> Tokens:
+    """What an ask used: by the upstream's `usage`, or else by what is estimated of what was sent and of the answer."""
+    usage = usage or {}
     stated = Tokens.stated(usage.get("prompt_tokens"), usage.get("completion_tokens"))
     if stated is not None:
         return stated
-    return Tokens(prompt_tokens, sum(estimate_answer(reply)), estimated=True)
+    return Tokens(prompt_tokens, sum(size), estimated=True)
 
 
 class UsageStore:

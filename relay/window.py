@@ -7,11 +7,12 @@ thumb this is high rather than low, so what fits here fits there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 
 import orjson
 
-from relay.domain import SYSTEM_ROLES, Message, Reply
+from relay.domain import SYSTEM_ROLES, AnswerSize, Message, Reply, ToolCall
 from relay.values import frozen
 
 PER_MESSAGE = 4
@@ -47,21 +48,32 @@ def _count_ascii(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
 
 
-def estimate_answer(reply: Reply) -> tuple[int, int]:
-    """What an answer costs: its reasoning, and all else of it."""
-    calls = "".join(call.name + call.arguments for call in reply.tool_calls)
-    answer = estimate_text(reply.text + reply.refusal + calls)
-    return estimate_text(reply.reasoning), answer
+def estimate_answer(reply: Reply) -> AnswerSize:
+    """What an answer costs."""
+    if reply.size is not None:
+        return reply.size
+    answer = estimate_text(reply.text) + estimate_rest(reply.refusal, reply.tool_calls)
+    return AnswerSize(estimate_text(reply.reasoning), answer)
+
+
+def estimate_rest(refusal: str, tool_calls: Iterable[ToolCall]) -> int:
+    """What an answer costs beside its text."""
+    calls = "".join(call.name + call.arguments for call in tool_calls)
+    return estimate_text(refusal + calls)
 
 
 class TextCount:
-    """The cost of a text that comes in pieces."""
+    """The cost of a text that comes in pieces, which are not held."""
+
+    __slots__ = ("_ascii", "_others")
+
+    text = ""
 
     def __init__(self) -> None:
         self._ascii = 0
         self._others = 0
 
-    def add(self, text: str) -> None:
+    def append(self, text: str) -> None:
         ascii_characters = _count_ascii(text)
         self._ascii += ascii_characters
         self._others += len(text) - ascii_characters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from relay.chat import Chat, Routing, Turn, Waiting
 from relay.delivery import Silent
 from relay.dialects import form
+from relay.dialects.openai.chat import Chunks
 from relay.domain import Ask, Caller, Message
 from relay.errors import (
     BadRequest,
@@ -86,6 +88,31 @@ def test_a_turn_is_fed_from_a_plain_list_of_byte_pieces(
         conversation.newest == reply.message_id
         and conversation.nodes[-1].text == "Hello"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "is_held"),
+    [({}, False), ({"keep": True}, True), ({"idempotency_key": "k"}, True)],
+)
+def test_a_text_that_nobody_reads_is_counted_and_not_held(
+    chat_with: Callable[..., Chat], more: dict[str, Any], is_held: bool
+) -> None:
+    printer = Chunks("m", include_usage=True, prompt_tokens=5, created=1)
+    turn = opened(chat_with(Scripted()), ask(**{"keep": False, **more}), printer)
+    turn.feed(b"S|")
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            turn.feed("ä, and so on: 1 kB".encode().ljust(1000, b".") + b"|")
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (held > 900_000) is is_held and (held < 50_000) is not is_held
+    turn.feed(b"F|")
+    end = turn.end()
+    tokens = 1000 + -(-998_000 // 4)
+    assert b'"completion_tokens":%d,' % tokens in end
+    assert turn.reply is not None and bool(turn.reply.text) is is_held
 
 
 def test_the_same_bytes_give_the_same_answer_wherever_they_are_cut(

@@ -213,6 +213,7 @@ class Events:
     """
 
     keep_alive = sse.KEEP_ALIVE
+    needs_text = True
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -247,6 +248,7 @@ class Raw:
     """A stream as the text alone, with a line end. It has no frames, so a failure can only abort it."""
 
     keep_alive = b""
+    needs_text = True
 
     def __init__(self) -> None:
         self._last = ""

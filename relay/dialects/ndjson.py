@@ -193,6 +193,7 @@ class Lines:
     """A stream as lines of JSON. The keep-alive is an empty line, which this dialect's clients leave out."""
 
     keep_alive = b"\n"
+    needs_text = True
 
     def print(self, batch: list[Event]) -> bytes:
         text = ""

@@ -26,6 +26,7 @@ class Classic:
     """
 
     keep_alive = KEEP_ALIVE
+    needs_text = True
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

@@ -17,6 +17,7 @@ class Edits:
     """Prints an answer as edits. A frame that appends where the one before did says only what."""
 
     keep_alive = KEEP_ALIVE
+    needs_text = True
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

@@ -146,6 +146,7 @@ class Chunks:
     """
 
     keep_alive = sse.KEEP_ALIVE
+    needs_text = False
 
     def __init__(
         self, model: str, include_usage: bool, prompt_tokens: int, *, created: int

@@ -102,6 +102,7 @@ class ResponseEvents:
     """
 
     keep_alive = sse.KEEP_ALIVE
+    needs_text = True
 
     def __init__(self, echo: Mapping[str, Any]) -> None:
         self._echo = echo

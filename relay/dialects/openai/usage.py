@@ -111,7 +111,7 @@ def tokens_asked(payload: Mapping[str, Any]) -> int:
             break
         value = pending.pop()
         if isinstance(value, str):
-            text.add(value)
+            text.append(value)
         elif isinstance(value, list):
             pending.extend(value)
         elif isinstance(value, dict):
@@ -158,7 +158,7 @@ class PassedAnswer:
         for name, pattern in self._words:
             if name in text:
                 words = b"".join(pattern.findall(text))
-                count.add(words.decode("utf-8", "replace"))
+                count.append(words.decode("utf-8", "replace"))
 
     def findings(self, asked: Callable[[], int]) -> Findings:
         tokens = _stated_in(self._tail)
