@@ -25,7 +25,7 @@ from threading import Condition, Thread
 from threading import Event as Flag
 from typing import NoReturn
 
-from relay.chat import Printer, Turn, Waiting
+from relay.chat import Waiting
 from relay.deadline import Deadline
 from relay.domain import Event, Reply
 from relay.errors import (
@@ -37,6 +37,7 @@ from relay.errors import (
     UpstreamCut,
     UpstreamTimeout,
 )
+from relay.turn import Printer, Turn
 from relay.values import frozen
 
 log = logging.getLogger(__name__)

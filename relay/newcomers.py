@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from threading import Lock
 
-from relay.chat import Printer, Turn, Waiting
+from relay.chat import Waiting
 from relay.delivery import Clocks, DirectDelivery
 from relay.errors import TooManyAttempts
+from relay.turn import Printer, Turn
 
 MOST_IN_FLIGHT = 16  # asks of all newcomers together
 MOST_OF_ONE = 4

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from relay.chat import Printer
 from relay.dialects.chatgpt.answer import Answer
 from relay.domain import Delta, Event, Reply, Restarted, Started
+from relay.turn import Printer
 
 CONVERSATION = "6d0c0000-0000-4000-8000-000000000001"
 ANSWER = "a1b2c3d4-0000-4000-8000-00000000000a"

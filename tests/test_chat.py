@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.chat import Chat, Routing, Turn, Waiting
+from relay.chat import Chat, Routing, Waiting
 from relay.delivery import Silent
 from relay.dialects import form
 from relay.dialects.openai.chat import Chunks
@@ -25,6 +25,7 @@ from relay.errors import (
     UpstreamGone,
 )
 from relay.store import Store
+from relay.turn import Turn
 from relay.upkeep import Leases
 from tests.scripted import Scripted
 

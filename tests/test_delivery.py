@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from relay.chat import Chat, Printer, Routing
+from relay.chat import Chat, Routing
 from relay.delivery import Clocks, DirectDelivery, Silent
 from relay.dialects import form
 from relay.domain import Ask, Caller, Node
@@ -27,6 +27,7 @@ from relay.errors import (
     UpstreamTimeout,
 )
 from relay.store import Store
+from relay.turn import Printer
 from relay.upkeep import Leases
 from tests.scripted import Scripted, Wait
 from tests.waiting import wait_for

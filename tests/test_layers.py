@@ -100,16 +100,19 @@ MAY_IMPORT = {
     "relay.downloads": VALUES
     | {"relay.access", "relay.settings", "relay.wrapping"}
     | PROTOCOL,
+    "relay.turn": VALUES
+    | {"relay.keeping", "relay.usage", "relay.window", "relay.growing_text"}
+    | PROTOCOL,
     "relay.chat": VALUES
     | {"relay.store", "relay.keeping", "relay.upkeep", "relay.replay", "relay.window"}
     | {"relay.cutting", "relay.models", "relay.usage", "relay.attachments"}
-    | {"relay.downloads", "relay.growing_text"}
+    | {"relay.downloads", "relay.turn"}
     | PROTOCOL,
     "relay.index": VALUES
     | {"relay.store", "relay.accounts", "relay.window"}
     | PROTOCOL,
     "relay.conversations": VALUES | {"relay.store", "relay.downloads"} | PROTOCOL,
-    "relay.delivery": VALUES | {"relay.chat"},
+    "relay.delivery": VALUES | {"relay.chat", "relay.turn"},
     "relay.memory": VALUES,
     "relay.passage": VALUES
     | {"relay.accounts", "relay.transports", "relay.delivery", "relay.upstreams.http"}
@@ -118,7 +121,7 @@ MAY_IMPORT = {
     | {"relay.accounts", "relay.transports!", "relay.delivery", "relay.passage"}
     | {"relay.upstreams.http"}
     | PROTOCOL,
-    "relay.newcomers": VALUES | {"relay.chat", "relay.delivery"},
+    "relay.newcomers": VALUES | {"relay.chat", "relay.turn", "relay.delivery"},
     "relay.dialects.openai": VALUES
     | {"relay.sse", "relay.window", "relay.dialects", "relay.attachments"},
     "relay.dialects": VALUES | {"relay.sse", "relay.attachments", "relay.shown"},
@@ -147,7 +150,7 @@ MAY_IMPORT = {
     | {"relay.commands.backup", "relay.commands.check", "relay.commands.keys"}
     | {"relay.commands.login", "relay.commands.logout"},
     "relay.web": VALUES
-    | {"relay.dialects", "relay.service", "relay.delivery", "relay.chat"}
+    | {"relay.dialects", "relay.service", "relay.delivery", "relay.turn"}
     | {"relay.access", "relay.newcomers", "relay.memory", "relay.signin"}
     | {"relay.passage", "relay.index", "relay.transports!", "relay.usage"}
     | {"relay.window", "relay.attachments", "relay.downloads"}

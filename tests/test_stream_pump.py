@@ -22,7 +22,6 @@ import pytest
 
 from chatgpt_webapi import create_app
 from relay import http_server
-from relay.chat import Turn
 from relay.deadline import Deadline
 from relay.delivery import Clocks, DirectDelivery
 from relay.http_server import HttpServer
@@ -32,6 +31,7 @@ from relay.service import Service
 from relay.settings import Settings
 from relay.stream_pump import AT_ONCE, ParkedStream, StreamPump
 from relay.transports.direct import DirectExchange
+from relay.turn import Turn
 from relay.upstreams.http import HttpSession
 from tests.raw_upstream import RawUpstream, chunked
 from tests.waiting import wait_for

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from relay.chat import Printer
 from relay.dialects import bodies, fields, tree
 from relay.dialects import talk as talking
 from relay.dialects.bodies import Fields
@@ -18,6 +17,7 @@ from relay.dialects.chatgpt.answer import Action, Answer, dumps
 from relay.dialects.chatgpt.classic import Classic, whole
 from relay.dialects.chatgpt.delta import Edits
 from relay.errors import BadRequest
+from relay.turn import Printer
 from relay.web.incoming import Incoming, pause
 from relay.web.response import Response
 from relay.web.responses import deliver_stream, deliver_whole, reply_headers

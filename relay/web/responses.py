@@ -8,7 +8,6 @@ from functools import partial
 
 import orjson
 
-from relay.chat import Printer, Turn
 from relay.delivery import (
     BackgroundDelivery,
     BodyAborted,
@@ -21,6 +20,7 @@ from relay.domain import Arrival, Ask, Remarks, Reply
 from relay.errors import UpstreamCut
 from relay.newcomers import NewcomerDelivery
 from relay.passage import Passage
+from relay.turn import Printer, Turn
 from relay.values import changed
 from relay.web.incoming import Incoming
 from relay.web.response import Response

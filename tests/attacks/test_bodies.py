@@ -22,13 +22,13 @@ from httptools import HttpResponseParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.chat import Turn
 from relay.dialects import bodies
 from relay.domain import Ask
 from relay.errors import Overloaded, RelayError
 from relay.memory import MOST_IN_MEMORY, BodyMemory
 from relay.passage import Passage
 from relay.transports.direct import DirectExchange
+from relay.turn import Turn
 from relay.upstreams.http import HttpSession
 from relay.web.incoming import MAX_UNPROVEN_BODY, Incoming
 from tests.attacks.hostile import Watch, withstands

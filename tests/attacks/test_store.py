@@ -18,7 +18,7 @@ from flask import Flask
 from sqlalchemy import create_engine, text
 
 from relay import chat as chat_module
-from relay.chat import Chat, Routing, Turn, Waiting
+from relay.chat import Chat, Routing, Waiting
 from relay.conversations import Conversations
 from relay.delivery import Silent
 from relay.domain import Ask, Caller, Conversation, Message
@@ -35,6 +35,7 @@ from relay.server import in_place
 from relay.store import LARGEST_CONVERSATION, Store
 from relay.tables import history
 from relay.tables.messages import MESSAGE_SIZE
+from relay.turn import Turn
 from relay.upkeep import MOST_WAITERS, Leases
 from relay.window import fit
 from tests.chatgpt_backend import Backend

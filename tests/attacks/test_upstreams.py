@@ -21,7 +21,6 @@ import requests
 from flask import Flask
 
 from relay.accounts import Account, AccountPool, Attempts
-from relay.chat import Turn, TurnContext
 from relay.delivery import (
     Background,
     BackgroundDelivery,
@@ -35,6 +34,7 @@ from relay.errors import RelayError, Unreachable, UpstreamFailed, UpstreamTimeou
 from relay.settings import SettingsError
 from relay.transports import Call, Headers
 from relay.transports.direct import DirectTransport
+from relay.turn import Turn, TurnContext
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from relay.upstreams.http import LARGEST_UNSTREAMED, HttpSession, Limits, Step
 from relay.upstreams.openai.decoder import MOST_CALLS, OpenAIDecoder
@@ -276,7 +276,7 @@ class Letters:
 class NoKeeper:
     """Keeps nothing."""
 
-    returns_ids = False
+    returns_ids = needs_text = False
 
     def accepted(self, started: Started) -> None:
         pass

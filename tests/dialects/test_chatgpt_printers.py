@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.chat import Printer
 from relay.citations import CitationFilter
 from relay.dialects.chatgpt.answer import Answer
 from relay.dialects.chatgpt.classic import SHARE, Classic, whole
 from relay.dialects.chatgpt.delta import Edits
 from relay.domain import Delta, Event, Finished, Reasoning, Started
 from relay.errors import RateLimited, UpstreamCut, UpstreamFailed
+from relay.turn import Printer
 from relay.upstreams.chatgpt_web.classic import WebDecoder
 from tests.printing import (
     ANSWER,

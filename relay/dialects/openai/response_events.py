@@ -96,7 +96,7 @@ class _OpenCall:
 
 
 class ResponseEvents:
-    """The printer of one response. See `relay.chat.Printer`.
+    """The printer of one response. See `relay.turn.Printer`.
 
     `echo`: see `Ask`. A response that is stored has the id of its answer, which the event Started brings.
     """
