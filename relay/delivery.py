@@ -116,7 +116,7 @@ class Delivery:
 
     Used by one thread: `reply` or `stream` once, then `close`; only `leave` may be called from
     others. `turn` is there once it was opened. `outcome`: "open", "whole", or an error's code;
-    `failure` is that error.
+    `failure` is that error, `reason` what the log may say of it.
 
     A stream whose head was sent can be parked, while there is something `awaited`: then it never
     waits, and gives b"" where nothing has arrived. It is taken up once that descriptor is readable,
@@ -141,6 +141,10 @@ class Delivery:
         self.turn: Turn | None = None
         self.outcome = "open"
         self.failure: RelayError | None = None
+
+    @property
+    def reason(self) -> str:
+        return self.failure.reason if self.failure else ""
 
     @property
     def seconds_left(self) -> float:

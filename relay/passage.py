@@ -129,6 +129,7 @@ class Passage(Delivery):
         self._opening = self._open(request)
         self._refusal: WholeResponse | None = None
         self._refused: RelayError | None = None  # what it means
+        self._why_refused = ""
         self._head: Head | None = None
         self._began_late = False  # the caller was promised an event stream
         self._is_watched = False
@@ -146,6 +147,8 @@ class Passage(Delivery):
                     return None
         except RelayError as error:
             self._fail(error)
+            if isinstance(self.failure, CallerLeft):
+                raise self.failure from None
             raise
         return self._head
 
@@ -162,6 +165,10 @@ class Passage(Delivery):
     def accepted(self) -> bool:
         """The upstream answered the request, so it took the credential."""
         return self._head is not None and self._head.status < 400
+
+    @property
+    def reason(self) -> str:
+        return super().reason or self._why_refused
 
     @property
     def awaited(self) -> int | None:
@@ -249,6 +256,7 @@ class Passage(Delivery):
         self._release()
         self._refusal = response
         self._refused = failure
+        self._why_refused = failure.reason
         self._head = response.head
 
     def _try_another(self, error: RelayError, request: Forwarded) -> None:
@@ -266,7 +274,7 @@ class Passage(Delivery):
             yield from self._pass_on()
             yield from self._wait_unparked()
             self._observe_end()
-            self.outcome = "whole"
+            self.outcome = self._refused.code if self._refused else "whole"
         except RelayError as error:
             yield from self._wait_unparked()
             self._fail(error)

@@ -90,6 +90,15 @@ def words(value: str) -> tuple[str, ...]:
     return found
 
 
+def credentials(value: str) -> tuple[str, ...]:
+    found = words(value)
+    if not all(re.fullmatch("[!#-~]+", credential) for credential in found):
+        raise ValueError(
+            "each must be as it was issued: ASCII, without spaces and quotes"
+        )
+    return found
+
+
 def origins(value: str) -> tuple[str, ...]:
     found = words(value)
     for origin in found:
@@ -369,7 +378,7 @@ class Settings:
     access_token: tuple[str, ...] = setting(
         "ACCESS_TOKEN",
         (),
-        words,
+        credentials,
         "The owner's ChatGPT access tokens.",
         also=("access_token",),
         secret=True,
@@ -459,7 +468,7 @@ class Settings:
     openai_api_key: tuple[str, ...] = setting(
         "OPENAI_API_KEY",
         (),
-        words,
+        credentials,
         "The owner's keys of an OpenAI-compatible API.",
         secret=True,
     )

@@ -315,6 +315,11 @@ def test_wrong_paths_methods_and_queries_have_the_own_shape(
         assert answer.headers["Allow"]
 
 
+def test_a_head_that_asks_nobody_names_no_length(client: FlaskClient) -> None:
+    answer = client.head("/conversations")
+    assert answer.status_code == 200 and "Content-Length" not in answer.headers
+
+
 def test_failures_of_the_first_two_seeds_routes(client: FlaskClient) -> None:
     for answer in (
         client.get("/send_message"),

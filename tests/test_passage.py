@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from relay.dialects.openai import wire
 from relay.errors import BadRequest
-from tests.processes import SERVERS, Service, curl
+from tests.processes import SERVERS, Service, curl, outcomes
 from tests.raw_upstream import RawUpstream, chunked, response, whole
 from tests.waiting import wait_for
 
@@ -80,6 +80,16 @@ def test_a_request_and_its_answer_pass_byte_for_byte(
     assert received.headers["openai-beta"] == "v9"
     assert received.headers["user-agent"] == "chatgpt-webapi"
     assert not [name for name in received.headers if name.startswith("x-stainless")]
+
+
+def test_what_curl_sends_without_a_type_is_json(
+    client: FlaskClient, upstream: RawUpstream
+) -> None:
+    form = "application/x-www-form-urlencoded"
+    for path in (CHAT, "/platform/v1/embeddings"):
+        upstream.answers = [whole(ANSWER)]
+        assert post(client, b'{"model":"m"}', path, content_type=form).data == ANSWER
+        assert upstream.received[-1].headers["content-type"] == "application/json"
 
 
 JSON = st.recursive(
@@ -272,6 +282,19 @@ def test_an_upstreams_error_passes_as_it_is(
     assert answer.headers["X-RateLimit-Limit"] == "3"
 
 
+def test_the_log_says_of_an_error_that_passes_what_it_is(
+    serve: Start, upstream: RawUpstream
+) -> None:
+    error = b'{"error": {"message": "no such thing", "code": "invalid_value"}}'
+    upstream.answers = [[response(400, error, "application/json")]]
+    service = served(serve, upstream, LOG_FORMAT="json")
+    requests.post(f"{service.url}{CHAT}", b'{"model":"m"}', headers=JSON_KEY, timeout=9)
+    wait_for(lambda: bool(outcomes(service)))
+    [line] = outcomes(service)
+    assert (line["status"], line["outcome"]) == (400, "upstream_refused")
+    assert "400" in line["why"] and "no such thing" not in line["why"]
+
+
 def test_an_error_never_quotes_our_key(
     client: FlaskClient, upstream: RawUpstream
 ) -> None:
@@ -357,6 +380,27 @@ def test_a_caller_that_leaves_ends_the_call(
     answer.close()
     assert left.wait(3)
     wait_for(lambda: "caller_left" in service.log.read_text())
+
+
+def test_a_caller_that_leaves_before_the_answer_is_no_failure_of_the_upstreams(
+    serve: Start, upstream: RawUpstream
+) -> None:
+    over = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        over.wait(9)
+        yield b""
+
+    upstream.answers = [silent()]  # type: ignore[list-item]
+    service = served(serve, upstream, LOG_FORMAT="json")
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            f"{service.url}{CHAT}", b'{"model":"m"}', headers=JSON_KEY, timeout=0.5
+        )
+    wait_for(lambda: bool(outcomes(service)))
+    [line] = outcomes(service)
+    over.set()
+    assert (line["status"], line["outcome"]) == (499, "caller_left")
 
 
 def test_silence_ends_the_call(build: Build, upstream: RawUpstream) -> None:

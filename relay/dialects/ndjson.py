@@ -107,9 +107,13 @@ def _preamble(fields: Fields, messages: list[Message]) -> tuple[Message, ...]:
 
 
 def _options(fields: Fields) -> dict[str, Any]:
-    others = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
+    others = {name: value for name, value in fields.items() if not _is_own(name)}
     read.check_places(others, read.PARAMETERS)
     return read.options_of(others, known_only=False)
+
+
+def _is_own(name: str) -> bool:
+    return name in OWN_FIELDS or _BRACKETS.fullmatch(name) is not None
 
 
 def keeps(fields: Fields, unasked: bool = False) -> bool:

@@ -32,7 +32,7 @@ from relay.web.app import App
 from relay.web.browsers import BrowserRules, comes_from_page
 from relay.web.incoming import CUT_SHORT, TOO_LARGE, Incoming
 from relay.web.proxies import TrustedProxies
-from relay.web.response import Response
+from relay.web.response import HeadAlone, Response
 
 log = logging.getLogger("chatgpt_webapi")
 
@@ -161,7 +161,7 @@ class Edge:
         if headers.get("Upgrade", "").strip().lower() == "websocket":
             raise BadRequest(NO_WEBSOCKETS)
         if asks_nobody(incoming):
-            return Response(content_type="application/json")
+            return HeadAlone(content_type="application/json")
         return None
 
     def _authenticate(self, incoming: Incoming) -> None:
@@ -273,9 +273,10 @@ class AccessLine:
             return
         failure = self._failure
         outcome = failure.code if failure else "-"
+        reason = failure.reason if failure else ""
         if self._delivery is not None:
             outcome = self._delivery.outcome
-            failure = self._delivery.failure or failure
+            reason = self._delivery.reason or reason
         fields = {
             "id": self._id,
             "who": self._owner or "-",
@@ -286,8 +287,8 @@ class AccessLine:
             "outcome": outcome,
             "ms": round((time.monotonic() - self._started) * 1000),
         }
-        if failure is not None:
-            fields["why"] = failure.reason
+        if reason:
+            fields["why"] = reason
         write_line(log, level, "request", fields)
 
 

@@ -73,6 +73,13 @@ class Response:
         return [("Content-Length", str(len(self.body)))]
 
 
+class HeadAlone(Response):
+    """What a HEAD gets where nobody knows how long the body would be."""
+
+    def _framing(self) -> list[tuple[str, str]]:
+        return []
+
+
 def _sendable(value: str) -> str:
     """A field's value without what no header can carry."""
     return _CONTROL.sub(" ", value).encode("latin-1", "replace").decode("latin-1")

@@ -88,7 +88,7 @@ FORMS = [
 def test_forms_are_understood(fields: dict[str, str]) -> None:
     parsed = ask(**fields)
     assert parsed.preamble == (Message("user", "hi"), Message("assistant", "ho"))
-    assert parsed.prompt == "hi"
+    assert parsed.prompt == "hi" and not parsed.options
     assert ask(prompt="just this").prompt == "just this"
 
 

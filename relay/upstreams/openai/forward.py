@@ -15,6 +15,7 @@ from relay.upstreams.openai.procedure import API
 PASSED_HEADERS = ("accept", "content-type", "openai-beta", "range")
 #: headers that choose whose account pays; they go along with a caller's own key alone
 OWN_HEADERS = ("openai-organization", "openai-project")
+FORM = "application/x-www-form-urlencoded"
 
 
 class OpenAIForwarder:
@@ -35,7 +36,8 @@ class OpenAIForwarder:
         )
         passed = (*PASSED_HEADERS, *OWN_HEADERS) if own else PASSED_HEADERS
         extras = () if own else [name.lower() for name in self._api.extras.headers]
-        pairs = [*headers.items(), *chosen(request.headers, passed, extras)]
+        stated = map(_as_json, chosen(request.headers, passed, extras))
+        pairs = [*headers.items(), *stated]
         return Call(
             request.method,
             f"{self._api.base}/{request.path}",
@@ -50,3 +52,10 @@ class OpenAIForwarder:
 
     def passes(self, name: str) -> bool:
         return True
+
+
+def _as_json(field: tuple[str, str]) -> tuple[str, str]:
+    """A form's type is what curl -d says where it is told nothing, and no route of the API takes one: it is JSON."""
+    name, value = field
+    is_form = name.lower() == "content-type" and value.lower().startswith(FORM)
+    return (name, "application/json") if is_form else field
