@@ -190,9 +190,17 @@ def _conversations_without_key(service: Service) -> list[Line]:
 def describe_example(service: Service, address: Address) -> str:
     """How to ask this service from a shell; what is printed works as it is, where the client key is in a file."""
     example = _example(service, address)
+    if _needs_token(service):
+        return f"Try it, with an access token of ChatGPT's in place of TOKEN: {example}"
     if service.settings.authorization and service.access.needs_key:
         return f"Try it, with a client key in place of KEY: {example}"
     return f"Try it: {example}"
+
+
+def _needs_token(service: Service) -> bool:
+    """Whether new conversations go where only callers' own credentials are used."""
+    upstream = service.upstreams[service.routing.default_upstream]
+    return upstream.accepts_caller_tokens and not upstream.needs_client_key
 
 
 def _example(service: Service, address: Address) -> str:
@@ -210,6 +218,8 @@ def _example(service: Service, address: Address) -> str:
 
 def _credential(service: Service) -> list[str]:
     """The words of a shell line that show the client key."""
+    if _needs_token(service):
+        return ["-H", "'Authorization: Bearer TOKEN'"]
     if not service.access.needs_key:
         return []
     if service.settings.authorization:

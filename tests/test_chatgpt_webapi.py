@@ -315,6 +315,21 @@ def test_wrong_paths_methods_and_queries_have_the_own_shape(
         assert answer.headers["Allow"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("true", True), (1, True), ("no", False), ({}, None)]
+)
+def test_a_flag_of_openais_api_may_be_a_word(
+    client: FlaskClient, flag: object, expected: bool | None
+) -> None:
+    fields = {"messages": [{"role": "user", "content": "hi"}], "stream": flag}
+    answer = client.post("/v1/chat/completions", json=fields, buffered=True)
+    if expected is None:
+        assert answer.status_code == 400 and "stream must be" in answer.text
+    else:
+        assert answer.status_code == 200
+        assert (answer.mimetype == "text/event-stream") is expected
+
+
 def test_a_head_that_asks_nobody_names_no_length(client: FlaskClient) -> None:
     answer = client.head("/conversations")
     assert answer.status_code == 200 and "Content-Length" not in answer.headers

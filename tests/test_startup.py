@@ -22,6 +22,7 @@ from relay.startup import describe_start
 from tests.chatgpt_backend import Backend
 from tests.openai_backend import OpenAIBackend
 from tests.processes import SERVERS, Service, curl
+from tests.tokens import jwt
 from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
@@ -80,6 +81,19 @@ def test_the_printed_curl_works_as_it_is(
     assert f"New conversations are answered by openai at {api.url}" in log
     assert f"The client key is in {folder}/client_key." in log
     assert f"Conversations are kept in {folder}/conversations.db." in log
+
+
+def test_where_callers_bring_their_tokens_the_printed_curl_has_one(
+    serve: Serve, backend: Backend
+) -> None:
+    service = serve(REVERSE_PROXY=backend.url, LOG_FORMAT="text")
+    said = "Try it, with an access token of ChatGPT's in place of TOKEN: (curl .*)"
+    [example] = wait_for(lambda: re.findall(said, service.logged()))
+    line = example.replace("TOKEN", jwt(sub="user-1"))
+    answer = subprocess.run(
+        line, shell=True, cwd="/", capture_output=True, text=True, timeout=30
+    )
+    assert json.loads(answer.stdout)["text"], answer
 
 
 def test_a_second_start_says_where_the_key_is_too(

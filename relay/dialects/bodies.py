@@ -75,6 +75,7 @@ _CLASSES = b"".join(
 _FLIP = ord("%") ^ ord("=")
 _FLIPS_ALONE = bytes(byte if byte == _FLIP else 0 for byte in range(256))
 _MARKS = (b"[", b"{", b",", b":")
+_GZIP = b"\x1f\x8b"  # the beginning of such a file, and of no text
 _BOM = b"\xef\xbb\xbf"
 _TEXT_TYPES = ("", "text/plain", "application/octet-stream")
 
@@ -103,6 +104,10 @@ def read(
     linear time, and at most about four times the body's memory. `pause` is called now and then: a
     large body takes a while. Raises BadRequest, TooLarge or UnsupportedMediaType.
     """
+    if body.startswith(_GZIP):
+        raise UnsupportedMediaType(
+            "The body is compressed (gzip), which is not read here: send it as it is."
+        )
     if len(content_type) > LONGEST_CONTENT_TYPE:
         raise UnsupportedMediaType(
             f"The Content-Type has more than {LONGEST_CONTENT_TYPE} characters."
@@ -172,7 +177,8 @@ def _json(body: bytes, pause: Pause) -> Fields:
         fields = parse_json(body.removeprefix(_BOM), pause)
     except orjson.JSONDecodeError as error:
         raise BadRequest(
-            f"The body is not JSON: {error}. A form needs no JSON: {HINT}"
+            f"The body is not JSON: {error}. Where the route takes a form, that needs "
+            f"none: {HINT}"
         ) from None
     if not isinstance(fields, dict):
         raise BadRequest('The body must be a JSON object, as in {"prompt": "hello"}.')

@@ -189,9 +189,9 @@ def milliseconds_of(fields: Fields, name: str) -> float | None:
     return number / 1000 or None
 
 
-def count_of(value: str, name: str) -> int:
-    """A whole number of a query string, by its name in COUNTS."""
-    most = COUNTS[name]
+def count_of(value: str, name: str, most: int | None = None) -> int:
+    """A whole number of a query string. `most`: where that is not what its name has in COUNTS."""
+    most = COUNTS[name] if most is None else most
     if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) > most:
         raise BadRequest(f"{name} must be a whole number, and at most {most}.")
     return int(value)

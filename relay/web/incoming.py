@@ -35,8 +35,8 @@ CUT_SHORT = (
     "The request's body was cut short or is broken: nothing was asked. Send it again."
 )
 NEEDS_HEADER = (
-    "A body over 64 KB is read only with a credential in the headers: send the client "
-    "key or the access token as the header 'Authorization: Bearer KEY', not in a field."
+    "A body over 64 KB is read only where the headers hold a client key of this service "
+    "or an access token that it takes: send it as the header 'Authorization: Bearer KEY'."
 )
 TWO_CREDENTIALS = (
     "The headers Authorization and x-api-key hold two different credentials: send one "

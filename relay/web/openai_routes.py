@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Blueprint
 
+from relay.dialects.fields import flag_of
 from relay.dialects.openai import chat, errors, models, usage, wire
 from relay.errors import NotFound, RelayError
 from relay.upstreams import Forwarded, Forwarder, Upstream
@@ -104,7 +105,7 @@ def anything_else(incoming: Incoming, path: str) -> Response:
     if forwarder is None:
         raise NotFound(
             "There is no such route here: only an OpenAI-compatible upstream has more "
-            "of this API than chat completions and models."
+            "of this API than chat completions, responses and models."
         )
     if incoming.mimetype != "application/json":
         request = passages.unread(incoming, path)
@@ -141,7 +142,7 @@ def translate(
     )
     if not upstream.accepts_options:
         ask = links.with_linked_files(incoming, ask)
-    if payload.get("stream") is True:
+    if flag_of(payload, "stream"):
         printer = chat.Chunks.of(payload, ask, created=int(time.time()))
         return deliver_stream(incoming, ask, printer, "text/event-stream")
     reply = deliver_whole(incoming, ask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 import orjson
@@ -188,6 +189,8 @@ def test_a_body_that_lost_characters_is_refused_with_a_hint(body: bytes) -> None
         (URLENCODED, b"x" * 1001 + b"=1", BadRequest, "cut a field short"),
         ("text/plain" + ";" * 1100, b"hello", UnsupportedMediaType, "1024 characters"),
         ("application/xml", b"<prompt/>", UnsupportedMediaType, "application/xml"),
+        ("application/json", gzip.compress(b'{"prompt": "a"}', mtime=0), UnsupportedMediaType, "gzip"),
+        (URLENCODED, gzip.compress(b"prompt=a", mtime=0), UnsupportedMediaType, "gzip"),
         ("multipart/form-data", b"prompt", BadRequest, "multipart"),
         ("multipart/form-data; boundary=B", b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\ncut',
          BadRequest, "cut short"),

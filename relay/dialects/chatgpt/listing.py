@@ -8,7 +8,6 @@ from typing import Any
 from relay.dialects import fields as read
 from relay.dialects import tree
 from relay.domain import Conversation, Model
-from relay.errors import BadRequest
 
 MOST = 100  # conversations of a page
 USUAL = 20
@@ -16,10 +15,7 @@ USUAL = 20
 
 def limit_of(value: str | None) -> int:
     """How many conversations a page has. Raises BadRequest for more than ChatGPT gives."""
-    limit = USUAL if value is None else read.count_of(value, "limit")
-    if limit > MOST:
-        raise BadRequest(f"limit must be at most {MOST}: ask for the rest by offset.")
-    return limit
+    return USUAL if value is None else read.count_of(value, "limit", most=MOST)
 
 
 def conversations(

@@ -199,8 +199,8 @@ class Backend:
             return AccountPool((own,), tokens=self.tokens), (own,)
         if not len(self.pool):
             raise Unauthorized(
-                "This service has no access token of its own: send yours in the field "
-                "access_token."
+                "This service has no access token of its own: send yours as the header "
+                "'Authorization: Bearer TOKEN', or in the field access_token of a form."
             )
         if account:
             return self.pool, self.pool.only(account)
