@@ -233,6 +233,58 @@ def test_a_stream_that_is_cut_never_looks_whole(
             assert json.loads(event.removeprefix("data: "))
 
 
+def chunk(index: int, reason: str | None, **more: Any) -> bytes:
+    choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
+    return b"data: %b\n\n" % json.dumps({"choices": [{**choice, **more}]}).encode()
+
+
+HALVES = {
+    "an empty reason": [chunk(0, "")],
+    "one of two choices": [chunk(0, "stop"), chunk(1, None)],
+    "the same choice twice": [chunk(0, "stop"), chunk(0, "stop")],
+    "an error without content": [b'data: {"error": {}, "choices": []}\n\n'],
+    "an error within": [chunk(0, None, arguments={"error": {"a": 1}})],
+}
+
+
+@pytest.mark.parametrize("events", HALVES.values(), ids=HALVES)
+def test_a_stream_that_stops_early_never_looks_whole(
+    client: FlaskClient, upstream: RawUpstream, events: list[bytes]
+) -> None:
+    upstream.answers = [chunked(events)]
+    answer = post(client, b'{"model":"m","stream":true,"n":2}')
+    assert answer.data.startswith(b"".join(events)) and "upstream_cut" in answer.text
+
+
+WHOLES = {
+    "both choices": [chunk(0, "stop"), chunk(1, None), chunk(1, "length")],
+    "both at once": [b'data: {"choices":[{"index":0,"finish_reason":"stop"},{"index":1,"finish_reason":"stop"}]}\n\n'],
+    "an error": [b'data: {"error": {"message": "no"}}\n\n'],
+    "an event of several lines": [b'data: {"choices":[{\ndata: "finish_reason": "stop"}]}\n\n'],
+    "the end mark": [chunk(0, None), b"data: [DONE]\n\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("events", WHOLES.values(), ids=WHOLES)
+def test_a_stream_that_says_its_end_is_whole(
+    client: FlaskClient, upstream: RawUpstream, events: list[bytes]
+) -> None:
+    upstream.answers = [chunked(events)]
+    answer = post(client, b'{"model":"m","stream":true,"n":2}')
+    assert answer.data == b"".join(events)
+
+
+def test_a_second_answer_is_never_part_of_the_first(
+    client: FlaskClient, upstream: RawUpstream
+) -> None:
+    first = chunked([chunk(0, None)])
+    both = b"".join([*first, *chunked([chunk(0, "stop"), DONE])])
+    upstream.answers = [[both.replace(b"Connection: close\r\n", b"")]]
+    answer = post(client, b'{"model":"m","stream":true}')
+    assert answer.data.startswith(chunk(0, None)) and "upstream_cut" in answer.text
+    assert b"stop" not in answer.data and b"[DONE]" not in answer.data
+
+
 def test_a_whole_answer_that_is_cut_is_broken_off(
     serve: Start, upstream: RawUpstream
 ) -> None:

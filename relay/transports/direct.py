@@ -229,6 +229,10 @@ class DirectExchange:
         self._has_more = False  # the last read took all that it could
 
     # httptools calls these
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("a second answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
@@ -430,7 +434,9 @@ class DirectExchange:
             self._overhead += size
             self._parser.feed_data(piece)
         except FOREIGN_ERRORS as error:
-            raise self._translated(error) from error
+            if not self._complete:
+                raise self._translated(error) from error
+            self._reusable = False  # what follows the answer is none of it
         if self._overhead > LONGEST_HEAD and not self._complete:
             failure = UpstreamFailed("The upstream sent headers without end.")
             raise self._logged(failure)

@@ -197,7 +197,10 @@ def deliver_ask(
         asked = partial(usage.tokens_asked, payload)
         # an open stream holds no request
         observer = PassageMeter(meter, reader, asked() if streams else asked)
-    return deliver(incoming, forwarder, request, path, streams, observer)
+    watch = wire.EventWatch(path, wire.choices_of(payload))
+    return passages.deliver(
+        incoming, forwarder, request, watch, streams=streams, observer=observer
+    )
 
 
 def deliver(
@@ -205,14 +208,9 @@ def deliver(
     forwarder: Forwarder,
     request: Forwarded,
     path: str,
-    streams: bool = False,
-    observer: PassageMeter | None = None,
 ) -> Response:
     """The answer to a request that passes; an event stream is watched as this API's. Raises RelayError."""
-    watch = wire.EventWatch(path)
-    return passages.deliver(
-        incoming, forwarder, request, watch, streams=streams, observer=observer
-    )
+    return passages.deliver(incoming, forwarder, request, wire.EventWatch(path))
 
 
 def error_response(error: RelayError, incoming: Incoming) -> Response:

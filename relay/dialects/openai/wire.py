@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
@@ -18,23 +19,27 @@ from relay.dialects.bodies import read as read_fields
 from relay.dialects.openai import errors
 from relay.errors import BadRequest, RelayError
 
+_LINE_END = re.compile(rb"[\r\n]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _VALUE = json.JSONDecoder(parse_float=str, parse_int=str)
-#: how an answer says that it is whole, or that it failed; within a JSON text the quotes would be escaped. Each is the
-#: plain text that a pattern begins with, which is found at a tenth of the pattern's cost, and the pattern
+_END_TYPES = (
+    "response.completed",
+    "response.failed",
+    "response.incomplete",
+    "response.cancelled",
+    "error",
+)
+#: what events have that may say that an answer is whole, or that it failed; within a JSON text the quotes would be
+#: escaped. Each is the plain text that a pattern begins with, which is found at a tenth of the pattern's cost, and the
+#: pattern
 _FAILED = b'"error"', re.compile(rb'"error"\s*:\s*\{')
 _CHOICES_END = (
-    (b'"finish_reason"', re.compile(rb'"finish_reason"\s*:\s*"')),
+    (b'"finish_reason"', re.compile(rb'"finish_reason"\s*:\s*"[^"]')),
     (b"[DONE]", re.compile(rb"\[DONE\](?=\s*$)", re.MULTILINE)),
     _FAILED,
 )
 _RESPONSE_END = (
-    (
-        b'"type"',
-        re.compile(
-            rb'"type"\s*:\s*"(?:response\.(?:completed|failed|incomplete|cancelled)|error)"'
-        ),
-    ),
+    (b'"type"', re.compile(rb'"type"\s*:\s*"(?:response\.[cfi]|error")')),
     _FAILED,
 )
 _ENDS = {
@@ -45,13 +50,15 @@ _ENDS = {
 
 
 class EventWatch(events.EventWatch):
-    """See there. `path`: the route's, below /v1."""
+    """See there. `path`: the route's, below /v1. `choices`: how many answers the stream has, side by side."""
 
     keep_alive = sse.KEEP_ALIVE
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, choices: int = 1) -> None:
         super().__init__()
         self._end = _ENDS.get(path)
+        self._choices = choices
+        self._finished: frozenset[Any] = frozenset()  # the indexes of those
 
     @property
     def is_whole(self) -> bool:
@@ -61,15 +68,59 @@ class EventWatch(events.EventWatch):
     def ends(self, passed: bytes) -> bool:
         if self._end is None:
             return False
-        for mark, pattern in self._end:
-            at = passed.find(mark)
-            if at >= 0 and pattern.search(passed, at):
-                return True
-        return False
+        return any(
+            self._is_end(line)
+            for mark, pattern in self._end
+            for line in _lines_with(mark, pattern, passed)
+        )
+
+    def _is_end(self, line: bytes) -> bool:
+        """Whether a line that looks like it says that the answer is whole, or that it failed."""
+        try:
+            payload = orjson.loads(line.removeprefix(b"data:"))
+        except orjson.JSONDecodeError:  # the end mark, or an event of several lines
+            return True
+        if not isinstance(payload, dict):
+            return False
+        if payload.get("error") or payload.get("type") in _END_TYPES:
+            return True
+        self._finished = self._finished.union(_finished_choices(payload))
+        return len(self._finished) >= self._choices
 
     def fail(self, error: RelayError) -> bytes:
         """The error, in the place of what did not come."""
         return sse.event(orjson.dumps(errors.body(error)))
+
+
+def _lines_with(
+    mark: bytes, pattern: re.Pattern[bytes], passed: bytes
+) -> Iterator[bytes]:
+    """The lines in which a pattern is found. `mark`: the text that it begins with."""
+    known = 0  # where the line before ends
+    while (at := passed.find(mark, known)) >= 0:
+        found = pattern.search(passed, at)
+        if found is None:
+            return
+        begins = found.start()
+        start = 1 + max(passed.rfind(end, known, begins) for end in (b"\n", b"\r"))
+        end = _LINE_END.search(passed, found.end())
+        yield passed[max(start, known) : end.start() if end else len(passed)]
+        known = end.start() if end else len(passed)
+
+
+def _finished_choices(payload: dict[str, Any]) -> Iterator[Any]:
+    """The indexes of the choices that end in an event."""
+    choices = payload.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and choice.get("finish_reason"):
+            index = choice.get("index")
+            yield index if isinstance(index, int) else 0
+
+
+def choices_of(payload: dict[str, Any]) -> int:
+    """How many answers a request asks for."""
+    count = payload.get("n")
+    return count if isinstance(count, int) else 1
 
 
 def with_model(body: bytes, model: str) -> bytes:
