@@ -295,7 +295,7 @@ class GracefulServer(StreamServer):
         """Take no more requests, and wait for the running ones."""
         deadline = Deadline.after(seconds)
         self._server.let_idle_go()
-        self.stop_accepting()
+        self.close()  # who comes now is refused at once, and goes to another server
         while len(self._pump) and not deadline.passed:
             gevent.sleep(0.05)
         self.stop(timeout=deadline.left)

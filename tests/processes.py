@@ -151,6 +151,17 @@ def curl(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+def refuses_connections(service: Service) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        requests.get(f"{service.url}/healthz", timeout=0.3)
+    except requests.ConnectionError:
+        return True
+    except requests.Timeout:
+        pass
+    return False
+
+
 def outcomes(service: Service) -> list[dict[str, Any]]:
     """The log's lines about requests."""
     lines = [

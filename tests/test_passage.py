@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from relay.dialects.openai import wire
 from relay.errors import BadRequest
-from tests.processes import SERVERS, Service, curl, outcomes
+from tests.processes import SERVERS, Service, curl, outcomes, refuses_connections
 from tests.raw_upstream import RawUpstream, chunked, response, whole
 from tests.waiting import wait_for
 
@@ -432,6 +432,28 @@ def test_a_caller_that_leaves_ends_the_call(
     answer.close()
     assert left.wait(3)
     wait_for(lambda: "caller_left" in service.log.read_text())
+
+
+def test_a_stop_refuses_who_comes_while_a_stream_goes_on(
+    serve: Start, upstream: RawUpstream
+) -> None:
+    go_on = threading.Event()
+    head, *frames = chunked(STREAM)
+
+    def slow() -> Iterator[bytes]:
+        yield head + frames[0]
+        go_on.wait(20)
+        yield b"".join(frames[1:])
+
+    upstream.answers = [slow()]  # type: ignore[list-item]
+    service = served(serve, upstream)
+    pieces = open_stream(service).iter_content(None)
+    assert next(pieces) == STREAM[0]
+    service.terminate()
+    wait_for(lambda: refuses_connections(service))
+    go_on.set()
+    assert b"".join(pieces) == b"".join(STREAM[1:])
+    assert service.process.wait(10) == 0
 
 
 def test_a_caller_that_leaves_before_the_answer_is_no_failure_of_the_upstreams(

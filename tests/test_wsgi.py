@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 import requests
 
-from tests.processes import ROOT, SERVERS, Service, curl, need, outcomes
+from tests.processes import (
+    ROOT,
+    SERVERS,
+    Service,
+    curl,
+    need,
+    outcomes,
+    refuses_connections,
+)
 from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
@@ -391,16 +399,6 @@ def conversations(service: Service) -> list[dict[str, Any]]:
     answer = requests.get(f"{service.url}/conversations", timeout=5)
     listed: list[dict[str, Any]] = answer.json()
     return listed
-
-
-def refuses_connections(service: Service) -> bool:
-    try:
-        requests.get(f"{service.url}/healthz", timeout=0.3)
-    except requests.ConnectionError:
-        return True
-    except requests.Timeout:
-        pass
-    return False
 
 
 @pytest.mark.parametrize("server", SERVERS)
