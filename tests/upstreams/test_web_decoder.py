@@ -25,6 +25,7 @@ from relay.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from relay.shown import IMAGE
 from relay.upstreams.chatgpt_web.classic import Continue, Poll, WebDecoder
 from relay.upstreams.chatgpt_web.delta import Documents
 from relay.upstreams.wording import Secrets
@@ -340,6 +341,9 @@ GROWTHS: dict[str, Callable[[int], list[dict[str, Any]]]] = {
         *one_by_one("word ")(number),
     ],
     "a state again and again": after_much_text(SAME_STATUS),
+    "a field that grows": lambda number: (
+        [{"p": "/message/metadata/x", "o": "append", "v": "\U0001f600" * 40}] * number
+    ),
     "pieces and states in turn": after_much_text(appended("x"), SAME_STATUS),
     "pieces within patches": after_much_text(
         {"p": "", "o": "patch", "v": [appended("x"), SAME_STATUS]}
@@ -355,7 +359,9 @@ def test_an_answer_of_twice_the_length_takes_twice_the_time(name: str) -> None:
     assert_grows_at_most(3, seconds, 4_000, 8_000)
 
 
-@pytest.mark.parametrize("mark", ["【1†", "\ue200", "【"])
+@pytest.mark.parametrize(
+    "mark", ["【1†", "\ue200", "【", "](", "](sandbox:/", "](sandbox:/a)", IMAGE]
+)
 def test_a_whole_text_of_unclosed_markers_is_scanned_in_linear_time(mark: str) -> None:
     def seconds(number: int) -> float:
         return seconds_to_decode([envelope(assistant(mark * number, **WHOLE)), DONE])
@@ -476,6 +482,9 @@ TOO_MUCH: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "a field that grows": lambda: (
         [{"p": "/message/x", "o": "append", "v": "x" * 1_000_000}] * 9
     ),
+    "objects that paths make": lambda: [
+        {"p": f"/x{number}{'/a' * 30}", "o": "add", "v": 1} for number in range(6_000)
+    ],
     "a path of many parts": lambda: [{"p": "/a" * 33, "o": "add", "v": 1}],
     "a path of many characters": lambda: [{"p": f"/{'a' * 1000}", "o": "add", "v": 1}],
     "an index of many digits": lambda: [

@@ -30,9 +30,10 @@ LONGEST_PATH = 1000
 DEEPEST_PATH = 32
 DEEPEST_PATCH = 10
 MOST_VALUES = 500_000  # of all documents; each costs some 100 bytes
-MOST_COPIED = (
-    64 * 1024 * 1024
-)  # characters of text that are joined or edited in one stream
+#: characters of text that are joined or edited in one stream: so many, and each that has come so often
+MOST_COPIED = 1024 * 1024
+MOST_COPIES = 2
+MADE_OBJECT = 3  # values: an object that a path makes costs as much
 TEXT = "/message/content/parts/0"
 _PARTS = "/message/content/parts/"
 
@@ -63,6 +64,7 @@ class Documents:
         self._appended: list[str] = []
         self._text_edited = False
         self._copied = 0
+        self._received = 0
         self._values = 0
 
     @property
@@ -98,7 +100,11 @@ class Documents:
 
     def count_values(self, content: bytes) -> None:
         """Count what a frame may have added, other than text. Raises UpstreamFailed for more than can be kept."""
-        self._values += count_values(content)
+        self._received += len(content)
+        self._add_values(count_values(content))
+
+    def _add_values(self, count: int) -> None:
+        self._values += count
         if self._values > MOST_VALUES:
             raise UpstreamFailed("The upstream sent edits of too many values.")
 
@@ -111,7 +117,7 @@ class Documents:
         if text is not None:
             self._copied += text.length - len(parts[0])
             parts[0] = text.text
-        if self._copied > MOST_COPIED:
+        if self._copied > MOST_COPIED + MOST_COPIES * self._received:
             raise UpstreamFailed("The upstream edits its answer again and again.")
 
     def join_all(self) -> None:
@@ -145,6 +151,7 @@ class Documents:
         if text is None:
             return False
         text.append(value)
+        self._received += len(value)
         self.text = text
         return True
 
@@ -225,6 +232,7 @@ class Documents:
                 return None, None
             if inner is None:
                 inner = {}
+                self._add_values(MADE_OBJECT)
                 _set(holder, key, inner, insert=False)
             if not isinstance(inner, (dict, list)):
                 raise _misfit(inner)
@@ -312,7 +320,9 @@ def _append(holder: Any, key: Any, value: Any) -> None:
         case None, _:
             _set(holder, key, value, insert=False)
         case str(), str() if len(target) <= LONGEST_FIELD:
-            _set(holder, key, target + value, insert=False)
+            _set(holder, key, "", insert=False)
+            target += value  # grows in its place, now that nothing else has it
+            _set(holder, key, target, insert=False)
         case list(), list():
             target.extend(value)
         case list(), _:
