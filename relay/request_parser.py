@@ -23,6 +23,7 @@ VERSIONS = frozenset(("1.0", "1.1"))
 CHUNKED = b"chunked"
 STATED_ONCE = frozenset((b"content-length", b"host", b"transfer-encoding"))
 _END = b"\r\n\r\n"
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _IN_TARGET = "".join(map(chr, range(0x21, 0x7F)))
 _FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 _NEXT_LINE = re.compile(b"\r\n" + _FIRST_LINE.pattern)
@@ -116,10 +117,13 @@ class _HeadReader:
 
 
 def _with_ascii_target(head: bytes) -> bytes:
-    """The head with a quoted target: curl sends a URL's other letters as they are, and llhttp refuses them."""
+    """The head with a quoted target: curl sends a URL's other letters as they are, and llhttp refuses them.
+
+    It is to refuse control characters too.
+    """
     end = head.index(b"\r\n")
     line = head[:end]
-    if line.isascii():
+    if line.isascii() or _CONTROL.search(line):
         return head
     return quote_from_bytes(line, _IN_TARGET + " ").encode() + head[end:]
 

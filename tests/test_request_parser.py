@@ -106,6 +106,10 @@ REFUSED = {
     "gzip-chunked": head(b"Transfer-Encoding: gzip, chunked"),
     "xchunked": head(b"Transfer-Encoding: xchunked"),
     "chunked-1.0": head(b"Transfer-Encoding: chunked", line=b"POST / HTTP/1.0"),
+    **{
+        f"{name}-in-a-letters-line": head(line=b"GET /\xc3\xa9%cx HTTP/1.1" % sign)
+        for name, sign in (("lf", b"\n"), ("cr", b"\r"), ("nul", b"\0"), ("tab", b"\t"))
+    },
     "many-fields": head(*[b"X: y"] * (request_parser.MOST_FIELDS + 1)),
 }
 

@@ -21,7 +21,7 @@ class EventWatch:
     """
 
     def __init__(self, batch: int = BATCH) -> None:
-        self._held = b""
+        self._held = bytearray()
         self._ended = False
         self._batch = batch
         self._unseen: list[bytes] = []
@@ -58,17 +58,20 @@ class EventWatch:
 
     def _whole_events(self, piece: bytes) -> bytes:
         """The whole events of what is held and this piece; the rest is held."""
-        held = self._held + piece
-        last = _last_boundary(held, len(self._held))
+        held = self._held
+        known = len(held)
+        held += piece  # in its place: an event may come in many pieces
+        last = _last_boundary(held, known)
         if not last and len(held) > LONGEST_HELD:
             last = len(held)
-        self._held = held[last:]
-        return held[:last]
+        whole = bytes(held[:last])
+        del held[:last]
+        return whole
 
     def end(self) -> bytes:
         """The bytes are over: what was held, which no empty line ended. It counts where its JSON is whole."""
-        held = self._held
-        self._held = b""
+        held = bytes(self._held)
+        self._held.clear()
         if _is_whole_event(held):
             self._unseen.append(held)
         return held
@@ -85,10 +88,14 @@ class EventWatch:
             self._listener(events)
 
 
+def data_of(event: bytes) -> bytes:
+    """The data of an event, of all its lines."""
+    lines = event.splitlines()
+    return b"\n".join([line[5:] for line in lines if line.startswith(b"data:")])
+
+
 def _is_whole_event(event: bytes) -> bool:
-    data = b"\n".join(
-        line[5:] for line in event.splitlines() if line.startswith(b"data:")
-    )
+    data = data_of(event)
     if data.strip() == b"[DONE]":
         return True
     try:
@@ -98,7 +105,7 @@ def _is_whole_event(event: bytes) -> bool:
     return True
 
 
-def _last_boundary(held: bytes, known: int) -> int:
+def _last_boundary(held: bytearray, known: int) -> int:
     """The end of the last whole event; 0 where there is none. In the first `known` bytes there is none."""
     if held.endswith(b"\n\n"):
         return len(held)

@@ -60,7 +60,8 @@ WORDS: dict[str, tuple[float, float, float | None, str]] = {
     "silence": (0, 0, 0, "the upstream falls silent in mid-answer and stays so"),
     "cut": (0, 0, 0, "the upstream's connection ends in mid-answer"),
 }
-_WORD = re.compile(r"\boffline:([a-z]+)(?:=([^\s]*))?")
+#: it begins with a text, which is looked for much faster in a long prompt
+_WORD = re.compile(r"offline:(?<!\woffline:)([a-z]+)(?:=([^\s]*))?")
 
 
 def open_upstream(settings: Settings, resources: Resources) -> Offline:

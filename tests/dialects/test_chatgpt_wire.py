@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from relay.errors import (
 )
 from tests.chatgpt_backend import classic, data, delta
 from tests.error_tree import members
+from tests.growth import assert_grows_at_most, processor_seconds
 
 QUESTION = {
     "id": "q1",
@@ -243,3 +245,20 @@ def test_what_the_index_needs_of_a_body() -> None:
     assert wire.known_ids({"messages": [1, {"id": 5}]}) == frozenset()
     assert wire.is_kept(TURN)
     assert not wire.is_kept({"history_and_training_disabled": True})
+
+
+LARGE_EVENTS = {
+    "lines like an end": lambda number: b"data:[DONE]x\n" * number,
+    "one line in small pieces": lambda number: b"data:" + b"x" * 12 * number,
+}
+
+
+@pytest.mark.parametrize("make", LARGE_EVENTS.values(), ids=LARGE_EVENTS)
+def test_a_large_event_is_watched_in_linear_time(make: Callable[[int], bytes]) -> None:
+    def seconds(number: int) -> float:
+        watch = wire.EventWatch()
+        event = make(number) + b"\n\n"
+        pieces = [event[at : at + 512] for at in range(0, len(event), 512)]
+        return processor_seconds(lambda: [watch.feed(piece) for piece in pieces])
+
+    assert_grows_at_most(3, seconds, 100_000, 200_000)

@@ -14,6 +14,7 @@ import orjson
 from relay.dialects import events
 from relay.dialects.bodies import read as read_fields
 from relay.dialects.chatgpt.answer import KEEP_ALIVE, dumps, failure
+from relay.dialects.events import data_of
 from relay.errors import RelayError
 
 _DONE = b"[DONE]"
@@ -53,8 +54,9 @@ class EventWatch(events.EventWatch):
     def ends(self, passed: bytes) -> bool:
         if not _may_end(passed):
             return False
-        data = (line[5:] for line in passed.splitlines() if line.startswith(b"data:"))
-        return any(map(_is_end, data))
+        if b"\r" in passed:
+            passed = passed.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return any(_is_end(data_of(event)) for event in passed.split(b"\n\n"))
 
     def fail(self, error: RelayError) -> bytes:
         """The error, in the place of what did not come: as the backend says it, and so that revChatGPT notices."""
@@ -88,10 +90,10 @@ def _may_end(data: bytes) -> bool:
 
 
 def _is_end(data: bytes) -> bool:
-    if data.strip() == _DONE:
-        return True
     if not _may_end(data):
         return False
+    if data.strip() == _DONE:
+        return True
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:
