@@ -27,7 +27,7 @@ from relay.domain import Delta, Event, FileLink, RemoteFile, Started
 from relay.errors import InternalError, LinkExpired, NoFile
 from relay.settings import SettingsError
 from relay.upstreams import Decoder
-from relay.values import changed, frozen
+from relay.values import frozen
 from relay.wrapping import WrappingDecoder
 
 log = logging.getLogger(__name__)
@@ -152,6 +152,8 @@ class LinkingDecoder(WrappingDecoder):
     `place` has none.
     """
 
+    _started = Started()  # until it says where it is
+
     def __init__(
         self,
         decoder: Decoder,
@@ -178,17 +180,20 @@ class LinkingDecoder(WrappingDecoder):
             if isinstance(event, Delta):  # which most are
                 yield event
                 continue
-            if isinstance(event, FileLink):
-                place = self._place.of(event.file)
-                yield Delta(self._links.address(place, self._base_url))
-                continue
             if isinstance(event, Started):
-                self._locate(event)
+                self._started = event
+            elif isinstance(event, FileLink):
+                event = Delta(self._address(event.file))
             yield event
 
-    def _locate(self, started: Started) -> None:
-        there = started.conversation_id or ""
+    def _address(self, file: RemoteFile) -> str:
+        """A link to a file of the answer, in the place where it began."""
+        there = self._started.conversation_id or ""
         row = (self._place.row or there) if self._is_kept else ""
-        self._place = changed(
-            self._place, account=started.account, conversation_id=there, row=row
+        place = replace(
+            self._place.of(file),
+            account=self._started.account,
+            conversation_id=there,
+            row=row,
         )
+        return self._links.address(place, self._base_url)
