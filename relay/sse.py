@@ -6,7 +6,7 @@ and decoded whole. Source: WHATWG HTML, "Server-sent events", 9.2.5 and 9.2.6.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from relay.errors import UpstreamFailed
@@ -43,7 +43,14 @@ class Parser:
         if self._skip_lf:
             piece = piece.removeprefix(b"\n")
         if self._is_plain(piece):
-            piece = yield from self._plain_events(piece)
+            start = 0
+            while (end := piece.find(b"\n\n", start)) >= 0:
+                if (plain := _plain_event(piece[start:end])) is None:
+                    break
+                self._first_line = False
+                start = end + 2
+                yield plain
+            piece = piece[start:]
         lines = piece.splitlines()  # bytes have no line ends but those three
         rest = b""
         if lines and not piece.endswith((b"\n", b"\r")):
@@ -60,18 +67,6 @@ class Parser:
             raise UpstreamFailed(
                 f"The upstream sent one event of more than {self._longest} bytes."
             )
-
-    def _plain_events(self, piece: bytes) -> Generator[ServerEvent, None, bytes]:
-        """The plain events that the piece begins with; what follows them."""
-        start = 0
-        while (end := piece.find(b"\n\n", start)) >= 0:
-            plain = _plain_event(piece[start:end])
-            if plain is None:
-                break
-            self._first_line = False
-            start = end + 2
-            yield plain
-        return piece[start:]
 
     def _is_plain(self, piece: bytes) -> bool:
         """Whether a piece begins with an event, and its lines end as most upstreams end them."""
@@ -115,13 +110,13 @@ class Parser:
 
 def _plain_event(block: bytes) -> ServerEvent | None:
     """The event of one line of data, below its name or none, as most are; None for any other, to be read by lines."""
-    name = "message"
-    if block.startswith(b"event: "):
-        line, _, block = block.partition(b"\n")
-        name = line[7:].decode("utf-8", "replace") or name
-    if not block.startswith(b"data: ") or b"\n" in block:
+    text = block.decode("utf-8", "replace")
+    name = ""
+    if text.startswith("event: "):
+        name, _, text = text[7:].partition("\n")
+    if not text.startswith("data: ") or "\n" in text:
         return None
-    return name, block[6:].decode("utf-8", "replace")
+    return name or "message", text[6:]
 
 
 def _field(line: bytes) -> tuple[bytes, int]:
