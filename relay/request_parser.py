@@ -5,7 +5,6 @@ Source: RFC 9112, sections 2 to 7. httptools reads a head (llhttp, as Node has i
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from dataclasses import field
@@ -82,21 +81,22 @@ def parse_head(head: bytes) -> Request:
     reader = _HeadReader()
     parser = httptools.HttpRequestParser(reader)
     try:
-        # an upgrade is for the application to refuse or to ignore
-        with contextlib.suppress(httptools.HttpParserUpgrade):
-            parser.feed_data(_with_ascii_target(head))
+        parser.feed_data(_with_ascii_target(head))
+    except httptools.HttpParserUpgrade:
+        pass  # it is for the application to refuse or to ignore
     except httptools.HttpParserError:
         raise BrokenRequest from None
     version = sys.intern(parser.get_http_version())  # an open stream has it
     if version not in VERSIONS or not reader.target.startswith(b"/"):
         raise BrokenRequest
+    values = _values(reader.fields)
     return Request(
         method=sys.intern(parser.get_method().decode("ascii")),
         target=reader.target,
         version=version,
         fields=reader.fields,
-        length=_length_of(reader.fields, version),
-        keeps_alive=_keeps_alive(reader.fields, version),
+        length=_length_of(values, version),
+        keeps_alive=_keeps_alive(values, version),
     )
 
 
@@ -128,13 +128,27 @@ def _with_ascii_target(head: bytes) -> bytes:
     return quote_from_bytes(line, _IN_TARGET + " ").encode() + head[end:]
 
 
-def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
-    """The length of the body. Raises BrokenRequest where the fields say more than one thing of it, or of the host."""
-    stated = [pair for pair in fields if pair[0] in STATED_ONCE]
-    said = dict(stated)
-    if len(said) < len(stated) or len(fields) > MOST_FIELDS:
+def _values(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The fields by their names; of one name, joined. Raises BrokenRequest for two of what is stated once."""
+    if len(fields) > MOST_FIELDS:
         raise BrokenRequest
-    length, encoding = said.get(b"content-length"), said.get(b"transfer-encoding")
+    values = dict(fields)
+    if len(values) == len(fields):  # as they mostly are
+        return values
+    values = {}
+    for name, value in fields:
+        if name not in values:
+            values[name] = value
+        elif name in STATED_ONCE:
+            raise BrokenRequest
+        else:
+            values[name] += b"," + value
+    return values
+
+
+def _length_of(values: dict[bytes, bytes], version: str) -> int | None:
+    """The length of the body. Raises BrokenRequest where the fields say more than one thing of it."""
+    length, encoding = values.get(b"content-length"), values.get(b"transfer-encoding")
     if encoding is None:
         return int(length or 0)
     if length is not None or encoding.lower() != CHUNKED or version == "1.0":
@@ -142,15 +156,11 @@ def _length_of(fields: list[tuple[bytes, bytes]], version: str) -> int | None:
     return None
 
 
-def _values(fields: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
-    return [value for known, value in fields if known == name]
-
-
-def _keeps_alive(fields: list[tuple[bytes, bytes]], version: str) -> bool:
-    named = b",".join(_values(fields, b"connection")).lower()
+def _keeps_alive(values: dict[bytes, bytes], version: str) -> bool:
+    named = values.get(b"connection")
     if not named:
         return version == "1.1"
-    options = {option.strip() for option in named.split(b",")}
+    options = {option.strip() for option in named.lower().split(b",")}
     return b"close" not in options and (version == "1.1" or b"keep-alive" in options)
 
 
