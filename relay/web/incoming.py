@@ -46,7 +46,7 @@ WORKSPACE = "Chatgpt-Account-Id"
 MAX_UNPROVEN_BODY = 64 * 1024
 UNCOUNTED = 64 * 1024  # bytes of a body that count as nothing
 LONGEST_KEY = 300  # of a field that is looked at; gunicorn takes longer ones
-UNPREFIXED = ("CONTENT_TYPE", "CONTENT_LENGTH")  # fields as WSGI's environ has them
+FIELD_KEYS = ("HTTP_", "CONTENT_")  # how those of fields begin in WSGI's environ
 _PIECE = 64 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -132,7 +132,7 @@ class Incoming:
         return {
             field_name(key): value
             for key, value in self.environ.items()
-            if key[:5] == "HTTP_" and len(key) <= LONGEST_KEY or key in UNPREFIXED
+            if key.startswith(FIELD_KEYS) and len(key) <= LONGEST_KEY
         }
 
     def _own_id(self) -> str:
