@@ -435,7 +435,7 @@ class Chat:
         if ask.instructions:
             messages = (Message("system", ask.instructions), *messages)
         window = fit(messages, self._budget if has_history_here else 0)
-        if upstream.accepts_options:
+        if upstream.accepts_options or not any(m.payloads for m in window.messages):
             return window
         separated = tuple(m for each in window.messages for m in _separated(each))
         self._check_payloads(separated, upstream)
@@ -531,7 +531,7 @@ def _separated(message: Message) -> tuple[Message, ...]:
 
 def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:
     """What ends the answer of an upstream that knows no such options. Raises BadRequest."""
-    if upstream.accepts_options:
+    if upstream.accepts_options or not ask.options:
         return None
     return cutting.limits_of(ask.options)
 
@@ -539,7 +539,7 @@ def _answer_limits(ask: Ask, upstream: Upstream) -> cutting.AnswerLimits | None:
 def _ignored(ask: Ask, upstream: Upstream) -> tuple[str, ...]:
     """The parameters that have no effect on this answer."""
     ignored = ask.ignored
-    if not upstream.accepts_options:
+    if ask.options and not upstream.accepts_options:
         ignored += tuple(name for name in ask.options if name not in cutting.OPTIONS)
     if ask.preamble and ask.conversation_id and not ask.keep_here:
         ignored += ("system",)
