@@ -41,10 +41,11 @@ def part_of(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
+def _objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a list, as far as it is one."""
-    items = value[:MOST_REFERENCES] if isinstance(value, list) else ()
-    return (item for item in items if isinstance(item, dict))
+    if not isinstance(value, list):
+        return []
+    return [item for item in value[:MOST_REFERENCES] if isinstance(item, dict)]
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -265,8 +266,10 @@ def sources_text(metadatas: Iterable[Mapping[str, Any]]) -> str:
         for source in _sources(metadata):
             if len(sources) < MOST_SOURCES and source.url:
                 sources.setdefault(source.url, source.title)
-    lines = (f"\n- [{title}]({url})" for url, title in sources.items())
-    return f"Sources:{''.join(lines)}" if sources else ""
+    if not sources:
+        return ""
+    lines = [f"\n- [{title}]({url})" for url, title in sources.items()]
+    return f"Sources:{''.join(lines)}"
 
 
 def _sources(metadata: Mapping[str, Any]) -> Iterator[Source]:
