@@ -45,6 +45,8 @@ MOST_CONTINUATIONS = 10
 _ID = re.compile(r"[!-~]{1,200}")
 _TIMESTAMP = re.compile(r"20\d\d-\d\d-\d\d")  # a ping's data, which is no JSON
 _END_TYPES = ("message_stream_complete", "main_stream_complete")
+#: the fields of an event by which it may mean a failure
+_FAILURES = frozenset(("moderation_response", "type", "error", "error_code", "detail"))
 
 
 @frozen
@@ -234,9 +236,10 @@ class WebDecoder:
         self, payload: dict[str, Any], edit: Edit | None = None
     ) -> list[Event]:
         """A message, or a typed event. `edit`: where all that is new of the text is what that appended."""
-        if isinstance(payload.get("conversation_id"), str) and not self.conversation_id:
+        if not self.conversation_id and isinstance(payload.get("conversation_id"), str):
             self.conversation_id = _checked_id(payload["conversation_id"])
-        self._raise_failure(payload)
+        if not _FAILURES.isdisjoint(payload):
+            self._raise_failure(payload)
         message = payload.get("message")
         if isinstance(message, dict):
             events = self._message(message, edit)
@@ -253,10 +256,10 @@ class WebDecoder:
         if isinstance(model, str) and model:
             self._model = model
         self._garbled = False
+        if edit is not None:
+            return self._answer.see_appended(message, edit)
         _checked_id(identifier_of(message.get("id")) or "-")
-        if edit is None:
-            return self._answer.see(message)
-        return self._answer.see_appended(message, edit)
+        return self._answer.see(message)
 
     def _raise_failure(self, payload: dict[str, Any]) -> None:
         """Raise the failure that an event means, if it means one."""

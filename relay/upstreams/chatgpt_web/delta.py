@@ -111,8 +111,8 @@ class Documents:
     def join_text(self) -> None:
         """Join what was appended to the last frame's document into it, so that its text can be read."""
         parts = self._text_parts()
-        self._copied += len(parts)
-        self._copied += sum(len(part) for part in parts if isinstance(part, str))
+        lengths = [len(part) for part in parts if isinstance(part, str)]
+        self._copied += len(parts) + sum(lengths)
         text = self._texts.pop(self._channel, None)
         if text is not None:
             self._copied += text.length - len(parts[0])
@@ -224,19 +224,19 @@ class Documents:
     def _place(self, pointer: Pointer, create: bool) -> tuple[Any, Any]:
         """The container and the key that a pointer names; missing objects on the way are made."""
         self._check_room()
-        *containers, last = self._channel, *pointer.keys
         holder: Any = self._documents
-        for key in containers:
-            inner = _get(holder, key)
-            if inner is None and not create:
-                return None, None
+        last: Any = self._channel
+        for key in pointer.keys:
+            inner = _get(holder, last)
             if inner is None:
+                if not create:
+                    return None, None
                 inner = {}
                 self._add_values(MADE_OBJECT)
-                _set(holder, key, inner, insert=False)
-            if not isinstance(inner, (dict, list)):
+                _set(holder, last, inner, insert=False)
+            elif not isinstance(inner, (dict, list)):
                 raise _misfit(inner)
-            holder = inner
+            holder, last = inner, key
         return holder, _key(holder, last)
 
 
