@@ -343,9 +343,9 @@ class DirectDelivery(Delivery):
             output = turn.feed(piece)
             del piece  # else a parked stream would hold it until the next one
             turn.accepted()
-            self._silence.restart(turn.complete, time.monotonic())
             if turn.over:
                 break
+            self._silence.restart(turn.complete, time.monotonic())
             if output or turn.failure is None:
                 yield output
                 output = b""
