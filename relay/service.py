@@ -353,9 +353,10 @@ def default_upstream(settings: Settings, upstreams: Mapping[str, Upstream]) -> s
         )
     if settings.upstream != "auto":
         return settings.upstream
+    if settings.access_token or settings.reverse_proxy:
+        return "chatgpt-web"
     web = upstreams.get("chatgpt-web")
-    has_accounts = web is not None and web.needs_client_key  # also those of `login`
-    if settings.access_token or settings.reverse_proxy or has_accounts:
+    if web is not None and web.needs_client_key:  # it has those of `login`
         return "chatgpt-web"
     return "openai" if "openai" in upstreams else next(iter(upstreams))
 

@@ -38,9 +38,13 @@ def chat_completions(incoming: Incoming) -> Response:
     if payload.get(WORKSPACE):  # chat2api's field
         incoming.authenticate(workspace=payload.pop(WORKSPACE))
     upstream = incoming.service.upstream_for(incoming.caller)
-    keyed = incoming.idempotency_key is not None
-    keeps = chat.keeps(payload, not incoming.service.settings.history_disabled)
-    if upstream.forwarder is None or keyed or keeps:
+    keeps_unasked = not incoming.service.settings.history_disabled
+    is_translated = (
+        upstream.forwarder is None
+        or incoming.idempotency_key is not None
+        or chat.keeps(payload, keeps_unasked)
+    )
+    if is_translated:
         return translate(incoming, payload, upstream)
     return pass_json(incoming, upstream, "chat/completions", body, payload)
 

@@ -116,8 +116,9 @@ def _message(
 
 def _has_files(payload: dict[str, Any]) -> bool:
     """Whether a message has images or files."""
-    content = payload.get("content")
-    parts = content if isinstance(content, list) else []
+    parts = payload.get("content")
+    if not isinstance(parts, list):
+        return False
     return any(isinstance(part, dict) and _is_file(part.get("type")) for part in parts)
 
 

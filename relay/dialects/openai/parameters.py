@@ -80,7 +80,7 @@ def _check_audio(fields: Fields) -> None:
     modalities = fields.get("modalities")
     if modalities is not None and not isinstance(modalities, list):
         raise BadRequest('The field modalities must be a list, as in ["text"].')
-    if any(modality != "text" for modality in modalities or ()):
+    if modalities and any(modality != "text" for modality in modalities):
         raise Unsupported(why, parameter="modalities")
     if fields.get("audio"):
         raise Unsupported(why, parameter="audio")
