@@ -63,6 +63,8 @@ def take_head(arrived: bytearray) -> bytes | None:
     """
     while arrived.startswith(b"\r\n"):  # some clients send one after a body
         del arrived[:2]
+    if not arrived:
+        return None
     end = arrived.find(_END, 0, LARGEST_HEAD)
     if end >= 0:
         head = bytes(arrived[: end + 4])
@@ -70,7 +72,7 @@ def take_head(arrived: bytearray) -> bytes | None:
         return head
     first_line = arrived.find(b"\n")
     has_bare_end = first_line >= 0 and arrived[first_line - 1 : first_line] != b"\r"
-    is_text = not arrived or arrived[:1].isalpha() or arrived == b"\r"
+    is_text = arrived[:1].isalpha() or arrived == b"\r"
     if len(arrived) >= LARGEST_HEAD or has_bare_end or not is_text:
         raise BrokenRequest
     return None

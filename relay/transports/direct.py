@@ -265,7 +265,9 @@ class DirectExchange:
         return head
 
     def read(self, seconds: float) -> bytes | None:
-        arrived = self._take() if self._pieces else b""
+        if self._pieces and (arrived := self._take()):
+            return arrived
+        arrived = b""
         deadline = Deadline.after(seconds) if seconds else NOW
         while not arrived and not self._complete:
             if not self._receive(deadline):
