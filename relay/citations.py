@@ -32,7 +32,8 @@ class CitationFilter:
 
     def feed(self, piece: str) -> str:
         """What is certain after this piece."""
-        if not self._held and not _MARK.search(piece):
+        # no marker is ASCII, as most pieces are
+        if not self._held and (piece.isascii() or not _MARK.search(piece)):
             return piece
         text = self._held + piece
         end = _end_of_certain(text)
