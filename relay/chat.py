@@ -40,7 +40,7 @@ from relay.errors import (
     Unauthorized,
     UpstreamGone,
 )
-from relay.ids import new_ids
+from relay.ids import new_id, new_ids
 from relay.keeping import (
     DeferredKeeper,
     EphemeralKeeper,
@@ -239,7 +239,10 @@ class Chat:
         is_new = not ask.conversation_id
         may_adopt = bool(ask.caller.token) or self._routing.sole_owner
         key = _key(ask) if ask.idempotency_key else None
-        conversation_id, question_id, answer_id = new_ids()
+        # of what is not stored, only its question is ever named
+        conversation_id, question_id, answer_id = (
+            new_ids() if ask.keep else (new_id(),) * 3
+        )
         return TurnRequest(
             conversation_id=ask.conversation_id or conversation_id,
             owner=_owner(ask),
