@@ -297,7 +297,13 @@ class DirectDelivery(Delivery):
 
     def chunks(self) -> Iterator[bytes | None]:
         try:
-            turn = yield from self._open()
+            open_turn = self._open_turn
+            del self._open_turn  # it has the request, which has this object
+            turn = open_turn()
+            if isinstance(turn, Waiting):
+                turn = yield from self._wait(turn, open_turn)
+            del open_turn
+            self.turn = turn
             yield from self._read(turn)
         except RelayError as error:
             yield from self._wait_unparked()
@@ -310,13 +316,13 @@ class DirectDelivery(Delivery):
             self._fail(failure)
             raise failure from error
 
-    def _open(self) -> Generator[None, None, Turn]:
-        """Open the turn, once nothing keeps it from that."""
-        open_turn = self._open_turn
-        del self._open_turn  # it has the request, which has this object
+    def _wait(
+        self, turn: Turn | Waiting, open_turn: Callable[[], Turn | Waiting]
+    ) -> Generator[None, None, Turn]:
+        """Wait until nothing keeps the turn from being opened; the turn."""
         pause = SHORTEST_PAUSE
         keep_alive = Deadline.after(self._clocks.keep_alive)
-        while isinstance(turn := open_turn(), Waiting):
+        while isinstance(turn, Waiting):
             self._waits_for = turn
             self._caller_left.wait(min(pause, self._deadline.left))
             if self._caller_left.is_set() or self._waiting_is_over:
@@ -327,7 +333,7 @@ class DirectDelivery(Delivery):
                 keep_alive = Deadline.after(self._clocks.keep_alive)
                 yield None
             pause = min(pause * 1.5, LONGEST_PAUSE)
-        self.turn = turn
+            turn = open_turn()
         return turn
 
     def _read(self, turn: Turn) -> Iterator[bytes | None]:
