@@ -171,13 +171,13 @@ class Incoming:
         """The owner of what is asked; None while nobody has found out who asks."""
         return self._caller.owner if self._caller else None
 
-    @cached
+    @property
     def caller_address(self) -> str:
         """Where the caller is, as far as that is known: see `TrustedProxies`."""
         forwarded = self.fields.get("X-Forwarded-For", "")
         return self.proxies.caller_address(self.remote_address, forwarded)
 
-    @cached
+    @property
     def base_url(self) -> str:
         """Where the caller reaches this service, without a slash at the end; "" where that cannot be told."""
         settings = self.service.settings
