@@ -29,15 +29,16 @@ class FieldsRecord(logging.LogRecord):
     def __init__(
         self, name: str, level: int, message: str, fields: dict[str, Any]
     ) -> None:
-        self.__dict__.update(_NOTHING)
         now = time.time()
-        self.name = name
-        self.levelno = level
-        self.levelname = logging.getLevelName(level)
-        self.msg = message
-        self.created = now
-        self.msecs = now % 1 * 1000
-        self.fields = fields
+        self.__dict__ = _NOTHING | {
+            "name": name,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": message,
+            "created": now,
+            "msecs": now % 1 * 1000,
+            "fields": fields,
+        }
 
 
 _NOTHING = vars(logging.makeLogRecord({}))  # a record's attributes, empty
