@@ -66,11 +66,11 @@ def prompt_tokens_of(ask: Ask) -> int:
 def usage_of(reply: Reply, prompt_tokens: int) -> dict[str, Any]:
     """The upstream's own counts, if it has both; else estimated ones."""
     usage = dict(reply.usage or {})
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int for count in counts):
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if type(prompt) is not int or type(completion) is not int:
         return _estimated(reply, prompt_tokens)
     if type(usage.get("total_tokens")) is not int:
-        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        usage["total_tokens"] = prompt + completion
     for name in ("prompt_tokens_details", "completion_tokens_details"):
         if name in usage:
             usage[name] = _integers(usage[name])
