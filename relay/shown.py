@@ -142,7 +142,7 @@ class Rendering:
 
     def feed(self, piece: str) -> list[Delta | FileLink]:
         """What is certain after this piece."""
-        # as most pieces are, and that is seen much faster than that no mark is whole
+        # most pieces have neither sign, which is seen much faster than by the pattern
         is_plain = "]" not in piece and IMAGE not in piece
         if not self._held and (is_plain or not _MARK.search(piece)):
             return [Delta(piece)] if piece else []

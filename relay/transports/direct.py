@@ -39,6 +39,7 @@ from relay.transports import Call, Exchange, Head, Headers
 from relay.transports.dialing import Dialer, DirectDialer
 from relay.transports.sockets import (
     RECEIVE_SIZE,
+    forget_unsent,
     is_quiet,
     receive,
     receive_now,
@@ -61,6 +62,8 @@ A_MOMENT = (
 COST_OF_CALL = 1024  # bytes that each call counts as, at least
 MOST_IDLE = 64  # connections to one origin; to dial anew takes longer than most answers
 SEND_SECONDS = 30.0
+SENT_AT_ONCE = 64 * 1024  # bytes of a request that an upstream takes slowly
+LOOK_SECONDS = 0.5  # between two looks whether it answers before it has taken all of it
 DEFAULT_PORTS = {"http": 80, "https": 443}
 FOREIGN_ERRORS = (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade)
 _UNSENDABLE = re.compile(r"[^\t -~\x80-\xff]")
@@ -214,6 +217,9 @@ class DirectExchange:
         self._plain: socket.socket | None = None  # where it is read without waiting
         self._descriptor = -1
         self._interrupted = False
+        # of the request: what the upstream has not taken
+        self._unsent: memoryview | None = None
+        self._send_deadline = NOW
         self._fields: list[tuple[str, str]] = []
         self._head: Head | None = None  # until it is given
         self._has_begun = False  # its head has come
@@ -226,6 +232,7 @@ class DirectExchange:
         self._complete = False
         self._framed = False
         self._reusable = False
+        self._is_cut_short = False  # it answered before it had all of that
         self._has_more = False  # the last read took all that it could
 
     # httptools calls these
@@ -258,6 +265,8 @@ class DirectExchange:
         deadline = Deadline.after(seconds)
         if self._connection is None:
             self._dispatch()
+        if self._unsent is not None and not self._send_rest(self._unsent, deadline):
+            return None
         while not self._has_begun:
             if not self._receive(deadline) or (not self._has_begun and deadline.passed):
                 return None
@@ -352,7 +361,11 @@ class DirectExchange:
         body = call.body
         if isinstance(body, bytes):
             size = len(body) if body else None
-            self._send_bytes(connection, self._request_head(call, size, False) + body)
+            data = self._request_head(call, size, False) + body
+            rest = data if self._plain is None else send_now(self._plain, data)
+            if rest:
+                self._unsent = memoryview(rest)
+                self._send_deadline = Deadline.after(SEND_SECONDS)
             return
         chunked = call.length is None
         head = self._request_head(call, call.length, chunked)
@@ -377,22 +390,51 @@ class DirectExchange:
         check_sendable("".join(lines))
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
+    def _send_rest(self, rest: memoryview, deadline: Deadline) -> bool:
+        """Send what the upstream has not taken yet; False while it does not. Where it answers, it wants no more."""
+        connection = self._connection
+        assert connection is not None
+        while rest and not self._has_answered():
+            try:
+                connection.settimeout(min(LOOK_SECONDS, max(0.001, deadline.left)))
+                rest = rest[connection.send(rest[:SENT_AT_ONCE]) :]
+                self._unsent = rest
+            except TimeoutError:
+                if self._send_deadline.passed:
+                    raise self._logged(_not_taken()) from None
+                if deadline.passed:
+                    return False
+            except (BrokenPipeError, ConnectionResetError):
+                break  # it may have said why before it closed; reading tells
+            except OSError as error:
+                raise self._translated(error) from error
+        self._is_cut_short = bool(rest)
+        self._unsent = None
+        return True
+
+    def _has_answered(self) -> bool:
+        """Whether there is something to read already, or the connection's end. Within TLS nobody can tell."""
+        if self._plain is None:
+            return False
+        try:
+            self._plain.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        return True
+
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
+        """Send a piece of a body that its caller is still sending."""
         try:
             rest = data if self._plain is None else send_now(self._plain, data)
             if rest:
                 connection.settimeout(SEND_SECONDS)
                 connection.sendall(rest)
         except TimeoutError:
-            failure = UpstreamCut(
-                f"The upstream did not take the request within {SEND_SECONDS:g} s."
-            )
-            raise self._logged(failure) from None
+            raise self._logged(_not_taken()) from None
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            failure = UpstreamCut("The connection to the upstream broke.")
-            raise self._logged(failure, error) from error
+            raise self._translated(error) from error
 
     def _connect(self, origin: Origin) -> socket.socket:
         connection = self._transport.dialer.dial(origin.host, origin.port, self._opened)
@@ -490,7 +532,16 @@ class DirectExchange:
             self._parser
         )  # it has this exchange, and both would wait for the garbage collector
         whole = self._complete and self._framed and not self._interrupted
-        if whole and self._reusable:
+        is_sent = self._unsent is None and not self._is_cut_short
+        if not is_sent:
+            forget_unsent(connection)
+        if whole and self._reusable and is_sent:
             self._transport.give_back(self._target.origin, connection)
         else:
             connection.close()
+
+
+def _not_taken() -> UpstreamCut:
+    return UpstreamCut(
+        f"The upstream did not take the request within {SEND_SECONDS:g} s."
+    )

@@ -6,9 +6,11 @@ handshake, it may begin again with every byte that arrives (gevent's does).
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -92,6 +94,13 @@ def shut_down(connection: socket.socket) -> None:
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
     except OSError:
         connection.close()  # it is not connected yet, or no more
+
+
+def forget_unsent(connection: socket.socket) -> None:
+    """Have a connection end with `close`, and not once its peer has taken what waits to be sent."""
+    with contextlib.suppress(OSError):
+        linger = struct.pack("ii", 1, 0)  # on, for no time
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def is_quiet(connection: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import select
 import socket
 import ssl
 import subprocess
@@ -153,6 +154,49 @@ def test_no_flood_stretches_a_clock_or_blocks_another_caller(
 
     assert withstands(attack)
     assert "Traceback" not in service.logged()
+
+
+class Unwilling:
+    """Takes the beginning of a question alone. `answer`: what it says then; `left`: its caller's connection ended."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.left = threading.Event()
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with self._listener, self._listener.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(self._answer)
+            poll = select.poll()
+            poll.register(connection, select.POLLRDHUP)
+            if poll.poll(20_000):
+                self.left.set()
+
+
+REFUSED_EARLY = (
+    b"HTTP/1.1 413 No\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(b"", 504), (REFUSED_EARLY + b'{"error": {"message": "too long"}}', 413)],
+    ids=["silent", "refuses"],
+)
+def test_an_upstream_that_takes_no_long_question_is_waited_for_as_any_other(
+    serve: Serve, server: str, answer: bytes, status: int
+) -> None:
+    upstream = Unwilling(answer)
+    service = start(serve, server, upstream)  # type: ignore[arg-type]
+    began = time.monotonic()
+    failed = ask(service, "x" * 8_000_000)
+    assert failed.status_code == status and time.monotonic() - began < 3 + 2
+    assert upstream.left.wait(5)
 
 
 @pytest.fixture
