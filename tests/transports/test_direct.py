@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import socket
 import ssl
 import subprocess
@@ -28,6 +29,13 @@ from tests.processes import free_port, need
 from tests.waiting import wait_for
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+
+def is_whole(request: bytes) -> bool:
+    """Whether a request's head has come, and as much of its body as that says."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: ([0-9]+)", head)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 class Peer:
@@ -62,7 +70,7 @@ class Peer:
     def answer(self, connection: socket.socket) -> None:
         while self.scripts:
             request = b""
-            while b"\r\n\r\n" not in request:
+            while not is_whole(request):
                 if not (piece := connection.recv(65536)):
                     return
                 request += piece
