@@ -420,6 +420,8 @@ class DirectExchange:
             self._plain.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
+        except OSError:
+            pass  # reading tells
         return True
 
     def _send_bytes(self, connection: socket.socket, data: bytes) -> None:
