@@ -42,15 +42,20 @@ class Parser:
             return
         if self._skip_lf:
             piece = piece.removeprefix(b"\n")
+        self._skip_lf = False
+        start = 0
         if self._is_plain(piece):
-            start = 0
             while (end := piece.find(b"\n\n", start)) >= 0:
                 if (plain := _plain_event(piece[start:end])) is None:
                     break
                 self._first_line = False
                 start = end + 2
                 yield plain
-            piece = piece[start:]
+        if start < len(piece):
+            yield from self._read_lines(piece[start:])
+
+    def _read_lines(self, piece: bytes) -> Iterator[ServerEvent]:
+        """The same, line by line."""
         lines = piece.splitlines()  # bytes have no line ends but those three
         rest = b""
         if lines and not piece.endswith((b"\n", b"\r")):

@@ -104,14 +104,7 @@ def read(
     linear time, and at most about four times the body's memory. `pause` is called now and then: a
     large body takes a while. Raises BadRequest, TooLarge or UnsupportedMediaType.
     """
-    if body.startswith(_GZIP):
-        raise UnsupportedMediaType(
-            "The body is compressed (gzip), which is not read here: send it as it is."
-        )
-    if len(content_type) > LONGEST_CONTENT_TYPE:
-        raise UnsupportedMediaType(
-            f"The Content-Type has more than {LONGEST_CONTENT_TYPE} characters."
-        )
+    _check_readable(content_type, body)
     mimetype = content_type.strip().lower()
     options: Mapping[str, str] = {}
     if ";" in mimetype:
@@ -134,6 +127,18 @@ def read(
         "--data-urlencode), JSON, or text/plain.",
         quoted=mimetype[:80],
     )
+
+
+def _check_readable(content_type: str, body: bytes) -> None:
+    """Raises UnsupportedMediaType."""
+    if body.startswith(_GZIP):
+        raise UnsupportedMediaType(
+            "The body is compressed (gzip), which is not read here: send it as it is."
+        )
+    if len(content_type) > LONGEST_CONTENT_TYPE:
+        raise UnsupportedMediaType(
+            f"The Content-Type has more than {LONGEST_CONTENT_TYPE} characters."
+        )
 
 
 def read_query(query: Mapping[str, list[str]]) -> Fields:

@@ -274,9 +274,7 @@ class DirectExchange:
         return head
 
     def read(self, seconds: float) -> bytes | None:
-        if self._pieces and (arrived := self._take()):
-            return arrived
-        arrived = b""
+        arrived = self._take() if self._pieces else b""
         deadline = Deadline.after(seconds) if seconds else NOW
         while not arrived and not self._complete:
             if not self._receive(deadline):
@@ -478,15 +476,22 @@ class DirectExchange:
             size = len(piece)
             self._has_more = size == RECEIVE_SIZE
             self._overhead += size
-            self._parser.feed_data(piece)
+            self._parse(piece)
         except FOREIGN_ERRORS as error:
-            if not self._complete:
-                raise self._translated(error) from error
-            self._reusable = False  # what follows the answer is none of it
+            raise self._translated(error) from error
         if self._overhead > LONGEST_HEAD and not self._complete:
             failure = UpstreamFailed("The upstream sent headers without end.")
             raise self._logged(failure)
         return True
+
+    def _parse(self, piece: bytes) -> None:
+        """Take the answer's part of a piece; what follows it is none of it. Raises FOREIGN_ERRORS."""
+        try:
+            self._parser.feed_data(piece)
+        except FOREIGN_ERRORS:
+            if not self._complete:
+                raise
+            self._reusable = False
 
     def _next_piece(
         self, connection: socket.socket, deadline: Deadline

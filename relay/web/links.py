@@ -19,9 +19,9 @@ def with_linked_files(incoming: Incoming, ask: Ask) -> Ask:
 
     Raises Forbidden where links are not fetched, or not for this caller; BadRequest, or TooLarge.
     """
-    if not ask.payloads and not any(message.payloads for message in ask.preamble):
-        return ask
     messages = (*ask.preamble, ask.question)
+    if not any(message.payloads for message in messages):
+        return ask
     parts = [part for message in messages for part in attachments.parts_of(message)]
     links = {link for part in parts if (link := attachments.link_of(part))}
     if not links:

@@ -291,8 +291,8 @@ class WebDecoder:
 
     def _end(self, announced: bool) -> list[Event]:
         """The stream is over. `announced`: by an event of its own."""
-        if self._documents is not None and self._answer.id is None:
-            self._documents.join_all()  # an echo's text may be the answer after all
+        if self._documents is not None:
+            self._documents.join_all()
         if self._garbled and not self._answer.complete:
             raise UpstreamFailed(
                 "The upstream sent garbage for the last of its answer: text may be lost."
