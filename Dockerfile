@@ -8,10 +8,9 @@ COPY --from=build /venv /venv
 WORKDIR /srv
 COPY chatgpt_webapi.py wsgi.py ./
 COPY relay relay
-COPY deploy/gunicorn.conf.py deploy/
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 PORT=80 DATA_DIR=/data
 USER chatgpt
 VOLUME /data
 EXPOSE 80
 HEALTHCHECK CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['PORT']}/healthz\", timeout=3)"]
-CMD ["gunicorn", "-c", "deploy/gunicorn.conf.py", "wsgi:app"]
+CMD ["python", "chatgpt_webapi.py"]

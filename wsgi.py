@@ -5,8 +5,10 @@ The one place that knows of gevent. It hands in what must: native threads, and h
 """
 
 from relay.commands import check_python
+from relay.containers import SIGNALS, end_at_signals
 
 check_python()
+end_at_signals()  # until `serve` lets running answers end
 
 from gevent import monkey
 
@@ -15,16 +17,17 @@ monkey.patch_all()  # before anything is imported that it has to patch
 import atexit
 import contextlib
 import errno
+import faulthandler
 import gc
 import ipaddress
 import logging
 import os
 import select
-import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 import gevent
@@ -53,6 +56,7 @@ WORKER_BOOT_ERROR = workers.REFUSED
 READABLE = 1  # libev's EV_READ
 SOON = 0.2  # seconds between two looks for connections that are to be polled: most requests are answered by then
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
+STANDSTILL_SECONDS = 30.0  # of an event loop; gunicorn waits for its workers as long
 #: objects before a collection, and collections before the next older ones: of 9,000 objects it stops all for 9 ms, of
 #: what 5,000 streams have for 0.2 s
 GARBAGE = 3000, 2, 2500
@@ -329,12 +333,10 @@ def serve(settings: Settings) -> None:
     if workers.number() <= 1:
         warn_of_address(host)
     stop = Event()
-    watchers = [
-        gevent.signal_handler(number, stop.set)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    ]
+    watchers = [gevent.signal_handler(number, stop.set) for number in SIGNALS]
     spare_collections()
     server.start()
+    end_at_standstill()
     if workers.number() <= 1:  # one of those that start together says it for all
         log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
         startup.log_start(service, (host, port))
@@ -344,8 +346,20 @@ def serve(settings: Settings) -> None:
     log.info("Stopping: running answers are finished first. A second signal cuts them.")
     for watcher in watchers:
         watcher.cancel()
+    end_at_signals()
     server.finish(settings.total_timeout + 5)
     log.info("Stopped.")
+
+
+def end_at_standstill() -> None:
+    """End the process where its loop stands still, and say where, if somebody starts it anew then.
+
+    A watch of C's own, for what stands still may have Python's lock.
+    """
+    if not workers.are_restarted():
+        return
+    rearm = partial(faulthandler.dump_traceback_later, STANDSTILL_SECONDS, exit=True)
+    gevent.get_hub().loop.timer(0, STANDSTILL_SECONDS / 3, ref=False).start(rearm)
 
 
 def wait_for(stop: Event) -> None:
@@ -358,12 +372,8 @@ def wait_for(stop: Event) -> None:
 
 def warn_of_address(host: str) -> None:
     """Warn where strangers can reach what is served here."""
-    if is_public(host):
-        log.warning(
-            "Listening on %s without TLS: put nginx before it, or use gunicorn with "
-            "certificates.",
-            host,
-        )
+    if is_public(host) and not workers.are_contained():
+        log.warning("Listening on %s without TLS: put nginx before it.", host)
     warn_if_open(host, service)
 
 

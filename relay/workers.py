@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from relay.containers import FIRST, is_first
+
 #: the descriptor of the listening socket that a worker inherits, and the worker's number, from 1 on
 LISTENER = "CHATGPT_WEBAPI_LISTENER"
 SUPERVISOR = "CHATGPT_WEBAPI_SUPERVISOR"  # its pid
@@ -35,6 +37,16 @@ def number() -> int:
 def are_alone() -> bool:
     """Whether the process that supervised this worker has ended."""
     return os.environ.get(SUPERVISOR) != str(os.getppid())
+
+
+def are_contained() -> bool:
+    """Whether this process, or the one that supervises it, is the first of a container: that says who reaches it."""
+    return is_first() or os.environ.get(SUPERVISOR) == str(FIRST)
+
+
+def are_restarted() -> bool:
+    """Whether somebody starts this process anew when it fails: our supervisor, systemd, or a container's policy."""
+    return number() > 0 or "NOTIFY_SOCKET" in os.environ or are_contained()
 
 
 def inherited() -> socket.socket | None:

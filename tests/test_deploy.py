@@ -132,9 +132,8 @@ def start_unit(tmp_path: Path) -> Iterator[Callable[..., Start]]:
     def start(unit: Unit = UNIT, folder: Path = ROOT, **settings: str) -> Start:
         port = free_port()
         program, *arguments = shlex.split(unit.one("ExecStart"))
-        assert Path(program).parts[-3:] == (".venv", "bin", "gunicorn")
-        gunicorn = [sys.executable, "-m", "gunicorn"]
-        command = [sys.executable, "-c", DENY_WRITE_EXECUTE, *gunicorn, *arguments]
+        assert Path(program).parts[-3:] == (".venv", "bin", "python")
+        python = [sys.executable, "-c", DENY_WRITE_EXECUTE, sys.executable]
         notifications = Notifications()
         environ = {
             "PATH": os.environ["PATH"],
@@ -147,7 +146,7 @@ def start_unit(tmp_path: Path) -> Iterator[Callable[..., Start]]:
         log = tmp_path / "unit.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command, cwd=folder, env=environ, stdout=file, stderr=file
+                [*python, *arguments], cwd=folder, env=environ, stdout=file, stderr=file
             )
         url = f"http://127.0.0.1:{port}"
         started.append(Start(process, notifications, log, url))
@@ -166,7 +165,7 @@ def test_the_unit_is_ready_when_the_service_answers(
 ) -> None:
     started = start_unit()
     assert UNIT.one("Type") == "notify"
-    # gunicorn's worker reports, and it is not the unit's main process
+    # with WORKERS it is a worker who reports, and that is not the unit's main process
     assert UNIT.one("NotifyAccess") == "all"
     assert "READY=1" in started.notifications.next(30), started.log.read_text()
     answer = requests.post(f"{started.url}/ask", data={"msg": "hi"}, timeout=2)
@@ -180,7 +179,7 @@ def test_the_unit_is_never_ready_when_the_service_cannot_start(
     (tmp_path / "file").touch()
     database = f"sqlite:///{tmp_path}/file/conversations.db"
     started = start_unit(DATABASE_URL=database)
-    assert started.process.wait(30) == 3
+    assert started.process.wait(30) == 1
     assert started.notifications.next(0.2) == []
     assert "chatgpt-webapi cannot start" in started.log.read_text()
 
@@ -340,7 +339,7 @@ def arrivals(*arguments: str) -> tuple[list[float], bytes]:
 
 
 def test_caddy_passes_pieces_on_as_they_come(serve: Serve, caddy: Caddy) -> None:
-    url = caddy(serve("gunicorn", AUTHORIZATION=KEY).url)
+    url = caddy(serve(AUTHORIZATION=KEY).url)
     authorized = ["-H", f"Authorization: Bearer {KEY}"]
     question = ["-d", "msg=hi offline:pace=0.1", "-d", "stream=1"]
     for accept in ("text/event-stream", "text/plain"):
@@ -435,7 +434,6 @@ def test_every_file_of_deploy_is_in_the_document_and_each_named_one_exists() -> 
 
 def test_every_setting_of_the_document_exists() -> None:
     others = {
-        "GUNICORN_CMD_ARGS",  # gunicorn's
         "OLLAMA_HOST",  # Ollama's
     }
     blocks = "\n".join(text for _, text in BLOCKS)

@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "relay.connection": {"relay.deadline", "relay.transports.sockets"},
     "relay.request_parser": set(),
     "relay.stream_pump": {"relay.deadline", "relay.delivery"},
-    "relay.workers": set(),
+    "relay.containers": set(),
+    "relay.workers": {"relay.containers"},
     "relay.http_server": {
         "relay.server",
         "relay.stream_pump",

@@ -12,6 +12,7 @@ from gevent import monkey
 
 from relay import connection, http_server
 
+wsgi.STANDSTILL_SECONDS = 2.0
 http_server.HEAD_SECONDS = 1.5
 http_server.IDLE_SECONDS = 2.0
 connection.BODY_SECONDS = 2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import socket
 import subprocess
@@ -408,6 +409,39 @@ def test_a_worker_that_is_blocked_is_replaced(
         assert requests.get(f"{service.url}/healthz", timeout=20).ok
         assert time.monotonic() - began < 7
     assert "WORKER TIMEOUT" in service.logged()
+
+
+BLOCK = b"GET /block?of-a-caller HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_the_own_server_ends_where_it_is_blocked_and_somebody_starts_it_anew(
+    impatient: Serve,
+) -> None:
+    service = impatient(
+        "pywsgi",
+        CHATGPT_WEBAPI_WORKER="1",
+        CHATGPT_WEBAPI_SUPERVISOR=str(os.getpid()),
+    )
+    time.sleep(3)
+    assert requests.get(f"{service.url}/healthz", timeout=5).ok, "it only had no work"
+    with connect(service) as blocking:
+        blocking.sendall(BLOCK)
+        assert service.process.wait(10) == 1
+    log = service.logged()
+    assert "Timeout (0:00:02)!" in log and " in block" in log
+    assert "of-a-caller" not in log
+
+
+def test_the_own_server_outlives_a_block_where_nobody_would_start_it_anew(
+    impatient: Serve,
+) -> None:
+    """Somebody may have stopped it at a terminal for a while."""
+    service = impatient("pywsgi")
+    with connect(service) as blocking:
+        blocking.sendall(BLOCK)
+        time.sleep(4)
+        assert service.process.poll() is None
+    service.kill()
 
 
 GUNICORN = [sys.executable, "-m", "gunicorn"]
