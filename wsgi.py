@@ -22,6 +22,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import select
 import socket
 import ssl
@@ -40,8 +41,8 @@ from gevent.server import StreamServer
 from chatgpt_webapi import create_app
 from relay import logs, startup, workers
 from relay.connection import BodyGuard, Connection
-from relay.deadline import Deadline
-from relay.errors import RelayError, StoreFailed
+from relay.deadline import NOW, Deadline
+from relay.errors import Overloaded, RelayError, StoreFailed
 from relay.http_server import HttpServer
 from relay.server import Run, Server
 from relay.service import Service
@@ -56,6 +57,8 @@ WORKER_BOOT_ERROR = workers.REFUSED
 READABLE = 1  # libev's EV_READ
 SOON = 0.2  # seconds between two looks for connections that are to be polled: most requests are answered by then
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
+MOST_DESCRIPTORS = 65536  # a stream has two; shells give 1024
+ROOM = 16  # connections that end at once where there are no descriptors left
 STANDSTILL_SECONDS = 30.0  # of an event loop; gunicorn waits for its workers as long
 #: objects before a collection, and collections before the next older ones: of 9,000 objects it stops all for 9 ms, of
 #: what 5,000 streams have for 0.2 s
@@ -288,12 +291,26 @@ class GracefulServer(StreamServer):
         self, listener: socket.socket, address: tuple[str, int], send_seconds: float
     ) -> None:
         connections = Pool()
+        self._has_told = NOW
         self._pump = StreamPump(Readiness())
         self._server = HttpServer(
             app, address, send_seconds, wait_readable, self._pump, connections.spawn
         )
         super().__init__(listener, self._server.serve, spawn=connections)
         gevent.spawn(self._pump.run)
+
+    def do_read(self) -> Any:
+        """Accept a connection; where there is no descriptor for it, those end that have sent nothing for longest."""
+        try:
+            return super().do_read()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._server.make_room(ROOM)
+            if self._has_told.passed:
+                self._has_told = Deadline.after(60)
+                log.warning("All descriptors are used: connections that wait end.")
+            raise Overloaded() from None  # tried again after a pause
 
     def finish(self, seconds: float) -> None:
         """Take no more requests, and wait for the running ones."""
@@ -327,6 +344,7 @@ def listen_at(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let running answers end."""
+    raise_descriptor_limit()
     listener = workers.inherited() or listen(settings)
     host, port = listener.getsockname()[:2]
     server = GracefulServer(listener, (host, port), settings.total_timeout)
@@ -349,6 +367,16 @@ def serve(settings: Settings) -> None:
     end_at_signals()
     server.finish(settings.total_timeout + 5)
     log.info("Stopped.")
+
+
+def raise_descriptor_limit() -> None:
+    """Have as many as this process may have by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def end_at_standstill() -> None:

@@ -35,6 +35,7 @@ from relay.stream_pump import ParkedStream, StreamPump
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
 THREAD_SECONDS = 1.0  # how long of that it keeps its thread, where there is a pump
+MOST_WAITING = 2000  # connections whose callers send nothing, or slowly; answers that run are not counted
 BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -52,6 +53,8 @@ class HttpServer:
     """Serves connections that somebody else accepts. `send_seconds`, `wait_readable`: see `Connection`.
 
     `pump`: takes streams over; `spawn`: does work in a thread of its own, when one comes back.
+    `waiting`: the connections from which a request is awaited (True), or the rest of one's body (False), those that
+    have been waited for longest first.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class HttpServer:
         self._pump = pump
         self._spawn = spawn
         self.is_stopping = False
-        self.idle: set[Connection] = set()
+        self.waiting: dict[Connection, bool] = {}
         self._send_seconds = send_seconds
         self._wait_readable = wait_readable
         self.environ = {
@@ -106,7 +109,25 @@ class HttpServer:
             pass  # the caller left, or is too slow
         finally:
             if not is_parked:
+                self.stop_waiting(connection)
                 connection.close()
+
+    def wait_for_request(self, connection: Connection) -> None:
+        """A request is awaited from now on; where too many are, the oldest of these connections ends."""
+        self.waiting[connection] = True
+        if len(self.waiting) > MOST_WAITING:
+            self.make_room()
+
+    def stop_waiting(self, connection: Connection) -> None:
+        """Its request is here, or its end."""
+        self.waiting.pop(connection, None)
+
+    def make_room(self, count: int = 1) -> None:
+        """End connections that have been waited for longest."""
+        for connection in tuple(self.waiting)[:count]:
+            self.stop_waiting(connection)
+            with contextlib.suppress(OSError):  # its other side may be gone already
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def idle_seconds(self) -> float:
@@ -125,21 +146,21 @@ class HttpServer:
         """Have the pump wait for a connection's next request."""
         if self._pump is None or self.is_stopping:
             return False
-        self.idle.add(served.connection)
+        self.wait_for_request(served.connection)
         self._pump.park(IdleConnection(served))
         return True
 
     def take_up(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
         """Go on with a connection that was parked, in a thread of its own."""
-        self.idle.discard(served.connection)
         self._spawn(partial(self._go_on, served, serve))
 
     def let_idle_go(self) -> None:
         """Take no more requests."""
         self.is_stopping = True
-        for connection in tuple(self.idle):
+        for connection, is_idle in tuple(self.waiting.items()):
             with contextlib.suppress(OSError):  # its other side may be gone already
-                connection.shutdown(socket.SHUT_RD)
+                if is_idle:
+                    connection.shutdown(socket.SHUT_RD)
 
 
 class ServedConnection:
@@ -204,7 +225,7 @@ class ServedConnection:
         has_begun = bool(self._arrived)
         seconds = HEAD_SECONDS if has_begun else self._server.idle_seconds
         connection.read_deadline = Deadline.after(seconds)
-        self._server.idle.add(connection)
+        self._server.wait_for_request(connection)
         try:
             while (head := take_head(self._arrived)) is None:
                 receive = connection.recv if self._is_first else connection.recv_later
@@ -221,7 +242,6 @@ class ServedConnection:
             self._is_idle = not has_begun
             return None
         finally:
-            self._server.idle.discard(connection)
             connection.read_deadline = None
 
     def has_left(self) -> bool:
@@ -235,7 +255,7 @@ class ServedConnection:
 
     def close_idle(self) -> None:
         """End it between two requests."""
-        self._server.idle.discard(self.connection)
+        self._server.stop_waiting(self.connection)
         self.connection.close()
 
     def take_up(self, serve: Callable[[], bool]) -> None:
@@ -247,9 +267,11 @@ class ServedConnection:
         unread = None
         length = request.length
         if length is not None and length <= len(self._arrived):
+            self._server.stop_waiting(self.connection)
             body: Any = BytesIO(_take(self._arrived, length))
         else:
-            source = BodySource(self.connection, self._arrived, request)
+            self._server.waiting[self.connection] = False
+            source = BodySource(self._server, self.connection, self._arrived, request)
             body = unread = RequestBody(source, self.connection, length)
         environ = {
             **self._server.environ,
@@ -353,8 +375,13 @@ class BodySource:
     """
 
     def __init__(
-        self, connection: Connection, arrived: bytearray, request: Request
+        self,
+        server: HttpServer,
+        connection: Connection,
+        arrived: bytearray,
+        request: Request,
     ) -> None:
+        self._server = server
         self._connection = connection
         self._arrived = arrived
         self._left = request.length
@@ -366,9 +393,11 @@ class BodySource:
         if self._asks:
             self._asks = False
             self._connection.sendall(CONTINUE)
-        return (
-            self._read_chunked(size) if self._left is None else self._read_sized(size)
-        )
+        is_sized = self._left is not None
+        piece = self._read_sized(size) if is_sized else self._read_chunked(size)
+        if self._left == 0 or self._decoder.is_over:
+            self._server.stop_waiting(self._connection)
+        return piece
 
     def _read_sized(self, size: int) -> bytes:
         assert self._left is not None

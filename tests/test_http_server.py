@@ -75,7 +75,8 @@ def talk() -> Iterator[Talk]:
             received = b""
             while piece := ours.recv(65536):
                 received += piece
-        assert not server.idle
+        thread.join(10)
+        assert not server.waiting
         return received
 
     yield send
@@ -244,7 +245,7 @@ def test_a_server_that_stops_takes_no_more_requests() -> None:
         ours.settimeout(10)
         ours.sendall(GET % b"unread")
         assert statuses(ours.recv(65536)) == [b"200"]
-        while not server.idle:
+        while not server.waiting:
             pass
         server.let_idle_go()
         assert ours.recv(65536) == b""

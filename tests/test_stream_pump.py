@@ -262,7 +262,7 @@ def test_a_connection_waits_in_the_pump_for_its_next_request(
     assert connection.sock.recv(4096).startswith(b"HTTP/1.1 200 OK")
     wait_for(lambda: waits(served) == 1)
     connection.close()
-    wait_for(lambda: waits(served) == 0 and not served.server.idle)
+    wait_for(lambda: waits(served) == 0 and not served.server.waiting)
 
 
 @pytest.mark.parametrize("served", ["pump"], indirect=True)
