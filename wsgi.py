@@ -56,6 +56,9 @@ WORKER_BOOT_ERROR = workers.REFUSED
 
 READABLE = 1  # libev's EV_READ
 SOON = 0.2  # seconds between two looks for connections that are to be polled: most requests are answered by then
+#: after an ask's own time, until its connection is ended: a database that cannot be written to fails by itself by then,
+#: with an error that its caller is told
+SECONDS_TO_STORE = 30.0
 LOOK_SECONDS = 2.0  # between two looks whether a worker's supervisor is there
 MOST_DESCRIPTORS = 65536  # a stream has two; shells give 1024
 ROOM = 16  # connections that end at once where there are no descriptors left
@@ -146,8 +149,7 @@ class Departures:
             return lambda: None
         if self._poll is None:  # gunicorn forks after the import
             self._begin()
-        # the turn's own clock comes first, with an error of its own
-        until = Deadline.after(seconds + 1)
+        until = Deadline.after(seconds + SECONDS_TO_STORE)
         descriptor = connection.fileno()
         watched = Watched(self, connection, descriptor, left, until)
         self._watched[descriptor] = self._unpolled[descriptor] = watched

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +394,21 @@ def test_a_caller_that_does_not_read_is_hung_up_on(
     assert outcomes(service)[-1]["outcome"] in (
         ("caller_left", "upstream_timeout") if kind else ("whole",)
     )
+
+
+@pytest.mark.parametrize("stream", ["0", "1"], ids=["plain", "stream"])
+def test_a_caller_is_told_that_nothing_can_be_stored_however_little_time_it_gave(
+    serve: Serve, tmp_path: Path, stream: str
+) -> None:
+    service = serve()
+    ask(service, "hello")
+    file = tmp_path / "data" / "conversations.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        fields = {"msg": "hi", "timeout": "2", "stream": stream}
+        answer = requests.post(f"{service.url}/ask", fields, timeout=30)
+    assert answer.status_code == 503
+    assert answer.json()["error"] == "store_failed"
 
 
 def conversations(service: Service) -> list[dict[str, Any]]:
