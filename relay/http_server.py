@@ -36,9 +36,6 @@ HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
 THREAD_SECONDS = 1.0  # how long of that it keeps its thread, where there is a pump
 MOST_WAITING = 2000  # connections whose callers send nothing, or slowly; answers that run are not counted
-BAD_REQUEST = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-)
 PIECE_OF_CHUNKS = 8 * 1024  # bytes: there may be a chunk for each six of them
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -99,11 +96,12 @@ class HttpServer:
         is_parked = False
         try:
             is_parked = serve()
-        except BrokenRequest:
-            # its own words may be anything
-            log.warning("A request from %s could not be read", served.caller)
+        except BrokenRequest as error:
+            log.warning(
+                "A request from %s could not be read: %s", served.caller, error.reason
+            )
             with contextlib.suppress(OSError):
-                connection.sendall(BAD_REQUEST)
+                connection.sendall(bad_request(error.reason))
                 connection.linger()
         except OSError:
             pass  # the caller left, or is too slow
@@ -161,6 +159,15 @@ class HttpServer:
             with contextlib.suppress(OSError):  # its other side may be gone already
                 if is_idle:
                     connection.shutdown(socket.SHUT_RD)
+
+
+def bad_request(reason: str) -> bytes:
+    """The response to what is no request."""
+    body = f"This request could not be read. {reason}\n"
+    return (
+        "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode("ascii")
 
 
 class ServedConnection:

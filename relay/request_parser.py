@@ -20,6 +20,8 @@ LONGEST_NAME = 256  # bytes of a field's name; names are remembered
 LONGEST_CHUNK_LINE = 8 * 1024
 VERSIONS = frozenset(("1.0", "1.1"))
 CHUNKED = b"chunked"
+BROKEN_CHUNK = "A chunk of its body is none."
+TLS_RECORD = b"\x16\x03"  # how a client's first one begins
 STATED_ONCE = frozenset((b"content-length", b"host", b"transfer-encoding"))
 _END = b"\r\n\r\n"
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -32,7 +34,11 @@ _TRAILER = re.compile(
 
 
 class BrokenRequest(OSError):
-    """What came is no request, or is one that two servers could read differently."""
+    """What came is no request, or is one that two servers could read differently. `reason`: none of its own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @frozen
@@ -73,8 +79,15 @@ def take_head(arrived: bytearray) -> bytes | None:
     first_line = arrived.find(b"\n")
     has_bare_end = first_line >= 0 and arrived[first_line - 1 : first_line] != b"\r"
     is_text = arrived[:1].isalpha() or arrived == b"\r"
-    if len(arrived) >= LARGEST_HEAD or has_bare_end or not is_text:
-        raise BrokenRequest
+    if not is_text:
+        is_tls = arrived.startswith(TLS_RECORD)
+        raise BrokenRequest(
+            "It is TLS, which this port does not speak." if is_tls else "It is no HTTP."
+        )
+    if has_bare_end:
+        raise BrokenRequest("Its first line ends without CR.")
+    if len(arrived) >= LARGEST_HEAD:
+        raise BrokenRequest("Its head is too large.")
     return None
 
 
@@ -86,11 +99,15 @@ def parse_head(head: bytes) -> Request:
         parser.feed_data(_with_ascii_target(head))
     except httptools.HttpParserUpgrade:
         pass  # it is for the application to refuse or to ignore
-    except httptools.HttpParserError:
-        raise BrokenRequest from None
+    except httptools.HttpParserCallbackError:
+        raise BrokenRequest("A field's name is too long.") from None
+    except httptools.HttpParserError as error:
+        raise BrokenRequest(f"{error}.") from None
     version = sys.intern(parser.get_http_version())  # an open stream has it
-    if version not in VERSIONS or not reader.target.startswith(b"/"):
-        raise BrokenRequest
+    if version not in VERSIONS:
+        raise BrokenRequest("It is of another version of HTTP.")
+    if not reader.target.startswith(b"/"):
+        raise BrokenRequest("Its target is no path.")
     values = _values(reader.fields)
     return Request(
         method=sys.intern(parser.get_method().decode("ascii")),
@@ -114,7 +131,7 @@ class _HeadReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) > LONGEST_NAME:
-            raise BrokenRequest
+            raise ValueError("a long name")
         self.fields.append((name.lower(), value.rstrip(b" \t")))
 
 
@@ -133,7 +150,7 @@ def _with_ascii_target(head: bytes) -> bytes:
 def _values(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The fields by their names; of one name, joined. Raises BrokenRequest for two of what is stated once."""
     if len(fields) > MOST_FIELDS:
-        raise BrokenRequest
+        raise BrokenRequest("It has too many fields.")
     values = dict(fields)
     if len(values) == len(fields):  # as they mostly are
         return values
@@ -142,7 +159,7 @@ def _values(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         if name not in values:
             values[name] = value
         elif name in STATED_ONCE:
-            raise BrokenRequest
+            raise BrokenRequest("It has a field twice that may be there once.")
         else:
             values[name] += b"," + value
     return values
@@ -154,7 +171,7 @@ def _length_of(values: dict[bytes, bytes], version: str) -> int | None:
     if encoding is None:
         return int(length or 0)
     if length is not None or encoding.lower() != CHUNKED or version == "1.0":
-        raise BrokenRequest
+        raise BrokenRequest("It does not say in one way where its body ends.")
     return None
 
 
@@ -204,10 +221,10 @@ class ChunkDecoder:
         """Raise BrokenRequest for what will be no chunk's first line."""
         if self._next_line is _NEXT_LINE:
             if not line.startswith(b"\r\n"[: len(line)]):
-                raise BrokenRequest
+                raise BrokenRequest(BROKEN_CHUNK)
             del line[:2]
         if b"\n" in line or len(line) > LONGEST_CHUNK_LINE:
-            raise BrokenRequest
+            raise BrokenRequest(BROKEN_CHUNK)
 
     def _drop_trailer(self, arrived: bytearray) -> None:
         end = (
@@ -217,9 +234,9 @@ class ChunkDecoder:
         )
         if end == 3:  # it is not whole
             if len(arrived) >= LARGEST_HEAD:
-                raise BrokenRequest
+                raise BrokenRequest("Its trailer is too large.")
             return
         if not _TRAILER.fullmatch(arrived, 0, end):
-            raise BrokenRequest
+            raise BrokenRequest("Its trailer is none.")
         del arrived[:end]
         self.is_over = True

@@ -103,7 +103,8 @@ def test_requests_in_one_packet_are_answered_in_their_order(talk: Talk) -> None:
 def test_a_request_that_is_none_is_refused_after_those_before_it(talk: Talk) -> None:
     received = talk(GET % b"" + b"NONSENSE\r\n\r\n" + GET % b"", ends=False)
     assert statuses(received) == [b"200", b"400"]
-    assert received.endswith(http_server.BAD_REQUEST)
+    told = "Invalid method encountered."
+    assert received.endswith(http_server.bad_request(told))
 
 
 def test_a_body_arrives_whole_in_whatever_pieces(talk: Talk) -> None:

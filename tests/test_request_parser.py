@@ -116,14 +116,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
 def test_what_two_servers_could_read_differently_is_refused(sent: bytes) -> None:
-    with pytest.raises(BrokenRequest):
+    with pytest.raises(BrokenRequest, match=r"^[A-Z][ -~]+\.$"):
         parse_head(sent)
 
 
 def test_names_are_remembered_so_they_are_short() -> None:
     longest = b"x" * request_parser.LONGEST_NAME
     assert parse_head(head(longest + b": a")).fields == [(longest, b"a")]
-    with pytest.raises(BrokenRequest):
+    with pytest.raises(BrokenRequest, match="name is too long"):
         parse_head(head(longest + b"x: a"))
 
 
@@ -150,8 +150,14 @@ def test_a_head_is_taken_once_it_is_whole_and_nothing_after_it() -> None:
     ids=["tls", "bare-lf", "lf", "long-line", "large"],
 )
 def test_what_will_be_no_head_is_not_waited_for(sent: bytes) -> None:
-    with pytest.raises(BrokenRequest):
+    with pytest.raises(BrokenRequest, match=r"^It"):
         take_head(bytearray(sent))
+
+
+def test_tls_is_told_from_other_nonsense() -> None:
+    for sent, reason in ((b"\x16\x03\x01\x02\0", "It is TLS"), (b"\x16", "no HTTP")):
+        with pytest.raises(BrokenRequest, match=reason):
+            take_head(bytearray(sent))
 
 
 def decode(decoder: ChunkDecoder, pieces: list[bytes]) -> tuple[bytes, bytes]:
