@@ -39,9 +39,9 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from chatgpt_webapi import create_app
-from relay import logs, startup, workers
+from relay import logs, startup, systemd, workers
 from relay.connection import BodyGuard, Connection
-from relay.deadline import NOW, Deadline
+from relay.deadline import Deadline
 from relay.errors import Overloaded, RelayError, StoreFailed
 from relay.http_server import HttpServer
 from relay.server import Run, Server
@@ -50,6 +50,7 @@ from relay.setting_warnings import find_warnings
 from relay.settings import Settings, SettingsError
 from relay.stream_pump import NEVER, StreamPump
 from relay.values import frozen
+from relay.waiting_callers import MOST_WAITING, WaitingCallers
 
 #: gunicorn's: the master ends, where it would start workers for ever; ours does the same
 WORKER_BOOT_ERROR = workers.REFUSED
@@ -290,13 +291,23 @@ class GracefulServer(StreamServer):
     """Accepts connections, each for a greenlet of its own, and lets running answers end."""
 
     def __init__(
-        self, listener: socket.socket, address: tuple[str, int], send_seconds: float
+        self,
+        listener: socket.socket,
+        address: tuple[str, int],
+        send_seconds: float,
+        waiting: WaitingCallers,
     ) -> None:
         connections = Pool()
-        self._has_told = NOW
+        self._waiting = waiting
         self._pump = StreamPump(Readiness())
         self._server = HttpServer(
-            app, address, send_seconds, wait_readable, self._pump, connections.spawn
+            app,
+            address,
+            send_seconds,
+            wait_readable,
+            self._pump,
+            connections.spawn,
+            waiting,
         )
         super().__init__(listener, self._server.serve, spawn=connections)
         gevent.spawn(self._pump.run)
@@ -308,10 +319,7 @@ class GracefulServer(StreamServer):
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            self._server.make_room(ROOM)
-            if self._has_told.passed:
-                self._has_told = Deadline.after(60)
-                log.warning("All descriptors are used: connections that wait end.")
+            self._waiting.make_room("All descriptors are used", ROOM)
             raise Overloaded() from None  # tried again after a pause
 
     def finish(self, seconds: float) -> None:
@@ -330,7 +338,8 @@ def listen(settings: Settings) -> socket.socket:
         return listen_at(settings.host, settings.port)
     except OSError as error:
         address = f"{settings.host}:{settings.port}"
-        sys.exit(f"chatgpt-webapi cannot listen on {address}: {error.strerror}")
+        log.critical("chatgpt-webapi cannot listen on %s: %s", address, error.strerror)
+        sys.exit(1)
 
 
 def listen_at(host: str, port: int) -> socket.socket:
@@ -346,10 +355,12 @@ def listen_at(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let running answers end."""
-    raise_descriptor_limit()
+    descriptors = raise_descriptor_limit()
+    # an ask has two, so those that wait leave most of them to the others
+    waiting = WaitingCallers(min(MOST_WAITING, descriptors // 4))
     listener = workers.inherited() or listen(settings)
     host, port = listener.getsockname()[:2]
-    server = GracefulServer(listener, (host, port), settings.total_timeout)
+    server = GracefulServer(listener, (host, port), settings.total_timeout, waiting)
     if workers.number() <= 1:
         warn_of_address(host)
     stop = Event()
@@ -360,25 +371,34 @@ def serve(settings: Settings) -> None:
     if workers.number() <= 1:  # one of those that start together says it for all
         log.info("Listening on http://%s:%d%s", host, port, settings.api_prefix)
         startup.log_start(service, (host, port))
-    startup.notify_systemd("READY=1")
+    systemd.notify("READY=1")
     wait_for(stop)
-    startup.notify_systemd("STOPPING=1")
+    if not workers.number():  # of all of them that is their supervisor's to say
+        systemd.notify("STOPPING=1")
     log.info("Stopping: running answers are finished first. A second signal cuts them.")
     for watcher in watchers:
         watcher.cancel()
     end_at_signals()
     server.finish(settings.total_timeout + 5)
+    if service.background.is_running:
+        log.info("Asks with a key that outlive their callers are finished.")
+    service.wait(settings.total_timeout + 5)
     log.info("Stopped.")
 
 
-def raise_descriptor_limit() -> None:
-    """Have as many as this process may have by itself."""
+def raise_descriptor_limit() -> int:
+    """Have as many descriptors as this process may have by itself; how many these are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
         wanted = min(hard, wanted)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # a sandbox may refuse it
+        return soft
+    return wanted
 
 
 def end_at_standstill() -> None:
@@ -402,13 +422,15 @@ def wait_for(stop: Event) -> None:
 
 def warn_of_address(host: str) -> None:
     """Warn where strangers can reach what is served here."""
-    if is_public(host) and not workers.are_contained():
+    address = ip_of(host)
+    is_public = address.is_global or address.is_unspecified
+    if is_public and not workers.are_contained():
         log.warning("Listening on %s without TLS: put nginx before it.", host)
     warn_if_open(host, service)
 
 
-def is_public(host: str) -> bool:
-    return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host.partition("%")[0])
 
 
 def address_of(name: Any) -> startup.Address:
@@ -418,11 +440,13 @@ def address_of(name: Any) -> startup.Address:
 
 def warn_if_open(host: str, service: Service) -> None:
     """Warn where strangers may reach a service that asks nobody for a key."""
-    if is_public(host) and not service.access.needs_key:
+    if not ip_of(host).is_loopback and not service.access.needs_key:
+        is_outside = workers.are_contained()
         log.warning(
             "Listening on %s without client keys: whoever reaches it may use it. Set "
-            "AUTHORIZATION, or listen on 127.0.0.1.",
+            "AUTHORIZATION, or %s on 127.0.0.1.",
             host,
+            "publish its port" if is_outside else "listen",
         )
 
 
@@ -473,7 +497,8 @@ try:
         for warning in find_warnings(settings, os.environ):
             log.warning("%s", warning)
     if __name__ == "__main__" and settings.workers > 1 and not workers.number():
-        workers.supervise(listen(settings), settings.workers)
+        form = settings.log_level, settings.log_format
+        workers.supervise(listen(settings), settings.workers, *form)
     app = create_app(
         settings,
         server=Server(

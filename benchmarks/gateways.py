@@ -394,7 +394,6 @@ class Bench:
             environ |= {
                 "REVERSE_PROXY": address,
                 "ACCESS_TOKEN": "token-of-the-server",
-                "MAX_CONCURRENCY": "0",
             }
         environ |= {"WORKERS": str(workers), "DATABASE_URL": database}
         process = self.start(

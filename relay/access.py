@@ -120,6 +120,11 @@ def parse_keys(entries: tuple[str, ...]) -> tuple[Key, ...]:
 
 def _check_strength(name: str, key: str) -> None:
     """Raise SettingsError for a key that strangers would guess; one that is short is only warned of."""
+    if "$(" in key:
+        raise SettingsError(
+            f"AUTHORIZATION cannot be used: the key of {name} holds '$(', which only a "
+            "shell replaces. Write the key itself."
+        )
     if len(key) < SHORTEST_KEY or key.lower() in WELL_KNOWN:
         raise SettingsError(
             f"AUTHORIZATION cannot be used: the key of {name} has fewer than "

@@ -90,6 +90,20 @@ class Connection(socket.socket):
         """What is there to read; b"" at the end, None where nothing is. Raises OSError."""
         return receive_now(self._plain or without_waiting(self))
 
+    def has_input(self) -> bool:
+        """Whether something of it is to be read, its end too."""
+        try:
+            if self._plain is not None:
+                self._plain.recv(1, socket.MSG_PEEK)
+            else:
+                self.settimeout(0)
+                super().recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
     def _read(self, read: Callable[..., T], *args: Any) -> T:
         if self.read_deadline is not None and self.read_deadline.passed:
             raise TimeoutError(TOO_SLOW)

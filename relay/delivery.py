@@ -413,6 +413,10 @@ class Background:
     def __init__(self) -> None:
         self._running: set[Thread] = set()
 
+    @property
+    def is_running(self) -> bool:
+        return bool(self._running)
+
     def start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:

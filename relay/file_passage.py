@@ -56,6 +56,7 @@ class NoWatch:
 
     keep_alive = b""
     is_whole = True
+    has_failed = False
     is_between_events = False
 
     def listen(self, listener: Callable[[bytes], None]) -> None:

@@ -31,11 +31,11 @@ from relay.request_parser import (
 )
 from relay.server import in_thread
 from relay.stream_pump import ParkedStream, StreamPump
+from relay.waiting_callers import WaitingCallers
 
 HEAD_SECONDS = 30.0  # for a request's head, from its first byte on
 IDLE_SECONDS = 75.0  # between two requests of one connection
 THREAD_SECONDS = 1.0  # how long of that it keeps its thread, where there is a pump
-MOST_WAITING = 2000  # connections whose callers send nothing, or slowly; answers that run are not counted
 PIECE_OF_CHUNKS = 8 * 1024  # bytes: there may be a chunk for each six of them
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,8 +50,6 @@ class HttpServer:
     """Serves connections that somebody else accepts. `send_seconds`, `wait_readable`: see `Connection`.
 
     `pump`: takes streams over; `spawn`: does work in a thread of its own, when one comes back.
-    `waiting`: the connections from which a request is awaited (True), or the rest of one's body (False), those that
-    have been waited for longest first.
     """
 
     def __init__(
@@ -62,12 +60,13 @@ class HttpServer:
         wait_readable: Callable[[Any, float], bool] | None = None,
         pump: StreamPump | None = None,
         spawn: Callable[[Callable[[], None]], object] = in_thread,
+        waiting: WaitingCallers | None = None,
     ) -> None:
+        self.waiting = WaitingCallers() if waiting is None else waiting
         self.application = application
         self._pump = pump
         self._spawn = spawn
         self.is_stopping = False
-        self.waiting: dict[Connection, bool] = {}
         self._send_seconds = send_seconds
         self._wait_readable = wait_readable
         self.environ = {
@@ -102,30 +101,12 @@ class HttpServer:
             )
             with contextlib.suppress(OSError):
                 connection.sendall(bad_request(error.reason))
-                connection.linger()
+                self.linger(connection)
         except OSError:
             pass  # the caller left, or is too slow
         finally:
             if not is_parked:
-                self.stop_waiting(connection)
                 connection.close()
-
-    def wait_for_request(self, connection: Connection) -> None:
-        """A request is awaited from now on; where too many are, the oldest of these connections ends."""
-        self.waiting[connection] = True
-        if len(self.waiting) > MOST_WAITING:
-            self.make_room()
-
-    def stop_waiting(self, connection: Connection) -> None:
-        """Its request is here, or its end."""
-        self.waiting.pop(connection, None)
-
-    def make_room(self, count: int = 1) -> None:
-        """End connections that have been waited for longest."""
-        for connection in tuple(self.waiting)[:count]:
-            self.stop_waiting(connection)
-            with contextlib.suppress(OSError):  # its other side may be gone already
-                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def idle_seconds(self) -> float:
@@ -144,21 +125,27 @@ class HttpServer:
         """Have the pump wait for a connection's next request."""
         if self._pump is None or self.is_stopping:
             return False
-        self.wait_for_request(served.connection)
+        self.waiting.add(served.connection, is_idle=True)
         self._pump.park(IdleConnection(served))
         return True
 
     def take_up(self, served: ServedConnection, serve: Callable[[], bool]) -> None:
         """Go on with a connection that was parked, in a thread of its own."""
+        self.waiting.remove(served.connection)
         self._spawn(partial(self._go_on, served, serve))
 
     def let_idle_go(self) -> None:
         """Take no more requests."""
         self.is_stopping = True
-        for connection, is_idle in tuple(self.waiting.items()):
-            with contextlib.suppress(OSError):  # its other side may be gone already
-                if is_idle:
-                    connection.shutdown(socket.SHUT_RD)
+        self.waiting.let_idle_go()
+
+    def linger(self, connection: Connection) -> None:
+        """Let what was answered reach a caller that still sends."""
+        self.waiting.add(connection, is_idle=False)
+        try:
+            connection.linger()
+        finally:
+            self.waiting.remove(connection)
 
 
 def bad_request(reason: str) -> bytes:
@@ -166,6 +153,7 @@ def bad_request(reason: str) -> bytes:
     body = f"This request could not be read. {reason}\n"
     return (
         "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        "X-Error-Source: caller\r\nX-Error-Code: bad_request\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"
     ).encode("ascii")
 
@@ -228,13 +216,19 @@ class ServedConnection:
         """The next request's head; None at the end of the connection, and where none comes in time."""
         if self._server.is_stopping:
             return None
+        head = take_head(self._arrived) or self._await_head()
+        self._is_first = False
+        return head
+
+    def _await_head(self) -> bytes | None:
+        """The same of a head that is not all here."""
         connection = self.connection
         has_begun = bool(self._arrived)
         seconds = HEAD_SECONDS if has_begun else self._server.idle_seconds
         connection.read_deadline = Deadline.after(seconds)
-        self._server.wait_for_request(connection)
+        self._server.waiting.add(connection, is_idle=True)
         try:
-            while (head := take_head(self._arrived)) is None:
+            while True:
                 receive = connection.recv if self._is_first else connection.recv_later
                 piece = receive(PIECE)
                 if not piece:
@@ -243,12 +237,14 @@ class ServedConnection:
                     has_begun = True
                     connection.read_deadline = Deadline.after(HEAD_SECONDS)
                 self._arrived += piece
-            self._is_first = False
-            return head
+                head = take_head(self._arrived)
+                if head is not None or self._server.is_stopping:
+                    return head
         except TimeoutError:
             self._is_idle = not has_begun
             return None
         finally:
+            self._server.waiting.remove(connection)
             connection.read_deadline = None
 
     def has_left(self) -> bool:
@@ -262,7 +258,7 @@ class ServedConnection:
 
     def close_idle(self) -> None:
         """End it between two requests."""
-        self._server.stop_waiting(self.connection)
+        self._server.waiting.remove(self.connection)
         self.connection.close()
 
     def take_up(self, serve: Callable[[], bool]) -> None:
@@ -274,11 +270,10 @@ class ServedConnection:
         unread = None
         length = request.length
         if length is not None and length <= len(self._arrived):
-            self._server.stop_waiting(self.connection)
             body: Any = BytesIO(_take(self._arrived, length))
         else:
-            self._server.waiting[self.connection] = False
-            source = BodySource(self._server, self.connection, self._arrived, request)
+            waiting = self._server.waiting
+            source = BodySource(waiting, self.connection, self._arrived, request)
             body = unread = RequestBody(source, self.connection, length)
         environ = {
             **self._server.environ,
@@ -318,7 +313,7 @@ class ServedConnection:
             if not is_parked:
                 response.close()
         if not writer.is_body_read:
-            self.connection.linger()
+            self._server.linger(self.connection)
         return False
 
 
@@ -383,12 +378,12 @@ class BodySource:
 
     def __init__(
         self,
-        server: HttpServer,
+        waiting: WaitingCallers,
         connection: Connection,
         arrived: bytearray,
         request: Request,
     ) -> None:
-        self._server = server
+        self._waiting = waiting
         self._connection = connection
         self._arrived = arrived
         self._left = request.length
@@ -400,11 +395,9 @@ class BodySource:
         if self._asks:
             self._asks = False
             self._connection.sendall(CONTINUE)
-        is_sized = self._left is not None
-        piece = self._read_sized(size) if is_sized else self._read_chunked(size)
-        if self._left == 0 or self._decoder.is_over:
-            self._server.stop_waiting(self._connection)
-        return piece
+        return (
+            self._read_chunked(size) if self._left is None else self._read_sized(size)
+        )
 
     def _read_sized(self, size: int) -> bytes:
         assert self._left is not None
@@ -422,7 +415,12 @@ class BodySource:
         return _take(self._decoded, size)
 
     def _receive(self) -> None:
-        piece = self._connection.recv(PIECE_OF_CHUNKS if self._left is None else PIECE)
+        size = PIECE_OF_CHUNKS if self._left is None else PIECE
+        self._waiting.add(self._connection, is_idle=False)
+        try:
+            piece = self._connection.recv(size)
+        finally:
+            self._waiting.remove(self._connection)
         if not piece:
             raise ConnectionResetError(errno.ECONNRESET, "the body was cut short")
         self._arrived += piece

@@ -34,6 +34,7 @@ from relay.upstreams.http import (
 )
 
 #: between two connections (RFC 9110, 7.6.1), or of the upstream's origin and not of ours
+FAILED_WITHIN = "The upstream told of a failure within its answer."
 DROPPED_HEADERS = frozenset(
     (
         "alt-svc",
@@ -67,6 +68,10 @@ class Watch(Protocol):
 
     @property
     def is_whole(self) -> bool: ...
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether what passed told of a failure; known once `is_whole` was asked for."""
 
     @property
     def is_between_events(self) -> bool: ...
@@ -274,13 +279,20 @@ class Passage(Delivery):
             yield from self._pass_on()
             yield from self._wait_unparked()
             self._observe_end()
-            self.outcome = self._refused.code if self._refused else "whole"
+            self.outcome = self._refused.code if self._refused else self._told()
         except RelayError as error:
             yield from self._wait_unparked()
             self._fail(error)
             if not (self._began_late or self.is_event_stream):
                 raise BodyAborted() from None
             yield self._watch.fail(error)
+
+    def _told(self) -> str:
+        """The outcome of an answer that passed to its end."""
+        if not self._is_watched or not self._watch.has_failed:
+            return "whole"
+        self._why_refused = FAILED_WITHIN
+        return UpstreamFailed.code
 
     def _begin_late(self) -> Iterator[bytes]:
         """The head comes after the caller's own was sent."""

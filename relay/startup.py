@@ -6,11 +6,11 @@ import logging
 import os
 import re
 import shlex
-import socket
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sqlalchemy import make_url
 
@@ -20,6 +20,7 @@ from relay.database import sqlite_path
 from relay.errors import StoreFailed
 from relay.service import Service
 from relay.settings import Settings
+from relay.systemd import ADDRESS
 from relay.transports.selection import proxies_of
 from relay.upstreams.chatgpt_web import may_ask_without_account, places_of
 from relay.upstreams.openai.body import DEFAULT_BASE
@@ -27,6 +28,7 @@ from relay.upstreams.openai.body import base as openai_base
 
 log = logging.getLogger("chatgpt_webapi")
 
+OPERATORS_COMMAND = "chatgpt-webapi"  # of deploy/, as root runs it
 #: of a listening socket: a host and a port, or the path of a UNIX socket
 Address: TypeAlias = "tuple[str, int] | str"
 
@@ -229,7 +231,9 @@ def _credential(service: Service) -> list[str]:
 
 
 def command_line(*arguments: str) -> str:
-    """The shell line of a command of this service, with the Python that runs now."""
+    """The shell line of a command of this service, with the Python that runs now; under the unit, with its command."""
+    if ADDRESS in os.environ and shutil.which(OPERATORS_COMMAND):
+        return shlex.join([OPERATORS_COMMAND, *arguments])
     script = Path(__file__).parent.parent / "chatgpt_webapi.py"
     paths = [_from_here(Path(sys.executable)), _from_here(script)]
     return shlex.join([*paths, *arguments])
@@ -241,18 +245,3 @@ def _from_here(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def notify_systemd(state: Literal["READY=1", "STOPPING=1"]) -> None:
-    """Tell systemd how far the service is, where it wants to know (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):  # a name without a file
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.connect(address)
-            channel.sendall(state.encode())
-    except OSError as error:
-        log.warning("systemd could not be notified: %s", error.strerror)

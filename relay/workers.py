@@ -6,6 +6,7 @@ what it had imported is gone. The workers inherit the listening socket; the kern
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from relay.containers import FIRST, is_first
+from relay import logs, systemd
+from relay.containers import FIRST, SIGNALS, is_first
 
 #: the descriptor of the listening socket that a worker inherits, and the worker's number, from 1 on
 LISTENER = "CHATGPT_WEBAPI_LISTENER"
@@ -27,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REFUSED = 3  # exit status of a worker that cannot start, and will not the next time
 SHORT_LIFE = 5.0  # seconds: a worker that lived no longer is started anew after a pause
 PAUSE = 1.0
+
+log = logging.getLogger("chatgpt_webapi")
 
 
 def number() -> int:
@@ -46,7 +50,7 @@ def are_contained() -> bool:
 
 def are_restarted() -> bool:
     """Whether somebody starts this process anew when it fails: our supervisor, systemd, or a container's policy."""
-    return number() > 0 or "NOTIFY_SOCKET" in os.environ or are_contained()
+    return number() > 0 or systemd.ADDRESS in os.environ or are_contained()
 
 
 def inherited() -> socket.socket | None:
@@ -55,11 +59,15 @@ def inherited() -> socket.socket | None:
     return socket.socket(fileno=int(descriptor)) if descriptor else None
 
 
-def supervise(listener: socket.socket, count: int) -> NoReturn:
+def supervise(
+    listener: socket.socket, count: int, log_level: str, log_format: str
+) -> NoReturn:
     """Become the process that supervises the workers."""
     os.set_inheritable(listener.fileno(), True)
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from relay import workers; workers.run()"
     words = [sys.executable, "-c", code, str(listener.fileno()), str(count)]
+    words += [log_level, log_format]
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until `Supervisor.run`
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, words)
@@ -67,6 +75,7 @@ def supervise(listener: socket.socket, count: int) -> NoReturn:
 
 def run() -> NoReturn:
     """What the supervising process does."""
+    logs.configure(sys.argv[3], sys.argv[4])
     sys.exit(Supervisor(int(sys.argv[1]), int(sys.argv[2])).run())
 
 
@@ -77,6 +86,8 @@ class Supervisor:
         self._listener = listener
         self._count = count
         self._workers: dict[int, tuple[int, float]] = {}  # pid: number, and since when
+        self._newest = 0
+        self._is_starting = False
         self._is_stopping = False
         self._status = 0
 
@@ -84,15 +95,18 @@ class Supervisor:
         """The exit status."""
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(name, self._stop)
-        for number in range(1, self._count + 1):
-            self._start(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for _ in range(self._count):
+            self._start()
         while self._workers:
             pid, status = os.wait()
             self._take_leave(pid, os.waitstatus_to_exitcode(status))
         return self._status
 
-    def _start(self, number: int) -> None:
-        told = {LISTENER: self._listener, NUMBER: number, SUPERVISOR: os.getpid()}
+    def _start(self) -> None:
+        self._is_starting = True
+        self._newest += 1
+        told = {LISTENER: self._listener, NUMBER: self._newest, SUPERVISOR: os.getpid()}
         environ = os.environ | {name: str(value) for name, value in told.items()}
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "wsgi.py")],
@@ -100,14 +114,26 @@ class Supervisor:
             pass_fds=(self._listener,),
             start_new_session=True,  # a terminal's Ctrl-C comes once, by way of us
         )
-        self._workers[process.pid] = number, time.monotonic()
+        self._workers[process.pid] = self._newest, time.monotonic()
         process.returncode = 0  # `run` waits for it
+        self._is_starting = False
         if self._is_stopping:  # the signal came while it was started
+            self._stop_listening()
             os.kill(process.pid, signal.SIGTERM)
+
+    def _stop_listening(self) -> None:
+        """Else who comes now would wait until the last worker has ended."""
+        if self._listener >= 0:
+            os.close(self._listener)
+            self._listener = -1
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """A second signal cuts the running answers."""
+        if not self._is_stopping:
+            systemd.notify("STOPPING=1")
         self._is_stopping = True
+        if not self._is_starting:
+            self._stop_listening()
         for pid in tuple(self._workers):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -120,10 +146,8 @@ class Supervisor:
             self._status = 1
             self._stop(signal.SIGTERM, None)
             return
-        sys.stderr.write(
-            f"chatgpt-webapi: worker {number} ended ({status}); another one begins\n"
-        )
+        log.warning("Worker %d ended (%d): another one begins.", number, status)
         if time.monotonic() - since < SHORT_LIFE:
             time.sleep(PAUSE)
         if not self._is_stopping:
-            self._start(number)
+            self._start()

@@ -19,6 +19,7 @@ import requests
 
 from relay.settings import Settings
 from tests.nginx import certificate
+from tests.notifications import Notifications
 from tests.processes import ROOT, Service, curl, free_port, need
 
 Serve = Callable[..., Service]
@@ -92,26 +93,6 @@ def test_systemd_accepts_the_unit_and_finds_it_confined(tmp_path: Path) -> None:
     )
     level = re.search(r"exposure level for .*: ([\d.]+)", rated.stdout)
     assert level is None or float(level[1]) < 2.5  # systemd before 250 has no --offline
-
-
-class Notifications:
-    """The socket that systemd hands a service of Type=notify."""
-
-    def __init__(self) -> None:
-        self.address = f"@chatgpt-webapi-{os.getpid()}-{time.monotonic_ns()}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + self.address[1:])
-
-    def next(self, seconds: float) -> list[str]:
-        """The lines of the next message; none if it does not come within `seconds`."""
-        self._socket.settimeout(seconds)
-        try:
-            return self._socket.recv(4096).decode().splitlines()
-        except TimeoutError:
-            return []
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @dataclass

@@ -35,8 +35,11 @@ MAY_IMPORT = {
     "relay.request_parser": set(),
     "relay.stream_pump": {"relay.deadline", "relay.delivery"},
     "relay.containers": set(),
-    "relay.workers": {"relay.containers"},
+    "relay.systemd": set(),
+    "relay.workers": {"relay.containers", "relay.logs", "relay.systemd"},
+    "relay.waiting_callers": {"relay.connection", "relay.deadline"},
     "relay.http_server": {
+        "relay.waiting_callers",
         "relay.server",
         "relay.stream_pump",
         "relay.connection",
@@ -133,6 +136,7 @@ MAY_IMPORT = {
     "relay.setting_warnings": {"relay.settings"},
     "relay.commands.backup": {"relay.errors", "relay.schema", "relay.database"},
     "relay.startup": {
+        "relay.systemd",
         "relay.errors",
         "relay.settings",
         "relay.access",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from tests.notifications import Notifications
 from tests.processes import Service, children_of
 from tests.waiting import wait_for
 
@@ -84,6 +87,44 @@ def test_a_stop_lets_running_answers_end_and_leaves_nobody(serve: Serve) -> None
         assert all("hello" in each.result()["text"] for each in running)
     assert service.process.wait(30) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_during_a_stop_who_comes_is_refused_at_once(serve: Serve) -> None:
+    service = serve(WORKERS="2")
+    wait_for(lambda: len(workers_of(service)) == 2, 20)
+    with ThreadPoolExecutor(1) as callers:
+        running = callers.submit(ask, service, "hello offline:delay=6")
+        time.sleep(1)
+        service.terminate()
+        wait_for(lambda: refuses(service.port), 3)
+        assert "hello" in running.result()["text"]
+
+
+def refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_worker_that_ends_says_nothing_of_the_service(serve: Serve) -> None:
+    notifications = Notifications()
+    service = serve(WORKERS="2", NOTIFY_SOCKET=notifications.address)
+    try:
+        wait_for(lambda: len(workers_of(service)) == 2, 20)
+        lost = min(workers_of(service))
+        os.kill(lost, signal.SIGTERM)
+        wait_for(lambda: len(workers_of(service) - {lost}) == 2, 30)
+        ready = [notifications.next(20) for _ in range(3)]
+        assert ready == [["READY=1"]] * 3
+        service.terminate()
+        assert notifications.next(5) == ["STOPPING=1"]
+        assert service.process.wait(20) == 0
+        assert notifications.next(0.2) == []
+    finally:
+        notifications.close()
+    lines = [json.loads(line) for line in service.logged().splitlines()]
+    [begun] = [each for each in lines if "another one begins" in each["message"]]
+    assert begun["level"] == "WARNING"
+    assert sum("Listening on" in each["message"] for each in lines) == 1
 
 
 def test_workers_without_their_supervisor_end(serve: Serve) -> None:

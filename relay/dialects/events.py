@@ -28,6 +28,9 @@ class EventWatch:
         self._unseen_size = 0
         self._listener: Callable[[bytes], None] | None = None
 
+    #: an event said that the answer failed
+    has_failed = False
+
     def listen(self, listener: Callable[[bytes], None]) -> None:
         """Have another one look along at the events that pass."""
         self._listener = listener

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from relay.errors import Unreachable
+from relay.errors import Overloaded, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,13 @@ class DirectDialer:
         except (OSError, UnicodeError):
             addresses = []
         for family, kind, protocol, _, address in addresses:
-            connection = socket.socket(family, kind, protocol)
+            try:
+                connection = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise Overloaded() from None
+                reason = "its kind of address is not known here"
+                continue
             connected = False
             try:
                 opened(connection)

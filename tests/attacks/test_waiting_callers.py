@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from relay.http_server import MOST_WAITING
+from relay.waiting_callers import MOST_WAITING
 from tests.processes import Service
 from tests.waiting import wait_for
 
@@ -106,6 +106,24 @@ def test_without_descriptors_those_end_that_wait(
         for _ in range(5):
             answer = requests.post(f"{service.url}/ask", {"msg": "hi"}, timeout=10)
             assert answer.status_code == 200
+        log = service.logged()
+        assert log.count("send nothing") == 1 and "Traceback" not in log
+    finally:
+        service.stop()
+
+
+def test_where_answers_have_the_descriptors_those_end_that_wait(
+    tmp_path: Path, hold: Callable[..., list[socket.socket]]
+) -> None:
+    service = ShortService(tmp_path, "pywsgi", {})
+    try:
+        silent = hold(service, DESCRIPTORS // 4 - 2, b"").copy()
+        body = b"hi offline:pace=1"
+        stream = b"Content-Length: %d\r\nAccept: text/plain\r\n\r\n" % len(body)
+        for answering in hold(service, 120, HEAD + stream + body)[len(silent) :]:
+            answering.settimeout(10)
+            assert answering.recv(1000).startswith(b"HTTP/1.1 200")
+        assert any(map(is_over, silent))
         log = service.logged()
         assert log.count("All descriptors are used") == 1 and "Traceback" not in log
     finally:

@@ -29,6 +29,7 @@ _END_TYPES = (
     "response.cancelled",
     "error",
 )
+_FAILED_TYPES = ("response.failed", "error")
 #: what events have that may say that an answer is whole, or that it failed; within a JSON text the quotes would be
 #: escaped. Each is the plain text that a pattern begins with, which is found at a tenth of the pattern's cost, and the
 #: pattern
@@ -83,6 +84,8 @@ class EventWatch(events.EventWatch):
         if not isinstance(payload, dict):
             return False
         if payload.get("error") or payload.get("type") in _END_TYPES:
+            is_failure = payload.get("type") in _FAILED_TYPES
+            self.has_failed = is_failure or bool(payload.get("error"))
             return True
         self._finished = self._finished.union(_finished_choices(payload))
         return len(self._finished) >= self._choices
