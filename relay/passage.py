@@ -33,8 +33,8 @@ from relay.upstreams.http import (
     WholeResponse,
 )
 
-#: between two connections (RFC 9110, 7.6.1), or of the upstream's origin and not of ours
 FAILED_WITHIN = "The upstream told of a failure within its answer."
+#: between two connections (RFC 9110, 7.6.1), or of the upstream's origin and not of ours
 DROPPED_HEADERS = frozenset(
     (
         "alt-svc",

@@ -14,7 +14,7 @@ from threading import Timer
 import pytest
 import requests
 
-from tests.processes import ROOT, children_of, free_port, need
+from tests.processes import ROOT, Service, children_of, free_port, need
 from tests.waiting import wait_for
 
 ALONE = ["unshare", "--pid", "--fork"]  # a process of its own numbers
@@ -87,6 +87,13 @@ def test_it_serves_and_ends_by_a_signal(
     log = contained.log.read_text()
     assert "Stopped." in log and "Traceback" not in log
     assert "without TLS" not in log, "who reaches it is said outside"
+
+
+def test_outside_of_a_container_all_addresses_without_tls_are_warned_of(
+    serve: Callable[..., Service],
+) -> None:
+    service = serve(HOST="0.0.0.0", AUTHORIZATION="the-client-key-0")
+    assert service.logged().count("0.0.0.0 without TLS") == 1
 
 
 def test_it_ends_by_a_signal_while_it_starts(

@@ -347,6 +347,31 @@ def test_the_log_says_of_an_error_that_passes_what_it_is(
     assert "400" in line["why"] and "no such thing" not in line["why"]
 
 
+def test_the_log_says_of_a_stream_that_failed_that_it_did(
+    serve: Start, upstream: RawUpstream
+) -> None:
+    event = b'data: {"error": {"message": "too much to do", "code": "busy"}}\n\n'
+    upstream.answers = [[response(200, event, "text/event-stream")]]
+    service = served(serve, upstream, LOG_FORMAT="json")
+    body = b'{"model":"m","stream":true}'
+    answer = requests.post(f"{service.url}{CHAT}", body, headers=JSON_KEY, timeout=9)
+    assert answer.content == event
+    wait_for(lambda: bool(outcomes(service)))
+    [line] = outcomes(service)
+    assert (line["status"], line["outcome"]) == (200, "upstream_failed")
+    assert "within its answer" in line["why"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_failed"),
+    [("response.failed", True), ("error", True), ("response.completed", False)],
+)
+def test_a_responses_end_says_whether_it_failed(kind: str, has_failed: bool) -> None:
+    watch = wire.EventWatch("responses")
+    watch.feed(b'data: {"type":"%s"}\n\n' % kind.encode())
+    assert watch.is_whole and watch.has_failed == has_failed
+
+
 def test_an_error_never_quotes_our_key(
     client: FlaskClient, upstream: RawUpstream
 ) -> None:

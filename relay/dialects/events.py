@@ -18,7 +18,10 @@ class EventWatch:
     """Whole events pass on, so that an error can follow where the next one was cut. A dialect says what its end is.
 
     `batch`: how many bytes are looked at at once: to look at each event would cost as much as to pass it on.
+    `has_failed`: an event said that the answer failed.
     """
+
+    has_failed = False
 
     def __init__(self, batch: int = BATCH) -> None:
         self._held = bytearray()
@@ -27,9 +30,6 @@ class EventWatch:
         self._unseen: list[bytes] = []
         self._unseen_size = 0
         self._listener: Callable[[bytes], None] | None = None
-
-    #: an event said that the answer failed
-    has_failed = False
 
     def listen(self, listener: Callable[[bytes], None]) -> None:
         """Have another one look along at the events that pass."""

@@ -349,6 +349,12 @@ def test_a_short_key_is_warned_of_at_the_start(
     assert "fewer than 16" in caplog.text and "tw3lve" not in caplog.text
 
 
+def test_a_key_that_only_a_shell_would_make_is_refused(build: Build) -> None:
+    """As it may stand in a file of settings, where it is the key itself, which anybody may read in the documents."""
+    with pytest.raises(SettingsError, match="shell"):
+        build(authorization=("owner:$(cat /var/lib/chatgpt-webapi/client_key)",))
+
+
 def test_wrong_keys_are_throttled_by_address_and_hurt_nobody_else(build: Build) -> None:
     client = build(Scripted(), authorization=(f"owner:{KEY}",)).test_client()
     wrong = {
