@@ -105,6 +105,13 @@ class Supervisor:
 
     def _start(self) -> None:
         self._is_starting = True
+        if not self._is_stopping:  # else the listener is closed
+            self._start_worker()
+        self._is_starting = False
+        if self._is_stopping:  # the signal came meanwhile
+            self._stop_listening()
+
+    def _start_worker(self) -> None:
         self._newest += 1
         told = {LISTENER: self._listener, NUMBER: self._newest, SUPERVISOR: os.getpid()}
         environ = os.environ | {name: str(value) for name, value in told.items()}
@@ -116,9 +123,7 @@ class Supervisor:
         )
         self._workers[process.pid] = self._newest, time.monotonic()
         process.returncode = 0  # `run` waits for it
-        self._is_starting = False
         if self._is_stopping:  # the signal came while it was started
-            self._stop_listening()
             os.kill(process.pid, signal.SIGTERM)
 
     def _stop_listening(self) -> None:

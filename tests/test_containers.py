@@ -96,13 +96,21 @@ def test_outside_of_a_container_all_addresses_without_tls_are_warned_of(
     assert service.logged().count("0.0.0.0 without TLS") == 1
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_ends_by_a_signal_while_it_starts(
-    contain: Callable[..., Contained],
+    contain: Callable[..., Contained], workers: str
 ) -> None:
-    contained = contain()
-    time.sleep(0.4)  # before it listens, and after it has begun
-    os.kill(contained.pid, signal.SIGTERM)
-    assert contained.process.wait(10) in (0, 128 + signal.SIGTERM)
+    for after in (
+        0.3,
+        0.6,
+        0.9,
+        1.2,
+    ):  # while it imports, becomes a supervisor, has workers begin
+        contained = contain(WORKERS=workers)
+        time.sleep(after)
+        os.kill(contained.pid, signal.SIGTERM)
+        assert contained.process.wait(10) in (0, 128 + signal.SIGTERM)
+        assert "Traceback" not in contained.log.read_text()
 
 
 def test_a_second_signal_cuts_what_runs(contain: Callable[..., Contained]) -> None:
