@@ -29,6 +29,14 @@ from tests.waiting import wait_for
 
 Serve = Callable[..., Service]
 KEYS = "alice:alices-client-key,bob:bobs-client-key-1"
+#: what runs before a wrong Python, or one without the packages, is refused
+READ_BEFORE_THE_CHECK = (
+    "chatgpt_webapi.py",
+    "wsgi.py",
+    "relay/__init__.py",
+    "relay/commands/__init__.py",
+    "relay/containers.py",
+)
 
 
 def test_help_and_version(tmp_path: Path) -> None:
@@ -104,10 +112,7 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["chatgpt_webapi.py", "wsgi.py", "relay/__init__.py", "relay/commands/__init__.py"],
-)
+@pytest.mark.parametrize("name", READ_BEFORE_THE_CHECK)
 def test_an_old_python_can_read_what_refuses_it(name: str) -> None:
     ast.parse((ROOT / name).read_text(), feature_version=(3, 7))
 
@@ -122,12 +127,7 @@ def test_an_old_python_is_refused_in_one_sentence() -> None:
 def test_outside_the_virtual_environment_one_sentence_says_what_to_do(
     tmp_path: Path, script: str
 ) -> None:
-    for name in (
-        "chatgpt_webapi.py",
-        "wsgi.py",
-        "relay/__init__.py",
-        "relay/commands/__init__.py",
-    ):
+    for name in READ_BEFORE_THE_CHECK:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     command = [sys.executable, "-S", str(tmp_path / script)]
