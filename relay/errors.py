@@ -143,9 +143,7 @@ class NotFound(CallerError):
 
 class NoConversation(NotFound):
     code = "no_conversation"
-    message = (
-        "There is no such conversation. Leave conversation_id out to begin a new one."
-    )
+    message = "There is no such conversation. An ask without a conversation_id begins a new one."
 
 
 class ModelNotFound(NotFound):

@@ -144,7 +144,9 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert refused.returncode == 1 and "exists already" in refused.stderr
     assert (tmp_path / "saved.db").read_text() == "something else"
     missing = run(tmp_path, "backup", "no/such/folder/saved.db")
-    assert missing.returncode == 1 and "Traceback" not in missing.stderr
+    folder = tmp_path / "no" / "such" / "folder"
+    sentence = f"backup: No file can be made in {folder}: No such file or directory.\n"
+    assert missing.returncode == 1 and missing.stderr == sentence
     none = run(tmp_path, "backup", "b.db", DATA_DIR=str(tmp_path / "elsewhere"))
     assert none.returncode == 1 and "There is no database" in none.stderr
 

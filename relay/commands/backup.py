@@ -114,8 +114,14 @@ def _uri(path: Path) -> str:
 
 @contextmanager
 def _draft_beside(path: Path) -> Iterator[Path]:
-    """A file of a temporary name in the folder of another; it is removed unless it was renamed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    """A file of a temporary name in the folder of another; it is removed unless it was renamed. Raises StoreFailed."""
+    folder = path.absolute().parent
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}-")
+    except OSError as error:  # it names a file that nobody knows
+        raise StoreFailed(
+            f"No file can be made in {folder}: {error.strerror}."
+        ) from error
     os.close(handle)
     draft = Path(name)
     try:

@@ -156,8 +156,8 @@ def _how_to_add(settings: Settings, keys: tuple[Key, ...], entry: str) -> str:
         return (
             f"The key in {path} counts only while AUTHORIZATION is unset, so it goes "
             f"there as well:\n    AUTHORIZATION=owner:$(cat {path}),{entry}\n"
-            "In .env, write the key itself in place of $(cat ...). Then start the "
-            "service again.\n"
+            "In a file of settings, write the key itself in place of $(cat ...). Then "
+            "start the service again.\n"
         )
     unnamed = ""
     if len(keys) == 1 and ":" not in settings.authorization[0]:
