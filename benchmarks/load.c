@@ -269,7 +269,7 @@ static void upstream(int port, char *plain, char *streamed, int pause) {
 
 /* ---- the caller ---- */
 
-typedef enum { HEAD, SIZED, CHUNK_LINE, CHUNK, CHUNK_END, LAST_LINE } State;
+typedef enum { IDLE, HEAD, SIZED, CHUNK_LINE, CHUNK, CHUNK_END, LAST_LINE } State;
 
 typedef struct Caller {
     int fd, number, expected, again, line_size, kept; /* expected: the number of the next event */
@@ -308,14 +308,17 @@ static void call(Caller *caller, int64_t due) {
     if (send(caller->fd, request.bytes, request.size, 0) != request.size) fail("send");
 }
 
+static void hang_up(Caller *caller) {
+    close(caller->fd);
+    caller->fd = -1;
+}
+
 static void finish(Caller *caller, int is_whole) {
     latencies[done_count++] = now() - caller->begun;
     if (!is_whole) failed++;
     if (caller->expected < fewest) fewest = caller->expected;
-    if (!is_whole) {
-        close(caller->fd);
-        caller->fd = -1;
-    }
+    if (!is_whole) hang_up(caller);
+    caller->state = IDLE;
     caller->next = idle;
     idle = caller;
 }
@@ -391,6 +394,11 @@ static int hear_answer(Caller *caller) { /* whether it is over */
     static char bytes[PIECE];
     long got = recv(caller->fd, bytes, sizeof bytes, 0);
     if (got < 0 && errno == EAGAIN) return 0;
+    if (caller->state == IDLE) { /* a server may end a kept connection, and may say nothing unasked */
+        if (got > 0) wrong++;
+        hang_up(caller);
+        return 0;
+    }
     int is_over = got > 0 && take(caller, bytes, got);
     if (is_over || got <= 0) finish(caller, is_over);
     return is_over || got <= 0;
